@@ -1,0 +1,218 @@
+"""Reads ray_config.yaml, and holds the section `cluster`.
+
+One file has three sections, `cluster`, `training` and `serving`, each validated by the folder of that
+name; this module knows only that they exist. Every finding is listed, not just the first. It does not
+know what the other sections mean.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from cluster.errors import SettingsError
+
+DEFAULT_FILE = Path("ray_config.yaml")
+SECTIONS = ("cluster", "training", "serving")
+# A job runs in a copy of the working directory, where a relative storage path would mean another place:
+# `submit` hands the absolute one over in this variable.
+STORAGE_VARIABLE = "TWOHEAD_STORAGE"
+
+
+class Section(BaseModel):
+    """Base of every part of the settings: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class ClusterSettings(Section):
+    """Where Ray is, and where files live.
+
+    Attributes:
+        address: `local`, or the dashboard of a running cluster (`http://head:8265`).
+        storage: Folder or any fsspec URI for searches, versions and names.
+        num_cpus: CPUs a local Ray offers; null means all of this machine.
+        num_gpus: GPUs a local Ray offers; null means all of this machine.
+        dashboard_port: Port of the dashboard and the Jobs API that `cluster up` starts on loopback.
+        object_store_bytes: Shared memory of a local Ray for tokenised texts.
+        exclude: Patterns (as in .gitignore) that are not shipped with a job.
+        launcher: Ray's own cluster-launcher configuration, word for word.
+    """
+
+    address: str = "local"
+    storage: str = ".twohead"
+    num_cpus: int | None = Field(default=None, ge=1)
+    num_gpus: int | None = Field(default=None, ge=0)
+    dashboard_port: int = Field(default=8265, ge=1, le=65535)
+    object_store_bytes: int = Field(default=500_000_000, ge=80_000_000)
+    exclude: tuple[str, ...] = (".git", ".venv", ".twohead", "__pycache__", ".*_cache")
+    launcher: dict[str, Any] | None = None
+
+    @field_validator("address")
+    @classmethod
+    def _known_address(cls, value: str) -> str:
+        if value != "local" and not re.match(r"https?://[^/]+$", value):
+            raise ValueError("must be 'local' or the dashboard's address, like http://head:8265")
+        return value
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this machine is the whole cluster."""
+        return self.address == "local"
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+class _Loader(yaml.SafeLoader):
+    """`yaml.SafeLoader` with YAML 1.2 scalars and without silent duplicate keys.
+
+    PyYAML follows YAML 1.1, in which `1e-5` is a string and `no` is false.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in entries if not tag.endswith((":float", ":bool", ":timestamp"))]
+        for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                line = node.value[position][0].start_mark.line + 1
+                raise SettingsError(f"line {line}: the key {key!r} stands twice", "keep one of the two")
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML safely, with YAML 1.2 numbers and booleans.
+
+    Raises:
+        SettingsError: Not YAML, a key twice, or a tag that would build an object.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error.message}", error.hint) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        found = " ".join(str(error).split())
+        raise SettingsError(f"{where}: not valid YAML: {found}") from None
+
+
+def read_settings_file(path: Path = DEFAULT_FILE, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read all sections and apply `--set` overrides, without validating what they mean.
+
+    Args:
+        path: The settings file. The default one may be missing: then every setting has its default.
+        overrides: `section.key=value` strings; the value is YAML.
+
+    Raises:
+        SettingsError: The file is missing, is not YAML, or has an unknown section.
+    """
+    tree = _read_tree(path)
+    for override in overrides:
+        _apply(tree, override)
+    if storage := os.environ.get(STORAGE_VARIABLE):
+        tree.setdefault("cluster", {})["storage"] = storage
+    return tree
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if path == DEFAULT_FILE:
+            return {}
+        raise SettingsError(f"{path}: no such file", "name the settings file with --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from None
+    tree = parse_yaml(text, str(path)) or {}
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{path}: is a {type(tree).__name__}, but must be a mapping with the sections {_listed(SECTIONS)}")
+    for name, section in tree.items():
+        if name not in SECTIONS:
+            raise SettingsError(f"{path}: section {name!r} is unknown, but must be one of {_listed(SECTIONS)}")
+        if section is not None and not isinstance(section, dict):
+            raise SettingsError(f"{path}: {name} is {section!r}, but must be a mapping")
+    return {name: section or {} for name, section in tree.items()}
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, raw = override.partition("=")
+    names = dotted.split(".")
+    if not equals or len(names) < 2 or names[0] not in SECTIONS:
+        raise SettingsError(
+            f"--set {override}: must look like section.key=value, with a section of {_listed(SECTIONS)}",
+            "for example --set training.tuning.num_samples=40",
+        )
+    node = tree
+    for position, name in enumerate(names[:-1]):
+        child = node.get(name)
+        if child is None:
+            child = node[name] = {}
+        if not isinstance(child, dict):
+            raise SettingsError(f"--set {override}: {'.'.join(names[: position + 1])} is {child!r} and has no keys")
+        node = child
+    node[names[-1]] = parse_yaml(raw, f"--set {dotted}")
+
+
+def validate_section(model: type[SectionT], tree: Mapping[str, Any], name: str, where: str = str(DEFAULT_FILE)) -> SectionT:
+    """Turn one section of the settings into its frozen object.
+
+    Raises:
+        SettingsError: With every finding, one line each, named by its dotted key.
+    """
+    try:
+        return model.model_validate(tree.get(name) or {})
+    except ValidationError as error:
+        lines = [_finding(where, name, details) for details in error.errors(include_url=False)]
+        raise SettingsError("\n       ".join(lines), "`--help` of the command and README.md name the settings") from None
+
+
+def _finding(where: str, section: str, details: Any) -> str:
+    dotted = ".".join([section, *(str(part) for part in details["loc"])])
+    if details["type"] == "extra_forbidden":
+        return f"{where}: {dotted} is not a setting"
+    if details["type"] == "missing":
+        return f"{where}: {dotted} is missing"
+    found = details["input"]
+    shown = json.dumps(found) if isinstance(found, str | int | float | bool | None) and _finite(found) else type(found).__name__
+    reason = details["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    # A validator over several keys reports on the whole section: its message names the values itself.
+    return f"{where}: {dotted}: {reason}" if isinstance(found, dict) else f"{where}: {dotted} is {shown}, but {_allowed(reason)}"
+
+
+def _finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _allowed(reason: str) -> str:
+    lowered = reason[:1].lower() + reason[1:]
+    return lowered if lowered.startswith("must") else f"must be different: {lowered}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)
+
+
+def load_settings(path: Path = DEFAULT_FILE, overrides: Sequence[str] = ()) -> ClusterSettings:
+    """Read and validate the section `cluster`.
+
+    Raises:
+        SettingsError: See `read_settings_file` and `validate_section`.
+    """
+    return validate_section(ClusterSettings, read_settings_file(path, overrides), "cluster", str(path))

@@ -1,0 +1,195 @@
+"""Files under any fsspec URI: whole writes, exclusive creation, compare-and-set, folders.
+
+A local path and `s3://bucket/prefix` behave alike. Readers never see half a file: local files are written
+beside their place and renamed; object stores make a put visible only when it is complete. It does not know what the files mean.
+"""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ConflictError, StorageError
+
+
+class Storage:
+    """One folder, on this machine or behind a URI; paths are relative to it, with `/`.
+
+    Args:
+        uri: A local path or an fsspec URI. A local folder is made at the first write.
+    """
+
+    def __init__(self, uri: str) -> None:
+        import fsspec
+
+        is_remote = "://" in uri and not uri.startswith("file://")
+        self.uri = uri.rstrip("/") if is_remote else str(Path(uri.removeprefix("file://")).expanduser().resolve())
+        self.local_root = None if is_remote else Path(self.uri)
+        self._filesystem: Any
+        try:
+            self._filesystem, self._root = fsspec.core.url_to_fs(self.uri)
+        except (ImportError, ValueError) as error:
+            raise StorageError(f"storage {uri!r}: {error}", "use a local folder or an installed fsspec protocol") from None
+
+    def __repr__(self) -> str:
+        return f"Storage({self.uri!r})"
+
+    def child(self, path: str) -> "Storage":
+        """Return the folder `path` inside this one as a storage of its own."""
+        return Storage(f"{self.uri}/{_inside(path)}")
+
+    def read_bytes(self, path: str) -> bytes:
+        """Read a whole file.
+
+        Raises:
+            StorageError: There is no such file, or it cannot be read.
+        """
+        try:
+            content: bytes = self._filesystem.cat_file(self._full(path))
+        except FileNotFoundError:
+            raise StorageError(f"{self.uri}/{path}: no such file") from None
+        except OSError as error:
+            raise StorageError(f"{self.uri}/{path}: {error}") from error
+        return content
+
+    def exists(self, path: str) -> bool:
+        """Tell whether a file or folder is there now."""
+        self._filesystem.invalidate_cache()
+        return bool(self._filesystem.exists(self._full(path)))
+
+    def names(self, path: str = "") -> list[str]:
+        """List the names directly under a folder, sorted; a missing folder is empty."""
+        self._filesystem.invalidate_cache()
+        try:
+            entries = self._filesystem.ls(self._full(path), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(name for entry in entries if (name := str(entry).rstrip("/").rsplit("/", 1)[-1]) and not name.startswith(".tmp-"))
+
+    def write_bytes(self, path: str, content: bytes) -> None:
+        """Write a whole file; a reader sees the old content or the new one.
+
+        Raises:
+            StorageError: The disk is full, the folder is read-only, …
+        """
+        try:
+            if self.local_root is None:
+                self._filesystem.pipe_file(self._full(path), content)
+            else:
+                self._write_local(self.local_root / _inside(path), content, exclusive=False)
+        except OSError as error:
+            raise StorageError(f"{self.uri}/{path}: {error.strerror or error}") from error
+
+    def create(self, path: str, content: bytes) -> None:
+        """Write a file that must not exist yet; of several at once exactly one wins.
+
+        Raises:
+            ConflictError: The file exists.
+            StorageError: It cannot be written.
+        """
+        try:
+            if self.local_root is None:
+                # fsspec's "create" mode is a conditional put where the store has one (S3, GCS).
+                self._filesystem.pipe_file(self._full(path), content, mode="create")
+            else:
+                self._write_local(self.local_root / _inside(path), content, exclusive=True)
+        except FileExistsError:
+            raise ConflictError(f"{self.uri}/{path}: exists already") from None
+        except OSError as error:
+            raise StorageError(f"{self.uri}/{path}: {error.strerror or error}") from error
+
+    @staticmethod
+    def _write_local(target: Path, content: bytes, *, exclusive: bool) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.parent / f".tmp-{uuid.uuid4().hex}"
+        try:
+            with draft.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            # A hard link fails when the name is taken, which a rename does not.
+            os.link(draft, target) if exclusive else os.replace(draft, target)
+            _sync_folder(target.parent)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def upload(self, source: Path, path: str, *, last: str) -> None:
+        """Copy a local folder's files here; the file named `last` arrives after all others.
+
+        Whoever reads treats the folder as absent until `last` is there, so a crash leaves nothing half-visible.
+
+        Raises:
+            ConflictError: `last` is there already.
+            StorageError: It cannot be written.
+        """
+        files = sorted(file for file in source.rglob("*") if file.is_file())
+        for file in files:
+            relative = file.relative_to(source).as_posix()
+            if relative != last:
+                self.write_bytes(f"{path}/{relative}", file.read_bytes())
+        self.create(f"{path}/{last}", (source / last).read_bytes())
+
+    def download(self, path: str, target: Path) -> Path:
+        """Copy a folder to a local one, or return its own local path without a copy.
+
+        Args:
+            path: Folder in this storage.
+            target: Where to put it when the storage is remote; must not exist.
+
+        Raises:
+            StorageError: There is no such folder.
+        """
+        if not self.exists(path):
+            raise StorageError(f"{self.uri}/{path}: no such folder")
+        if self.local_root is not None:
+            return self.local_root / _inside(path)
+        self._filesystem.get(self._full(path), str(target), recursive=True)
+        return target
+
+    def _full(self, path: str) -> str:
+        return f"{self._root}/{_inside(path)}".rstrip("/")
+
+
+def _inside(path: str) -> str:
+    """Refuse a path that would leave its root."""
+    parts = [part for part in path.split("/") if part]
+    if any(part in (".", "..") or "\\" in part or "\0" in part for part in parts):
+        raise StorageError(f"path {path!r}: leaves its folder", "names may not contain '..', a backslash or NUL")
+    return "/".join(parts)
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without this a power cut can forget the rename itself.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """Give a fresh folder beside `folder`, renamed to it when the block ends without an error."""
+    import shutil
+
+    draft = folder.parent / f".tmp-{uuid.uuid4().hex}"
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def sha256(content: bytes) -> str:
+    """Return the SHA-256 of some bytes in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,7 @@
+"""A published checkpoint answers over HTTP: engine, scheduler, replica, routes, rollout.
+
+It does not know how a checkpoint was trained: everything about a model stands in its manifest.
+
+Files in floor order: `errors`, `settings`, `messages`, `engine`, `predictor`, `scheduler`, `replica`, `routes`, `app`,
+`rollout`, `client`, `load`.
+"""
