@@ -105,7 +105,7 @@ def parse_yaml(text: str, where: str) -> Any:
         SettingsError: Not YAML, a key twice, or a tag that would build an object.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  # _Loader is a SafeLoader
     except SettingsError as error:
         raise SettingsError(f"{where}: {error.message}", error.hint) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -111,7 +111,7 @@ class Storage:
                 file.flush()
                 os.fsync(file.fileno())
             # A hard link fails when the name is taken, which a rename does not.
-            os.link(draft, target) if exclusive else os.replace(draft, target)
+            os.link(draft, target) if exclusive else draft.replace(target)
             _sync_folder(target.parent)
         finally:
             draft.unlink(missing_ok=True)
@@ -179,7 +179,7 @@ def unfinished(folder: Path) -> Iterator[Path]:
     draft.mkdir(parents=True)
     try:
         yield draft
-        os.replace(draft, folder)
+        draft.replace(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
