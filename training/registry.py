@@ -1,0 +1,181 @@
+"""Published versions and the names that point to them, under any storage.
+
+    registry/versions/000007/   one checkpoint; visible once its manifest is there, never changed
+    registry/names/production/000012.json   the twelfth time the name moved, and to which version
+
+A version is immutable; a name is a log of moves. To move a name is to create its next file, which only one writer can do: that is
+the compare-and-set, with nothing but exclusive creation asked of the storage. Rollback is promoting the older version.
+"""
+
+import getpass
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cluster.errors import ConflictError
+from cluster.storage import Storage
+from training.checkpoint import MANIFEST_FILE, Manifest, parse_manifest, verify_checkpoint
+from training.errors import RegistryError
+
+_VERSIONS = "registry/versions"
+_NAMES = "registry/names"
+_NAME = re.compile(r"^[a-z][a-z0-9-]{0,62}$")
+_MOST_ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class Move:
+    """One move of a name.
+
+    Attributes:
+        sequence: Number of the move, from 1.
+        version: Where the name points since.
+        moved: When, ISO 8601 in UTC.
+        moved_by: The account that did it.
+    """
+
+    sequence: int
+    version: int
+    moved: str
+    moved_by: str
+
+
+class Registry:
+    """Versions and names in one storage.
+
+    Args:
+        storage: The root; versions live below `registry/`.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def publish(self, checkpoint: Path) -> int:
+        """Verify a checkpoint and store it as the next version.
+
+        Returns:
+            The new version.
+
+        Raises:
+            CheckpointError: The checkpoint is not whole.
+            RegistryError: Too many others publish at the same time.
+        """
+        verify_checkpoint(checkpoint)
+        for _ in range(_MOST_ATTEMPTS):
+            version = max(self._claimed(), default=0) + 1
+            try:
+                # The claim is what two publishers race for; files of two checkpoints never mix in one folder.
+                self._storage.create(f"{_VERSIONS}/{version:06d}.claim", _stamp({"version": version}))
+            except ConflictError:
+                continue
+            self._storage.upload(checkpoint, f"{_VERSIONS}/{version:06d}", last=MANIFEST_FILE)
+            return version
+        raise RegistryError("too many others publish at the same time", "try again")
+
+    def versions(self) -> list[int]:
+        """List the published versions, oldest first; one that is still being written is not among them."""
+        numbers = [int(name) for name in self._storage.names(_VERSIONS) if name.isdigit()]
+        return [number for number in numbers if self._storage.exists(f"{_VERSIONS}/{number:06d}/{MANIFEST_FILE}")]
+
+    def manifest(self, version: int) -> Manifest:
+        """Read a version's manifest.
+
+        Raises:
+            RegistryError: There is no such version.
+        """
+        self._require(version)
+        path = f"{_VERSIONS}/{version:06d}/{MANIFEST_FILE}"
+        return parse_manifest(self._storage.read_bytes(path), f"version {version}")
+
+    def fetch(self, version: int, target: Path) -> Path:
+        """Bring a version to this machine and verify it.
+
+        Args:
+            version: Which one.
+            target: Where to copy it when the storage is remote; must not exist.
+
+        Returns:
+            Its folder: the stored one itself when the storage is local.
+
+        Raises:
+            RegistryError: There is no such version.
+            CheckpointError: It was changed since it was published.
+        """
+        self._require(version)
+        folder = self._storage.download(f"{_VERSIONS}/{version:06d}", target)
+        verify_checkpoint(folder)
+        return folder
+
+    def promote(self, version: int, name: str = "production", *, expected: int | None = None) -> Move:
+        """Point a name to a version, atomically.
+
+        Args:
+            version: A published version.
+            name: Made if it is new.
+            expected: The version the name must point to now (0: to none); null does not ask.
+
+        Raises:
+            RegistryError: No such version, a malformed name, or the name moved meanwhile.
+        """
+        self._require(version)
+        _require_name(name)
+        current = self.history(name)
+        pointed = current[-1].version if current else 0
+        if expected is not None and pointed != expected:
+            raise RegistryError(f"{name!r} points to version {pointed}, but {expected} was expected", "look at it again before you promote")
+        move = Move(len(current) + 1, version, datetime.now(UTC).isoformat(timespec="seconds"), getpass.getuser())
+        try:
+            self._storage.create(f"{_NAMES}/{name}/{move.sequence:06d}.json", json.dumps(move.__dict__).encode())
+        except ConflictError:
+            raise RegistryError(
+                f"{name!r} was promoted by somebody else at the same moment", "look at it again before you promote"
+            ) from None
+        return move
+
+    def history(self, name: str) -> list[Move]:
+        """List a name's moves, oldest first; empty for a name that was never promoted."""
+        _require_name(name)
+        files = [file for file in self._storage.names(f"{_NAMES}/{name}") if file.endswith(".json")]
+        return [Move(**json.loads(self._storage.read_bytes(f"{_NAMES}/{name}/{file}"))) for file in files]
+
+    def names(self) -> dict[str, int]:
+        """Map each name to the version it points to."""
+        histories = {name: self.history(name) for name in self._storage.names(_NAMES)}
+        return {name: moves[-1].version for name, moves in histories.items() if moves}
+
+    def resolve(self, reference: str | int) -> int:
+        """Turn a name, or the number of a version, into a version.
+
+        Raises:
+            RegistryError: There is no such name or version.
+        """
+        if isinstance(reference, int) or reference.isdigit():
+            self._require(int(reference))
+            return int(reference)
+        _require_name(reference)
+        files = [file for file in self._storage.names(f"{_NAMES}/{reference}") if file.endswith(".json")]
+        if not files:
+            known = ", ".join(self._storage.names(_NAMES)) or "none yet"
+            raise RegistryError(
+                f"no version is promoted to {reference!r}; names: {known}", f"python -m training promote VERSION --name {reference}"
+            )
+        return int(json.loads(self._storage.read_bytes(f"{_NAMES}/{reference}/{files[-1]}"))["version"])
+
+    def _claimed(self) -> list[int]:
+        return [int(name.partition(".")[0]) for name in self._storage.names(_VERSIONS)]
+
+    def _require(self, version: int) -> None:
+        if not self._storage.exists(f"{_VERSIONS}/{version:06d}/{MANIFEST_FILE}"):
+            known = ", ".join(str(number) for number in self.versions()) or "none yet"
+            raise RegistryError(f"version {version} is not published; versions: {known}", "python -m training versions")
+
+
+def _require_name(name: str) -> None:
+    if not _NAME.match(name):
+        raise RegistryError(f"name {name!r} must be lower-case letters, digits and dashes, starting with a letter")
+
+
+def _stamp(facts: dict[str, int]) -> bytes:
+    return json.dumps(facts | {"claimed": datetime.now(UTC).isoformat(timespec="seconds")}).encode()

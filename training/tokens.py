@@ -1,0 +1,126 @@
+"""Turns texts into token ids, once, in flat arrays that Ray shares without copies.
+
+It does not know labels or models. Truncation keeps the special tokens at both ends.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.errors import EncoderError
+
+# Above this every tokenizer in use reports "no limit" (some as 1e30).
+_NO_LIMIT = 1_000_000
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """The token ids of many texts, one after the other.
+
+    Attributes:
+        ids: Token ids of all texts, (tokens,), int32.
+        offsets: Text i is `ids[offsets[i]:offsets[i + 1]]`, (texts + 1,), int64.
+        full_lengths: Tokens of each text before it was cut, (texts,), int64.
+    """
+
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    full_lengths: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> NDArray[np.int32]:
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each text as it is used, (texts,), int64."""
+        return np.diff(self.offsets)
+
+    @property
+    def truncated(self) -> NDArray[np.bool_]:
+        """Whether each text was cut, (texts,), bool."""
+        return self.lengths < self.full_lengths
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> "TokenTable":
+        """Return a table of the chosen texts, in the order of `indices`."""
+        return make_token_table([self[int(index)] for index in indices], self.full_lengths[indices])
+
+
+def make_token_table(rows: Iterable[Sequence[int] | NDArray[np.int32]], full_lengths: Sequence[int] | NDArray[np.int64]) -> TokenTable:
+    """Join token ids of single texts into one table."""
+    arrays = [np.asarray(row, dtype=np.int32) for row in rows]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in arrays], dtype=np.int64)]).astype(np.int64)
+    ids = np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
+    return TokenTable(ids, offsets, np.asarray(full_lengths, dtype=np.int64))
+
+
+class Tokenizer:
+    """A pretrained tokenizer with a token limit; `encode` gives ids, special tokens included.
+
+    Args:
+        folder: A folder with the tokenizer's files: an encoder's or a checkpoint's.
+        max_tokens: Longer texts are cut to this many tokens.
+    """
+
+    def __init__(self, folder: Path, max_tokens: int) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise EncoderError(f"tokenizer in {folder}: {str(error).splitlines()[0]}", "the folder must hold tokenizer.json") from None
+        # We cut ourselves; the tokenizer's own limit only makes it warn about texts that will be cut.
+        self._tokenizer.model_max_length = _NO_LIMIT
+        self.max_tokens = max_tokens
+
+    @property
+    def pad_id(self) -> int:
+        """Token id that fills a batch up to its longest text."""
+        pad_id = self._tokenizer.pad_token_id
+        return 0 if pad_id is None else int(pad_id)
+
+    def encode(self, texts: Sequence[str]) -> TokenTable:
+        """Tokenise texts, cutting each at `max_tokens`."""
+        if not texts:
+            return make_token_table([], [])
+        rows = self._ids(texts)
+        full_lengths = [len(row) for row in rows]
+        too_long = [index for index, length in enumerate(full_lengths) if length > self.max_tokens]
+        if too_long:
+            cut = self._ids([texts[index] for index in too_long], truncation=True, max_length=self.max_tokens)
+            for index, row in zip(too_long, cut, strict=True):
+                rows[index] = row
+        return make_token_table(rows, full_lengths)
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Count the tokens of each text, uncut."""
+        return [int(length) for length in self.encode(texts).full_lengths]
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files."""
+        self._tokenizer.save_pretrained(str(folder))
+
+    def _ids(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
+        encoded = self._tokenizer(list(texts), add_special_tokens=True, return_attention_mask=False, **options)
+        return [list(ids) for ids in encoded["input_ids"]]
+
+
+def pad(rows: Sequence[NDArray[np.int32]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Fill texts up to the longest one.
+
+    Returns:
+        Token ids and attention mask (1 = real token), each (texts, longest), int64.
+    """
+    longest = max(len(row) for row in rows)
+    ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), longest), dtype=np.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = 1
+    return ids, mask
