@@ -8,7 +8,7 @@ import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -26,6 +26,8 @@ KNOWN_WEIGHTS = {
 # Model types that load and train; each is tested with a tiny random checkpoint.
 SUPPORTED_TYPES = ("bert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta")
 _HUB_FILES = ["*.json", "*.txt", "*.model", WEIGHTS_FILE]
+
+Pooling = Literal["cls", "pooler", "mean"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class EncoderSource:
     folder: Path
     sha256: str
     model_type: str
-    pooling: str
+    pooling: Pooling
     max_tokens: int
 
 
@@ -154,13 +156,13 @@ def _has_pooler(folder: Path) -> bool:
         return any(key.endswith("pooler.dense.weight") for key in weights.keys())  # noqa: SIM118  # safe_open is no mapping
 
 
-def _default_pooling(folder: Path, config: dict[str, Any]) -> str:
+def _default_pooling(folder: Path, config: dict[str, Any]) -> Pooling:
     """Choose the pooling the encoder was trained with."""
     sentence_pooling = folder / "1_Pooling" / "config.json"
     if sentence_pooling.is_file():
         return "cls" if _read_json(sentence_pooling).get("pooling_mode_cls_token") else "mean"
     if config["model_type"] == "modernbert":
-        return str(config.get("classifier_pooling", "cls"))
+        return "mean" if config.get("classifier_pooling") == "mean" else "cls"
     # BERT's pooler was trained by next-sentence prediction; the others' poolers never were.
     return "pooler" if config["model_type"] == "bert" and _has_pooler(folder) else "cls"
 

@@ -6,9 +6,7 @@ on as if it had never stopped: every epoch has a seed of its own.
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from training.encoder import encoder_layers
+from training.device import choose_precision, to_device
 from training.errors import TuningError
-from training.inputs import Batch, Inputs, labels_of, plan_batches
+from training.inputs import Inputs, labels_of, plan_batches
 from training.loss import head_loss, normalise_weights, total_loss
 from training.metrics import HeadMetrics, joint_accuracy, majority_class, measure_head, selection_score
 from training.model import TwoHeadBert
+from training.optimiser import parameter_groups, schedule
 from training.prefix import load_trainable_state, trainable_state
 from training.settings import FitSettings
 
@@ -239,64 +238,6 @@ def best_state_in(folder: Path) -> dict[str, torch.Tensor]:
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def schedule(progress: float, warmup_fraction: float) -> float:
-    """Return the factor on the learning rate: a linear rise, then a linear fall to 0.
-
-    Args:
-        progress: Share of the training done, 0 to 1.
-        warmup_fraction: Share of the training that rises.
-    """
-    if progress < warmup_fraction:
-        # Not quite 0 at the start: a step of no size would be wasted.
-        return max(progress / warmup_fraction, 0.01)
-    return (1.0 - progress) / (1.0 - warmup_fraction)
-
-
-def parameter_groups(model: TwoHeadBert, settings: FitSettings) -> list[dict[str, Any]]:
-    """Give each trained parameter its learning rate and weight decay.
-
-    The rate falls by `layer_decay` from one encoder layer to the next lower one (Howard and Ruder 2018, ULMFiT); biases and
-    norms have no weight decay (Devlin et al. 2019).
-    """
-    depth = len(encoder_layers(model.encoder))
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            key = (_rate(name, depth, settings), settings.weight_decay if parameter.dim() > 1 else 0.0)
-            groups.setdefault(key, []).append(parameter)
-    return [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()]
-
-
-def _rate(name: str, depth: int, settings: FitSettings) -> float:
-    if name.startswith("heads."):
-        return settings.head_learning_rate
-    layer = re.search(r"\.layers?\.(\d+)\.", name)
-    if layer:
-        below_top = depth - 1 - int(layer.group(1))
-    elif "pooler" in name or "final_norm" in name:
-        below_top = 0
-    else:
-        below_top = depth
-    return float(settings.encoder_learning_rate * settings.layer_decay**below_top)
-
-
-def choose_device() -> torch.device:
-    """Return the GPU that Ray gave this process, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def choose_precision(precision: str, device: torch.device) -> Any:
-    """Return the autocast context for a precision; `auto` is bf16 where a GPU has it."""
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def predict_logits(model: TwoHeadBert, inputs: Inputs, batch_tokens: int) -> dict[str, NDArray[np.float32]]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.loss import MISSING
+from training.dataset import MISSING
 
 Labels = NDArray[np.int64]
 

@@ -10,6 +10,7 @@ the compare-and-set, with nothing but exclusive creation asked of the storage. R
 import getpass
 import json
 import re
+import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,7 +51,7 @@ class Registry:
     """
 
     def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+        self.storage = storage
 
     def publish(self, checkpoint: Path) -> int:
         """Verify a checkpoint and store it as the next version.
@@ -67,17 +68,30 @@ class Registry:
             version = max(self._claimed(), default=0) + 1
             try:
                 # The claim is what two publishers race for; files of two checkpoints never mix in one folder.
-                self._storage.create(f"{_VERSIONS}/{version:06d}.claim", _stamp({"version": version}))
+                self.storage.create(f"{_VERSIONS}/{version:06d}.claim", _stamp({"version": version}))
             except ConflictError:
                 continue
-            self._storage.upload(checkpoint, f"{_VERSIONS}/{version:06d}", last=MANIFEST_FILE)
+            self.storage.upload(checkpoint, f"{_VERSIONS}/{version:06d}", last=MANIFEST_FILE)
             return version
         raise RegistryError("too many others publish at the same time", "try again")
 
+    def publish_from(self, path: str) -> int:
+        """Publish a checkpoint that lies in the same storage, like a search's best one.
+
+        Raises:
+            RegistryError: There is none at that path.
+        """
+        if not self.storage.exists(f"{path}/{MANIFEST_FILE}"):
+            raise RegistryError(
+                f"{self.storage.uri}/{path}: no checkpoint there", "has the search ended? python -m training tune --resume NAME"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            return self.publish(self.storage.download(path, Path(folder) / "checkpoint"))
+
     def versions(self) -> list[int]:
         """List the published versions, oldest first; one that is still being written is not among them."""
-        numbers = [int(name) for name in self._storage.names(_VERSIONS) if name.isdigit()]
-        return [number for number in numbers if self._storage.exists(f"{_VERSIONS}/{number:06d}/{MANIFEST_FILE}")]
+        numbers = [int(name) for name in self.storage.names(_VERSIONS) if name.isdigit()]
+        return [number for number in numbers if self.storage.exists(f"{_VERSIONS}/{number:06d}/{MANIFEST_FILE}")]
 
     def manifest(self, version: int) -> Manifest:
         """Read a version's manifest.
@@ -87,7 +101,7 @@ class Registry:
         """
         self._require(version)
         path = f"{_VERSIONS}/{version:06d}/{MANIFEST_FILE}"
-        return parse_manifest(self._storage.read_bytes(path), f"version {version}")
+        return parse_manifest(self.storage.read_bytes(path), f"version {version}")
 
     def fetch(self, version: int, target: Path) -> Path:
         """Bring a version to this machine and verify it.
@@ -104,7 +118,7 @@ class Registry:
             CheckpointError: It was changed since it was published.
         """
         self._require(version)
-        folder = self._storage.download(f"{_VERSIONS}/{version:06d}", target)
+        folder = self.storage.download(f"{_VERSIONS}/{version:06d}", target)
         verify_checkpoint(folder)
         return folder
 
@@ -127,7 +141,7 @@ class Registry:
             raise RegistryError(f"{name!r} points to version {pointed}, but {expected} was expected", "look at it again before you promote")
         move = Move(len(current) + 1, version, datetime.now(UTC).isoformat(timespec="seconds"), getpass.getuser())
         try:
-            self._storage.create(f"{_NAMES}/{name}/{move.sequence:06d}.json", json.dumps(move.__dict__).encode())
+            self.storage.create(f"{_NAMES}/{name}/{move.sequence:06d}.json", json.dumps(move.__dict__).encode())
         except ConflictError:
             raise RegistryError(
                 f"{name!r} was promoted by somebody else at the same moment", "look at it again before you promote"
@@ -137,12 +151,12 @@ class Registry:
     def history(self, name: str) -> list[Move]:
         """List a name's moves, oldest first; empty for a name that was never promoted."""
         _require_name(name)
-        files = [file for file in self._storage.names(f"{_NAMES}/{name}") if file.endswith(".json")]
-        return [Move(**json.loads(self._storage.read_bytes(f"{_NAMES}/{name}/{file}"))) for file in files]
+        files = [file for file in self.storage.names(f"{_NAMES}/{name}") if file.endswith(".json")]
+        return [Move(**json.loads(self.storage.read_bytes(f"{_NAMES}/{name}/{file}"))) for file in files]
 
     def names(self) -> dict[str, int]:
         """Map each name to the version it points to."""
-        histories = {name: self.history(name) for name in self._storage.names(_NAMES)}
+        histories = {name: self.history(name) for name in self.storage.names(_NAMES)}
         return {name: moves[-1].version for name, moves in histories.items() if moves}
 
     def resolve(self, reference: str | int) -> int:
@@ -155,19 +169,19 @@ class Registry:
             self._require(int(reference))
             return int(reference)
         _require_name(reference)
-        files = [file for file in self._storage.names(f"{_NAMES}/{reference}") if file.endswith(".json")]
+        files = [file for file in self.storage.names(f"{_NAMES}/{reference}") if file.endswith(".json")]
         if not files:
-            known = ", ".join(self._storage.names(_NAMES)) or "none yet"
+            known = ", ".join(self.storage.names(_NAMES)) or "none yet"
             raise RegistryError(
                 f"no version is promoted to {reference!r}; names: {known}", f"python -m training promote VERSION --name {reference}"
             )
-        return int(json.loads(self._storage.read_bytes(f"{_NAMES}/{reference}/{files[-1]}"))["version"])
+        return int(json.loads(self.storage.read_bytes(f"{_NAMES}/{reference}/{files[-1]}"))["version"])
 
     def _claimed(self) -> list[int]:
-        return [int(name.partition(".")[0]) for name in self._storage.names(_VERSIONS)]
+        return [int(name.partition(".")[0]) for name in self.storage.names(_VERSIONS)]
 
     def _require(self, version: int) -> None:
-        if not self._storage.exists(f"{_VERSIONS}/{version:06d}/{MANIFEST_FILE}"):
+        if not self.storage.exists(f"{_VERSIONS}/{version:06d}/{MANIFEST_FILE}"):
             known = ", ".join(str(number) for number in self.versions()) or "none yet"
             raise RegistryError(f"version {version} is not published; versions: {known}", "python -m training versions")
 

@@ -3,6 +3,7 @@
 It does not know the data: classes left out here are found there by `dataset`.
 """
 
+import re
 import string
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -30,6 +31,13 @@ class SplitSettings(Section):
     test_fraction: Fraction = 0.15
     group_by: str | None = None
     seed: int = 7
+
+    @field_validator("group_by")
+    @classmethod
+    def _names_a_column(cls, value: str | None) -> str | None:
+        if value is not None and not template_columns(value):
+            raise ValueError("must name at least one column in braces, like {code} or {code[:4]}")
+        return value
 
     @model_validator(mode="after")
     def _leaves_training_examples(self) -> Self:
@@ -82,25 +90,39 @@ class DataSettings(Section):
     def _names_a_column(cls, value: str) -> str:
         if not template_columns(value):
             raise ValueError("must name at least one column in braces, like {text}")
+        if any(length for _, _, length in template_parts(value)):
+            raise ValueError("must hold whole columns; only split.group_by can take a prefix like {code[:4]}")
         return value
+
+
+# A part of a template: the literal text before a column, the column (none after the last), the length of its prefix.
+TemplatePart = tuple[str, str | None, int | None]
+
+
+def template_parts(template: str) -> list[TemplatePart]:
+    """Split a template into literal texts and the columns in braces; doubled braces stand for themselves.
+
+    Raises:
+        ValueError: Unbalanced braces, an empty name, or anything but `{column}` and `{column[:N]}` in braces.
+    """
+    parts: list[TemplatePart] = []
+    for literal, field, format_code, conversion in string.Formatter().parse(template):
+        found = re.fullmatch(r"(?P<column>[^\[\]]+)(?:\[:(?P<length>[1-9][0-9]*)\])?", field) if field else None
+        if field is not None and (found is None or format_code or conversion):
+            shown = field + (f"!{conversion}" if conversion else "") + (f":{format_code}" if format_code else "")
+            raise ValueError(f"must hold {{column}} or {{column[:N]}} in braces, not {{{shown}}}")
+        length = found["length"] if found else None
+        parts.append((literal, found["column"] if found else None, int(length) if length else None))
+    return parts
 
 
 def template_columns(template: str) -> list[str]:
     """List the columns a template names, in order, each once.
 
     Raises:
-        ValueError: Unbalanced braces, an empty name, or format codes.
+        ValueError: See `template_parts`.
     """
-    columns: list[str] = []
-    for _, name, format_code, conversion in string.Formatter().parse(template):
-        if name is None:
-            continue
-        column = name.partition("[")[0]
-        if not column or format_code or conversion:
-            raise ValueError(f"must hold plain column names in braces, not {{{name}}}")
-        if column not in columns:
-            columns.append(column)
-    return columns
+    return list(dict.fromkeys(column for _, column, _ in template_parts(template) if column is not None))
 
 
 class HeadSettings(Section):
@@ -169,6 +191,7 @@ class FitSettings(Section):
         weight_decay: AdamW, on matrices (not on biases and norms).
         max_gradient_norm: Gradients are clipped to this norm.
         batch_tokens: Most tokens in a batch, padding included.
+        batch_texts: Most texts in a batch; what bounds batches of very short texts.
         gradient_accumulation: Batches per optimiser step.
         frozen_layers: The embeddings and this many lower layers stay as pretrained; 0 trains all.
         precision: `auto` is bf16 on a GPU that has it, else fp32.
@@ -185,6 +208,7 @@ class FitSettings(Section):
     weight_decay: float = Field(default=0.01, ge=0.0)
     max_gradient_norm: Positive = 1.0
     batch_tokens: int = Field(default=2048, ge=8)
+    batch_texts: int = Field(default=32, ge=1)
     gradient_accumulation: int = Field(default=1, ge=1)
     frozen_layers: int = Field(default=0, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
