@@ -2,6 +2,6 @@
 
 It does not know how a checkpoint was trained: everything about a model stands in its manifest.
 
-Files in floor order: `errors`, `settings`, `messages`, `engine`, `predictor`, `scheduler`, `replica`, `routes`, `app`,
-`rollout`, `client`, `load`.
+Files in floor order: `errors`, `settings`, `messages`, `engine`, `predictor`, `batch`, `scheduler`, `follower`, `answerer`, `reference`,
+`routes`, `app`, `metrics`, `replica`, `status`, `rollout`, `client`, `load`.
 """

@@ -3,13 +3,19 @@
 TwoheadError
 └── ServingError          500
     ├── BadRequest        400, 413, 415 or 422: the request is not one we can answer
+    │   └── InvalidFields 422 with every finding
     ├── Overloaded        503 with Retry-After: the queue is full
     ├── DeadlineExceeded  504: the answer would have come too late
     ├── NotReady          503: no version is loaded yet
     └── AnswerError       what the client raises for an error the server answered
 """
 
+from collections.abc import Sequence
+
 from cluster.errors import TwoheadError
+
+# A body can be wrong in a million places; so many findings are enough to mend it.
+_MOST_FINDINGS = 20
 
 
 class ServingError(TwoheadError):
@@ -30,6 +36,22 @@ class BadRequest(ServingError):
 
     def __reduce__(self) -> tuple[type["BadRequest"], tuple[str, int]]:  # type: ignore[override]  # another argument than the base
         return type(self), (self.message, self.status)
+
+
+class InvalidFields(BadRequest):
+    """The body breaks its schema or a limit.
+
+    Args:
+        findings: Field path (like `texts.3`; empty for the whole body) and reason, without what was sent.
+    """
+
+    def __init__(self, findings: Sequence[tuple[str, str]]) -> None:
+        field, reason = findings[0]
+        super().__init__(f"{field or 'body'}: {reason}")
+        self.findings = list(findings[:_MOST_FINDINGS])
+
+    def __reduce__(self) -> tuple[type["InvalidFields"], tuple[list[tuple[str, str]]]]:  # type: ignore[override]  # other arguments than the base
+        return type(self), (self.findings,)
 
 
 class Overloaded(ServingError):

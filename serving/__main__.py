@@ -1,0 +1,256 @@
+"""The command `python -m serving`: run, ask, deploy, scale, status, stop, check, load.
+
+Only argparse and the console are imported at the top; what a verb needs is imported inside it.
+"""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from cluster.console import run_command, say, settings_options, table
+
+if TYPE_CHECKING:
+    from cluster.settings import ClusterSettings
+    from serving.messages import Prediction
+    from serving.rollout import Rollout
+    from serving.settings import ServingSettings
+    from training.checkpoint import Manifest
+
+_LONGEST_SHOWN = 48
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    top = argparse.ArgumentParser(prog="python -m serving", description="Serve a published version over HTTP, and ask it.")
+    verbs = top.add_subparsers(title="verbs", metavar="VERB")
+    shared = settings_options()
+    versioned = argparse.ArgumentParser(add_help=False)
+    versioned.add_argument("--version", type=int, metavar="N", help="serve version N instead of following serving.name")
+
+    run = verbs.add_parser("run", parents=[shared, versioned], help="serve on this machine until Ctrl-C")
+    run.add_argument("--ask", metavar="TEXT", help="once it is ready, ask about this text and print the answer")
+    run.add_argument("--once", action="store_true", help="stop after that instead of serving on")
+    run.set_defaults(verb=_run)
+
+    ask = verbs.add_parser("ask", parents=[shared], help="ask a served version about texts")
+    ask.add_argument("texts", nargs="+", metavar="TEXT", help="a finished text; `-` reads one a line from standard input")
+    ask.add_argument("--url", help="where it is served (default: serving.host and serving.port)")
+    ask.add_argument("--json", action="store_true", help="print the answer as JSON")
+    ask.set_defaults(verb=_ask)
+
+    deploy = verbs.add_parser("deploy", parents=[shared, versioned], help="serve on the running cluster")
+    deploy.set_defaults(verb=_deploy)
+    scale = verbs.add_parser("scale", parents=[shared], help="change between how many replicas run")
+    scale.add_argument("--min", type=_replicas, required=True, metavar="N", dest="minimum", help="replicas that are always there")
+    scale.add_argument("--max", type=_replicas, required=True, metavar="N", dest="maximum", help="replicas under load")
+    scale.set_defaults(verb=_scale)
+    verbs.add_parser("status", parents=[shared], help="show what is deployed").set_defaults(verb=_status)
+    verbs.add_parser("stop", parents=[shared], help="take the deployment away").set_defaults(verb=_stop)
+    check = verbs.add_parser("check", parents=[shared, versioned], help="check the settings and that the version exists")
+    check.set_defaults(verb=_check)
+
+    load = verbs.add_parser("load", parents=[shared], help="send many requests and measure")
+    load.add_argument("--url", help="where it is served (default: serving.host and serving.port)")
+    load.add_argument("--count", type=int, default=200, metavar="N", help="requests (default: %(default)s)")
+    pace = load.add_mutually_exclusive_group()
+    pace.add_argument("--rate", type=float, metavar="R", help="requests a second, leaving on a schedule whatever the answers do")
+    pace.add_argument("--concurrency", type=int, default=32, metavar="C", help="requests at once (default: %(default)s)")
+    load.set_defaults(verb=_load)
+    return top
+
+
+def _replicas(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"is {text!r}, but must be a whole number of at least 1")
+    return int(text)
+
+
+def _sections(arguments: argparse.Namespace) -> tuple["ClusterSettings", "ServingSettings"]:
+    from cluster import settings as cluster_settings
+    from serving import settings as serving_settings
+
+    return cluster_settings.load_settings(arguments.config, arguments.overrides), serving_settings.load_settings(
+        arguments.config, arguments.overrides
+    )
+
+
+def _require_version(cluster: "ClusterSettings", settings: "ServingSettings", version: int | None) -> "Manifest":
+    """Verify the files of the version that is to be served, before anything starts or is replaced."""
+    import tempfile
+    from pathlib import Path
+
+    from cluster.storage import Storage
+    from training.checkpoint import read_manifest
+    from training.registry import Registry
+
+    registry = Registry(Storage(cluster.storage))
+    with tempfile.TemporaryDirectory(prefix="twohead-") as scratch:
+        return read_manifest(registry.fetch(registry.resolve(settings.name if version is None else version), Path(scratch) / "checkpoint"))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from cluster.connection import connect
+    from cluster.errors import ClusterError
+    from serving.rollout import Rollout
+
+    cluster, settings = _sections(arguments)
+    _require_version(cluster, settings, arguments.version)
+    with connect(cluster) as connection:
+        say(f"serving: Ray runs, its dashboard is {connection.dashboard_url}")
+        rollout = Rollout.at(connection.dashboard_url, cluster, say)
+        if rollout.is_deployed():
+            raise ClusterError("a version is served on this cluster already", "python -m serving ask TEXT; or first python -m serving stop")
+        try:
+            rollout.deploy(settings, arguments.version)
+            _print_doors(settings.url, arguments.ask)
+            if not arguments.once:
+                _wait_for_signal()
+        finally:
+            rollout.stop()
+    return 0
+
+
+def _print_doors(url: str, text: str | None) -> None:
+    import json
+
+    from serving.client import Client
+
+    with Client(url) as client:
+        facts = client.version()
+        if text is not None:
+            say(client.predict([text]).model_dump_json(by_alias=True, exclude_none=True, indent=2))
+    body = json.dumps({"texts": [text or "Nurse for our intensive care unit, completed training required."]}, ensure_ascii=False)
+    quoted = body.replace("'", "'\\''")
+    say(f"version {facts.version} answers at {url}, its API is described at {url}/docs")
+    say(f"curl {url}/v1/predict -H 'content-type: application/json' -d '{quoted}'")
+
+
+def _wait_for_signal() -> None:
+    import signal
+    import threading
+
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    say("Ctrl-C ends it")
+    stopped.wait()
+    # A second Ctrl-C may interrupt the stopping.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    say("serving: stopping")
+
+
+def _ask(arguments: argparse.Namespace) -> int:
+    from serving.client import Client
+    from serving.settings import load_settings
+
+    texts = [line.rstrip("\n") for text in arguments.texts for line in (sys.stdin if text == "-" else [text])]
+    url = arguments.url or load_settings(arguments.config, arguments.overrides).url
+    with Client(url, retries=2) as client:
+        prediction = client.predict(texts)
+    say(prediction.model_dump_json(by_alias=True, exclude_none=True, indent=2) if arguments.json else _shown(texts, prediction))
+    return 0
+
+
+def _shown(texts: list[str], prediction: "Prediction") -> str:
+    heads = list(prediction.answers[0].heads)
+    rows = []
+    for text, answer in zip(texts, prediction.answers, strict=True):
+        short = " ".join(text.split())
+        cells = [cell for head in heads for cell in (answer.heads[head].class_, answer.heads[head].probability)]
+        rows.append([short if len(short) <= _LONGEST_SHOWN else short[: _LONGEST_SHOWN - 1] + "…", *cells])
+    header = ["text", *(cell for head in heads for cell in (head, "probability"))]
+    return table(header, rows, right=range(2, len(header), 2)) + f"\nversion {prediction.version}"
+
+
+def _deploy(arguments: argparse.Namespace) -> int:
+    from cluster.connection import reach
+    from serving.rollout import Rollout
+
+    cluster, settings = _sections(arguments)
+    _require_version(cluster, settings, arguments.version)
+    with reach(cluster) as dashboard_url:
+        rollout = Rollout.at(dashboard_url, cluster, say)
+        rollout.deploy(settings, arguments.version)
+        _print_status(rollout)
+    return 0
+
+
+def _scale(arguments: argparse.Namespace) -> int:
+    from cluster.connection import reach
+    from cluster.errors import SettingsError
+    from serving.rollout import Rollout
+
+    if arguments.maximum < arguments.minimum:
+        raise SettingsError(f"--max is {arguments.maximum}, but must be at least --min ({arguments.minimum})")
+    cluster, _ = _sections(arguments)
+    with reach(cluster) as dashboard_url:
+        rollout = Rollout.at(dashboard_url, cluster, say)
+        rollout.scale(arguments.minimum, arguments.maximum)
+        _print_status(rollout)
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from cluster.connection import reach
+    from serving.rollout import Rollout
+
+    cluster, _ = _sections(arguments)
+    with reach(cluster) as dashboard_url:
+        return _print_status(Rollout.at(dashboard_url, cluster, say))
+
+
+def _print_status(rollout: "Rollout") -> int:
+    status = rollout.status()
+    replicas = ", ".join(f"{count} {state.lower()}" for state, count in status.replicas.items()) or "none"
+    say(f"{status.url}  {status.state.lower().replace('_', ' ')}")
+    say(f"replicas  {replicas} (from {status.min_replicas} to {status.max_replicas})")
+    say(f"version   {status.version if status.version is not None else f'what {status.name!r} points to'}")
+    if status.message:
+        say(f"Serve     {status.message}")
+    return 0 if status.state == "RUNNING" else 1
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    from cluster.connection import reach
+    from serving.rollout import Rollout
+
+    cluster, _ = _sections(arguments)
+    with reach(cluster) as dashboard_url:
+        was_there = Rollout.at(dashboard_url, cluster, say).stop()
+    say("stopped" if was_there else "nothing was deployed")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    cluster, settings = _sections(arguments)
+    manifest = _require_version(cluster, settings, arguments.version)
+    heads = ", ".join(f"{head.name} ({len(head.classes)} classes)" for head in manifest.heads)
+    served = f"version {arguments.version}" if arguments.version is not None else f"the version {settings.name!r} points to"
+    say(f"{arguments.config}: serving is valid; {served} is whole and answers {heads}")
+    return 0
+
+
+def _load(arguments: argparse.Namespace) -> int:
+    import asyncio
+
+    from serving.load import Load, send
+    from serving.settings import load_settings
+
+    url = arguments.url or load_settings(arguments.config, arguments.overrides).url
+    report = asyncio.run(send(Load(url, arguments.count, arguments.rate, arguments.concurrency)))
+    rows: list[list[object]] = [
+        ["answered", report.answered],
+        ["refused (503)", report.refused],
+        ["failed", ", ".join(f"{count} {reason}" for reason, count in report.failed.items()) or 0],
+        ["requests/s", f"{report.answered / report.elapsed_s:.1f}"],
+        ["p50", f"{report.latency_ms(0.5):.0f} ms"],
+        ["p99", f"{report.latency_ms(0.99):.0f} ms"],
+        ["mean batch", f"{report.mean_batch_texts:.2f} texts"],
+        ["versions", ", ".join(f"{version} ({count})" for version, count in sorted(report.versions.items()))],
+    ]
+    say(table(["what", "how much"], rows))
+    return 0 if report.answered == arguments.count else 1
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(parser()))

@@ -1,0 +1,152 @@
+"""Everything a replica does with a request, without Ray and HTTP: tokenise, schedule, answer; and follow the registry's name.
+
+Three threads work beside the event loop: one tokenises, one computes, one loads new versions.
+"""
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from serving.errors import NotReady
+from serving.follower import Follower
+from serving.messages import HeadFacts, Limits, Prediction, PredictRequest, VersionFacts, finished_texts
+from serving.predictor import Predictor
+from serving.scheduler import Scheduler
+from serving.settings import ServingSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A prediction and where its time went.
+
+    Attributes:
+        prediction: What is sent back.
+        tokenize_s: Until all texts were tokenised.
+        queue_s: Waiting for the engine.
+        compute_s: In the engine, with the other texts of its batches.
+        batch_texts: Size of the largest of these batches.
+    """
+
+    prediction: Prediction
+    tokenize_s: float
+    queue_s: float
+    compute_s: float
+    batch_texts: int
+
+
+class Answerer:
+    """Answers requests with the current version; lives on one event loop.
+
+    Args:
+        settings: The section `serving`.
+        follower: Where the current version comes from.
+    """
+
+    def __init__(self, settings: ServingSettings, follower: Follower) -> None:
+        self._settings = settings
+        self._follower = follower
+        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        self._following: asyncio.Task[None] | None = None
+        self.scheduler = Scheduler(settings.batch_tokens, settings.max_queue_s)
+
+    async def start(self) -> None:
+        """Load the first version and begin to answer.
+
+        Raises:
+            TwoheadError: See `Follower.start`.
+        """
+        await self._follower.start()
+        self.scheduler.expect_speed(self._follower.tokens_per_s)
+        self.scheduler.start()
+        self._following = asyncio.get_running_loop().create_task(self._follower.follow(self._settings.follow_s))
+
+    async def stop(self) -> None:
+        """End all threads; requests that still wait fail."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait([self._following])
+        self._follower.stop()
+        await self.scheduler.stop()
+        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+
+    def require_ready(self) -> None:
+        """Check that a version is loaded and batches are composed.
+
+        Raises:
+            NotReady: With the reason.
+        """
+        if not self._follower.current or not self.scheduler.is_alive:
+            raise NotReady("the scheduler does not run")
+
+    def require_health(self) -> None:
+        """Check that every loop runs; a replica that fails this must be replaced.
+
+        Raises:
+            NotReady: With the reason.
+        """
+        self.require_ready()
+        if self._following is not None and self._following.done() and self._follower.name is not None:
+            raise NotReady("the registry is not followed any more")
+
+    async def predict(self, request: PredictRequest) -> Answered:
+        """Answer all texts of a request with one version.
+
+        Raises:
+            ServingError: See `Scheduler.submit` and `finished_texts`.
+        """
+        started = time.monotonic()
+        predictor = self._follower.current
+        deadline_s = (request.deadline_ms or self._settings.deadline_ms) / 1000
+        texts = finished_texts(request, predictor.manifest.text_template, self._limits(predictor))
+        # Refused before it costs anything.
+        self.scheduler.admit()
+        tokens = await asyncio.get_running_loop().run_in_executor(self._tokenizing, predictor.tokenize, texts)
+        tokenize_s = time.monotonic() - started
+        done = await self.scheduler.submit(predictor, tokens, deadline_s - tokenize_s)
+        prediction = Prediction.model_construct(version=predictor.version, answers=done.answers)
+        return Answered(prediction, tokenize_s, done.queue_s, done.compute_s, done.batch_texts)
+
+    def limits(self) -> Limits:
+        """Tell what a request may ask for now.
+
+        Raises:
+            NotReady: No version is loaded yet.
+        """
+        return self._limits(self._follower.current)
+
+    def facts(self) -> VersionFacts:
+        """Describe the version that answers now.
+
+        Raises:
+            NotReady: No version is loaded yet.
+        """
+        predictor = self._follower.current
+        manifest, engine = predictor.manifest, predictor.engine
+        return VersionFacts(
+            version=predictor.version,
+            name=self._follower.name,
+            heads=[HeadFacts(name=head.name, classes=list(head.classes), ordered=head.ordered) for head in manifest.heads],
+            text_template=manifest.text_template,
+            limits=self._limits(predictor),
+            encoder=manifest.encoder.name,
+            metrics=manifest.metrics,
+            created=manifest.created,
+            engine=engine.name,
+            device=engine.device,
+            dtype=engine.dtype,
+            last_failure=self._follower.last_failure,
+        )
+
+    def _limits(self, predictor: Predictor) -> Limits:
+        settings = self._settings
+        return Limits(
+            max_texts=settings.max_texts,
+            max_characters=settings.max_characters,
+            max_tokens=predictor.manifest.max_tokens,
+            max_body_bytes=settings.max_body_bytes,
+            deadline_ms=settings.deadline_ms,
+        )

@@ -1,0 +1,34 @@
+"""Which of the waiting texts make the next batch: the oldest one, and others of similar length.
+
+Padding is computed like real tokens, so a batch is bounded in tokens with padding, and its texts must not differ too much in
+length. It does not know what a text is, nor when a batch is due.
+"""
+
+from collections.abc import Sequence
+
+# Below this length padding costs nothing worth a batch of its own.
+_SHORT_TOKENS = 16
+# In a batch the longest text has at most so many times the tokens of the shortest.
+_LENGTH_RATIO = 2
+
+
+def choose(lengths: Sequence[int], overdue: int, batch_tokens: int) -> list[int]:
+    """Choose a batch.
+
+    Args:
+        lengths: Tokens of each waiting text, (texts,), oldest first; not empty.
+        overdue: So many of the oldest have waited too long: they come in their order, before any of better-fitting length.
+        batch_tokens: Most tokens, padding included; a longer text is a batch of its own.
+
+    Returns:
+        Indices into `lengths`, the oldest text first; nobody starves, because it is always in.
+    """
+    first = lengths[0]
+    chosen, shortest, longest = [0], first, first
+    rest = range(1, len(lengths))
+    for index in sorted(rest, key=lambda index: (index >= overdue, abs(lengths[index] - first) if index >= overdue else 0)):
+        low, high = min(shortest, lengths[index]), max(longest, lengths[index])
+        if high * (len(chosen) + 1) <= batch_tokens and high <= _LENGTH_RATIO * max(low, _SHORT_TOKENS):
+            chosen.append(index)
+            shortest, longest = low, high
+    return chosen

@@ -1,0 +1,242 @@
+"""What goes over the wire: requests, answers, problems; and the limits a request must keep.
+
+Requests are parsed from bytes in one pass (pydantic's JSON parser: bounded nesting, strict UTF-8), and whatever is wrong
+with one is told without repeating what was sent. Knows neither HTTP nor models.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, model_validator
+
+from serving.errors import BadRequest, InvalidFields
+from training.settings import template_columns, template_parts
+
+PROBLEM_TYPE = "urn:twohead:problem:"
+
+Finding = tuple[str, str]
+
+
+class Message(BaseModel):
+    """Base of everything on the wire; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
+
+
+class Limits(Message):
+    """What a request may ask for."""
+
+    max_texts: int = Field(description="Texts in a request.")
+    max_characters: int = Field(description="Characters in a text.")
+    max_tokens: int = Field(description="Tokens of a text that are read; longer texts are cut.")
+    max_body_bytes: int = Field(description="Size of a request body.")
+    deadline_ms: int = Field(description="The longest time a request may take.")
+
+
+class PredictRequest(Message):
+    """Texts to be read: finished ones, or examples whose fields the version's own template joins."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"texts": ["Nurse for our intensive care unit, completed training required."]}]}
+    )
+
+    texts: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = Field(
+        default=None, description="Finished texts, as the template makes them."
+    )
+    examples: Annotated[list[dict[str, str]], Field(min_length=1, fail_fast=True)] | None = Field(
+        default=None, description="Instead of `texts`: fields that the version's text template joins (see `/v1/version`)."
+    )
+    deadline_ms: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Answer within this time or not at all (504); at most the server's own limit."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "PredictRequest":
+        if (self.texts is None) == (self.examples is None):
+            raise ValueError("must have either 'texts' or 'examples'")
+        return self
+
+
+class HeadAnswer(Message):
+    """One head's answer about one text."""
+
+    class_: str = Field(alias="class", description="The most probable class.")
+    probability: float = Field(ge=0.0, le=1.0, description="Of that class.")
+    scores: dict[str, float] = Field(description="Probability of every class, in the head's order; they sum to 1.")
+    abstained: bool | None = Field(
+        default=None, description="Whether the probability is below the version's threshold; left out where it has none."
+    )
+
+
+class Answer(Message):
+    """What the version says about one text."""
+
+    heads: dict[str, HeadAnswer] = Field(description="Head → its answer.")
+    tokens: int = Field(description="Tokens that were read.")
+    truncated: bool = Field(description="Whether the text was longer than the version reads.")
+
+
+class Prediction(Message):
+    """Answers to a request, in the order of its texts, all from one version."""
+
+    version: int = Field(description="The version that answered all of them.")
+    answers: list[Answer] = Field(description="One a text, in the order of the request.")
+
+
+class HeadFacts(Message):
+    """One question a version answers."""
+
+    name: str
+    classes: list[str] = Field(description="In the order of the scores.")
+    ordered: bool = Field(description="Whether the classes stand in a meaningful order.")
+
+
+class Failure(Message):
+    """A version that could not be brought into service; the one before goes on."""
+
+    version: int | None = Field(description="Null when not even the name could be read.")
+    reason: str
+    at: str = Field(description="UTC, ISO 8601.")
+
+
+class VersionFacts(Message):
+    """Which version answers, and what is known about it."""
+
+    version: int
+    name: str | None = Field(description="The name that is followed; null for a fixed version.")
+    heads: list[HeadFacts]
+    text_template: str = Field(description="How fields were joined into the texts it learned from.")
+    limits: Limits
+    encoder: str = Field(description="What its training started from.")
+    metrics: dict[str, Any] = Field(description="Measured on the test split when it was made.")
+    created: str = Field(description="UTC, ISO 8601.")
+    engine: str = Field(description="What computes the forward pass.")
+    device: str
+    dtype: str
+    last_failure: Failure | None = Field(default=None, description="Of a newer version that could not be loaded.")
+
+    @field_serializer("metrics")
+    def _finite(self, metrics: dict[str, Any]) -> Any:
+        return _without_nan(metrics)
+
+
+class Health(Message):
+    """Whether the replica that was asked works."""
+
+    status: Literal["ok"] = "ok"
+
+
+class FieldProblem(Message):
+    """One thing that is wrong with a request."""
+
+    field: str = Field(description="Path like `texts.3`; empty for the whole body.")
+    reason: str
+
+
+class Problem(Message):
+    """An error, as RFC 9457 writes it."""
+
+    type: str = Field(description="What went wrong, for programs.")
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    hint: str = ""
+    errors: list[FieldProblem] = Field(default=[], description="For 422: every finding. What was sent is never repeated.")
+
+
+def parse_request(body: bytes, limits: Limits) -> PredictRequest:
+    """Read a request and check what can be checked without a version.
+
+    Raises:
+        BadRequest: 400 for a body that is not JSON.
+        InvalidFields: 422, with every finding.
+    """
+    try:
+        request = PredictRequest.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        findings = error.errors(include_url=False, include_input=False, include_context=False)
+        if findings[0]["type"] == "json_invalid":
+            raise BadRequest(f"body is not JSON: {_position(findings[0]['msg'])}", 400) from None
+        raise InvalidFields([(_path(finding["loc"]), _reason(finding)) for finding in findings]) from None
+    findings_over = [*_count_findings(request, limits), *_deadline_findings(request, limits)]
+    if findings_over:
+        raise InvalidFields(findings_over)
+    return request
+
+
+def finished_texts(request: PredictRequest, template: str, limits: Limits) -> list[str]:
+    """Return the texts to read, joining fields where examples were given.
+
+    Raises:
+        InvalidFields: 422; a field of the template is missing, or a text is empty or too long.
+    """
+    if request.texts is not None:
+        texts, field = request.texts, "texts"
+    else:
+        examples = request.examples or []
+        if missing := [finding for index, example in enumerate(examples) if (finding := _missing_field(index, example, template))]:
+            raise InvalidFields(missing)
+        texts, field = [_joined(example, template) for example in examples], "examples"
+    findings = [(f"{field}.{index}", reason) for index, text in enumerate(texts) if (reason := _text_reason(text, limits))]
+    if findings:
+        raise InvalidFields(findings)
+    return texts
+
+
+def problem(kind: str, title: str, status: int, detail: str, request_id: str, **more: Any) -> Problem:
+    """Describe an error; `kind` becomes the end of its type, with hyphens."""
+    return Problem(type=PROBLEM_TYPE + kind.replace(" ", "-"), title=title, status=status, detail=detail, request_id=request_id, **more)
+
+
+def _text_reason(text: str, limits: Limits) -> str:
+    if len(text) > limits.max_characters:
+        return f"is longer than {limits.max_characters} characters"
+    return "" if text.strip() else "is empty"
+
+
+def _count_findings(request: PredictRequest, limits: Limits) -> list[Finding]:
+    field = "texts" if request.texts is not None else "examples"
+    count = len(request.texts or request.examples or ())
+    return [(field, f"has {count} entries, but at most {limits.max_texts} are allowed")] if count > limits.max_texts else []
+
+
+def _deadline_findings(request: PredictRequest, limits: Limits) -> list[Finding]:
+    if request.deadline_ms is None or request.deadline_ms <= limits.deadline_ms:
+        return []
+    return [("deadline_ms", f"must be at most {limits.deadline_ms}")]
+
+
+def _missing_field(index: int, example: Mapping[str, str], template: str) -> Finding | None:
+    missing = [column for column in template_columns(template) if column not in example]
+    return (f"examples.{index}", f"lacks the field {missing[0]!r}, which the text template names") if missing else None
+
+
+def _joined(example: Mapping[str, str], template: str) -> str:
+    return "".join(literal + (example[column] if column else "") for literal, column, _ in template_parts(template))
+
+
+def _path(location: Sequence[int | str]) -> str:
+    # Other keys are the caller's own words, and may be a text that somebody put in the wrong place.
+    return ".".join(str(part) for part in location if isinstance(part, int) or part in PredictRequest.model_fields)
+
+
+def _reason(finding: Any) -> str:
+    if finding["type"] == "extra_forbidden":
+        return f"has an unknown key; the keys are {', '.join(PredictRequest.model_fields)}"
+    message = str(finding["msg"]).removeprefix("Value error, ").replace("Input should", "must")
+    return message[:1].lower() + message[1:]
+
+
+def _position(message: str) -> str:
+    # The parser's own words and a position; it never quotes the document.
+    return message.removeprefix("Invalid JSON: ")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

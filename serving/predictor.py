@@ -1,0 +1,141 @@
+"""One version of a checkpoint, ready to answer: text → tokens → logits → calibrated probabilities → answer.
+
+Everything it knows about the model stands in the manifest. It knows neither Ray nor HTTP nor where versions come from, and
+is used from several threads at once: `tokenize` in one, `compute` in another.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.engine import Engine, Logits, TorchEngine
+from serving.errors import ServingError
+from serving.messages import Answer, HeadAnswer
+from training.checkpoint import HeadFacts, Manifest, load_tokenizer, read_manifest
+from training.tokens import Tokenizer
+
+# Texts of the forward pass that proves a version works and gives the first measure of its speed.
+_WARM_TEXTS = 4
+_WARM_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedText:
+    """The tokens of one text, as a version's own tokenizer made them.
+
+    Attributes:
+        ids: Token ids, special tokens included, (tokens,), int32.
+        truncated: Whether the text was longer than the version reads.
+    """
+
+    ids: NDArray[np.int32]
+    truncated: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Predictor:
+    """Answers with one version.
+
+    Args:
+        version: Its number in the registry.
+        manifest: Its facts.
+        tokenizer: Its tokenizer, already limited to its `max_tokens`.
+        engine: Its forward pass.
+    """
+
+    def __init__(self, version: int, manifest: Manifest, tokenizer: Tokenizer, engine: Engine) -> None:
+        self.version = version
+        self.manifest = manifest
+        self.engine = engine
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, folder: Path, version: int, threads: int = 1) -> Self:
+        """Load a verified checkpoint, as `Registry.fetch` gives it."""
+        manifest = read_manifest(folder)
+        tokenizer = load_tokenizer(folder, manifest)
+        return cls(version, manifest, tokenizer, TorchEngine(folder, tokenizer.pad_id, threads))
+
+    def warm(self) -> float:
+        """Compute real batches, and check that every head answers about every class.
+
+        Returns:
+            Tokens per second, measured on the last one.
+
+        Raises:
+            ServingError: A head is missing, has another number of classes, or answers something that is no number.
+        """
+        longest = min(_WARM_TOKENS, self.manifest.max_tokens)
+        tokens = self.tokenize(["a " * longest] * _WARM_TEXTS)
+        self.compute(tokens)
+        started = time.perf_counter()
+        self.compute(tokens)
+        return sum(map(len, tokens)) / (time.perf_counter() - started)
+
+    def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
+        """Turn texts into tokens, cut at the version's limit."""
+        table = self._tokenizer.encode(texts)
+        truncated = table.truncated
+        return [TokenizedText(table[index], bool(truncated[index])) for index in range(len(table))]
+
+    def compute(self, texts: Sequence[TokenizedText]) -> list[Answer]:
+        """Answer about tokenised texts, in one batch and in their order.
+
+        Raises:
+            ServingError: The engine answers something that is no probability.
+        """
+        logits = self.engine.forward([text.ids for text in texts])
+        self._check(logits, len(texts))
+        scores = {head.name: probabilities(logits[head.name], head.temperature) for head in self.manifest.heads}
+        return [
+            Answer.model_construct(
+                heads={head.name: _head_answer(head, scores[head.name][row]) for head in self.manifest.heads},
+                tokens=len(text),
+                truncated=text.truncated,
+            )
+            for row, text in enumerate(texts)
+        ]
+
+    def _check(self, logits: Logits, texts: int) -> None:
+        for head in self.manifest.heads:
+            found = logits.get(head.name)
+            expected = (texts, len(head.classes))
+            if found is None or found.shape != expected:
+                shape = None if found is None else found.shape
+                raise ServingError(f"version {self.version}: head {head.name!r} answers with shape {shape}, but must with {expected}")
+            if not np.isfinite(found).all():
+                raise ServingError(f"version {self.version}: head {head.name!r} answers something that is no number")
+
+
+def probabilities(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    """Turn logits into probabilities, softmax(logits / temperature), row by row.
+
+    Args:
+        logits: (texts, classes).
+        temperature: Above 1 softens, below 1 sharpens; the order of classes stays.
+
+    Source:
+        Guo et al. 2017, On Calibration of Modern Neural Networks.
+    """
+    scaled = logits.astype(np.float32) / np.float32(temperature)
+    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    result: NDArray[np.float32] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return result
+
+
+def _head_answer(head: HeadFacts, scores: NDArray[np.float32]) -> HeadAnswer:
+    best = int(scores.argmax())
+    values = [round(float(score), 6) for score in scores]
+    return HeadAnswer.model_construct(
+        class_=head.classes[best],
+        probability=values[best],
+        scores=dict(zip(head.classes, values, strict=True)),
+        abstained=None if head.threshold is None else values[best] < head.threshold,
+    )

@@ -1,0 +1,69 @@
+"""The seam to Ray Serve: one replica is an `Answerer` behind the routes.
+
+Serve starts it, asks for its health and routes requests to it; everything else happens in files that know no Ray.
+"""
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from cluster.storage import Storage
+from serving.answerer import Answerer
+from serving.app import Arguments
+from serving.errors import NotReady
+from serving.follower import Follower
+from serving.metrics import PUBLISH_EVERY_S, Figures, gather
+from serving.predictor import Predictor
+from serving.routes import build_app
+from training.registry import Registry
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fastapi import FastAPI
+
+
+class Replica:
+    """One process that answers; Serve makes it from `serving.app.build`."""
+
+    async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
+        _log_with_serve()
+        checked = Arguments.model_validate(arguments)
+        settings = checked.settings
+
+        def load(folder: "Path", version: int) -> Predictor:
+            return Predictor.load(folder, version, settings.threads)
+
+        reference = settings.name if checked.version is None else checked.version
+        self._follower = Follower(Registry(Storage(checked.storage)), reference, load)
+        self._answerer = Answerer(settings, self._follower)
+        await self._answerer.start()
+        self._figures = Figures()
+        self._publishing = asyncio.get_running_loop().create_task(self._publish())
+
+    def __serve_build_asgi_app__(self) -> "FastAPI":
+        # Serve's proxies announce the ids.
+        return build_app(self._answerer, gather, announce_ids=False)
+
+    def check_health(self) -> None:
+        """Tell Serve whether this replica works; Serve replaces it when this raises.
+
+        Raises:
+            NotReady: A loop ended.
+        """
+        self._answerer.require_health()
+        if self._publishing.done():
+            raise NotReady("figures are not published any more")
+
+    async def _publish(self) -> None:
+        while True:
+            self._figures.publish(self._answerer.scheduler, self._follower.current.version)
+            await asyncio.sleep(PUBLISH_EVERY_S)
+
+
+def _log_with_serve() -> None:
+    """Let our own log lines go where Serve's go: the replica's file, without request contents."""
+    ours = logging.getLogger("serving")
+    ours.handlers = logging.getLogger("ray.serve").handlers
+    ours.setLevel(logging.INFO)
+    ours.propagate = False

@@ -1,0 +1,273 @@
+"""The HTTP surface: paths, statuses, problem+json; no Ray and no model in it.
+
+`build_app` wraps anything that can answer (`Answering`), so it is tested without a cluster. Bodies are read and parsed here and
+not by FastAPI: too large ones are refused while they arrive, and no error repeats what was sent. Server-Timing tells where a
+request's time went.
+"""
+
+import json
+import logging
+import re
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
+from starlette.exceptions import HTTPException
+
+from serving.answerer import Answered
+from serving.errors import BadRequest, InvalidFields, NotReady, Overloaded, ServingError
+from serving.messages import FieldProblem, Health, Limits, Prediction, PredictRequest, Problem, VersionFacts, parse_request, problem
+from serving.reference import CONTENT_SECURITY_POLICY, render
+
+log = logging.getLogger(__name__)
+
+API_VERSION = "1"
+REQUEST_ID_HEADER = "x-request-id"
+PROBLEM_JSON = "application/problem+json"
+METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+_TITLES = {404: "not found", 405: "method not allowed", 415: "unsupported media type"}
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Answering(Protocol):
+    """What the routes need; `serving.answerer.Answerer` is one."""
+
+    async def predict(self, request: PredictRequest) -> Answered:
+        """Answer a request."""
+        ...
+
+    def limits(self) -> Limits:
+        """Tell what a request may ask for."""
+        ...
+
+    def facts(self) -> VersionFacts:
+        """Describe the version that answers."""
+        ...
+
+    def require_ready(self) -> None:
+        """Raise `NotReady` while nothing can be answered."""
+        ...
+
+
+class RequestIds:
+    """Gives every request an id, the caller's own if it is a plain one.
+
+    Args:
+        app: The application inside.
+        announce: Send the id with the response; Serve's proxies do that themselves.
+    """
+
+    def __init__(self, app: Any, announce: bool) -> None:
+        self._app = app
+        self._announce = announce
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        asked = dict(scope["headers"]).get(REQUEST_ID_HEADER.encode(), b"").decode("latin-1")
+        request_id = asked if _REQUEST_ID.match(asked) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._announce:
+                message["headers"] = [*message.get("headers", ()), (REQUEST_ID_HEADER.encode(), request_id.encode())]
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+def build_app(answering: Answering, metrics: Callable[[], Awaitable[str]], *, announce_ids: bool = True) -> FastAPI:
+    """Make the ASGI application.
+
+    Args:
+        answering: Answers.
+        metrics: Gives the text of `/metrics`.
+        announce_ids: Send every request's id back in a header; false where a proxy does.
+    """
+    app = FastAPI(
+        title="twohead",
+        version=API_VERSION,
+        summary="One text in, an answer from every head out.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        openapi_tags=[{"name": "answers"}, {"name": "operation"}],
+    )
+    app.add_middleware(RequestIds, announce=announce_ids)
+    _add_errors(app, announce_ids)
+    _add_answers(app, answering)
+    _add_operation(app, answering, metrics)
+    _add_documents(app, answering)
+    return app
+
+
+def _add_answers(app: FastAPI, answering: Answering) -> None:
+    @app.post(
+        "/v1/predict",
+        tags=["answers"],
+        summary="Answer about texts",
+        description="All texts are answered by one version, in their order. Send them one by one or together: the server batches them.",
+        response_model=Prediction,
+        openapi_extra=_body_schema(PredictRequest),
+        responses=_problems(400, 413, 415, 422, 500, 503, 504),
+    )
+    async def predict(request: Request) -> Response:
+        limits = answering.limits()
+        _require_json(request)
+        answered = await answering.predict(parse_request(await _read_body(request, limits.max_body_bytes), limits))
+        content = answered.prediction.model_dump_json(by_alias=True, exclude_none=True)
+        return Response(content, media_type="application/json", headers={"server-timing": _server_timing(answered)})
+
+    @app.get(
+        "/v1/version",
+        tags=["answers"],
+        summary="Describe the version that answers",
+        response_model=VersionFacts,
+        responses=_problems(503),
+    )
+    async def version() -> VersionFacts:
+        return answering.facts()
+
+
+def _add_operation(app: FastAPI, answering: Answering, metrics: Callable[[], Awaitable[str]]) -> None:
+    @app.get("/health/live", tags=["operation"], summary="Tell whether the replica runs", response_model=Health)
+    async def live() -> Health:
+        return Health()
+
+    @app.get(
+        "/health/ready",
+        tags=["operation"],
+        summary="Tell whether the replica can answer",
+        description="Ready only after the version answered a real batch.",
+        response_model=Health,
+        responses=_problems(503),
+    )
+    async def ready() -> Health:
+        answering.require_ready()
+        return Health()
+
+    @app.get(
+        "/metrics",
+        tags=["operation"],
+        summary="Give the figures of all replicas to Prometheus",
+        response_class=PlainTextResponse,
+        responses=_problems(503),
+    )
+    async def prometheus() -> Response:
+        return Response(await metrics(), media_type=METRICS_TEXT)
+
+
+def _add_documents(app: FastAPI, answering: Answering) -> None:
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        try:
+            facts = answering.facts()
+        except NotReady:
+            facts = None
+        content = render(app.openapi(), str(request.base_url).rstrip("/"), facts)
+        return HTMLResponse(content, headers={"content-security-policy": CONTENT_SECURITY_POLICY})
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    # What is kept as the document is what /openapi.json and /docs show.
+    for path in app.openapi()["paths"].values():
+        for operation in path.values():
+            for status, response in operation["responses"].items():
+                if status >= "400":
+                    response["content"] = {PROBLEM_JSON: next(iter(response["content"].values()))}
+
+
+def _add_errors(app: FastAPI, announce_ids: bool) -> None:
+    async def known(request: Request, error: Exception) -> Response:
+        if not isinstance(error, ServingError):
+            raise error
+        more: dict[str, Any] = {}
+        headers = {}
+        if isinstance(error, InvalidFields):
+            more["errors"] = [FieldProblem(field=field, reason=reason) for field, reason in error.findings]
+        if isinstance(error, Overloaded):
+            headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+        return _problem(request, error.title, error.status, error.message, headers, hint=error.hint, **more)
+
+    async def of_http(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            raise error
+        title = _TITLES.get(error.status_code, "bad request")
+        detail = f"{request.method} {title}" if error.status_code == 405 else title
+        return _problem(request, title, error.status_code, detail, dict(error.headers or {}))
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        # Its type alone: an error's words can hold a text.
+        log.error("request %s failed: %s", _request_id(request), type(error).__name__)
+        # This answer is made outside of RequestIds.
+        headers = {REQUEST_ID_HEADER: _request_id(request)} if announce_ids else {}
+        return _problem(request, ServingError.title, 500, "the request failed; the server's log names its request_id", headers)
+
+    app.add_exception_handler(ServingError, known)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(Exception, unknown)
+
+
+def _problem(request: Request, title: str, status: int, detail: str, headers: dict[str, str], **more: Any) -> Response:
+    content = problem(title, title, status, detail, _request_id(request), **more).model_dump(exclude_defaults=True)
+    return Response(json.dumps(content, ensure_ascii=False), status, {**headers}, PROBLEM_JSON)
+
+
+def _request_id(request: Request) -> str:
+    return str(getattr(request.state, "request_id", ""))
+
+
+def _require_json(request: Request) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise BadRequest("content-type must be application/json", 415)
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise BadRequest("content-encoding must be identity", 415)
+
+
+async def _read_body(request: Request, max_body_bytes: int) -> bytes:
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > max_body_bytes:
+        raise BadRequest(f"body is {declared} bytes, but may be at most {max_body_bytes}", 413)
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > max_body_bytes:
+            raise BadRequest(f"body is longer than {max_body_bytes} bytes", 413)
+    return bytes(body)
+
+
+def _server_timing(answered: Answered) -> str:
+    spans = (("tokenize", answered.tokenize_s), ("queue", answered.queue_s), ("compute", answered.compute_s))
+    return ", ".join([*(f"{name};dur={seconds * 1000:.2f}" for name, seconds in spans), f'batch;desc="{answered.batch_texts}"'])
+
+
+def _body_schema(model: type[PredictRequest]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
+
+
+_WHEN = {
+    400: "The body is not JSON.",
+    413: "The body is too large.",
+    415: "The body is not declared as JSON.",
+    422: "The body breaks its schema or a limit; `errors` lists every finding.",
+    500: "The server failed.",
+    503: "Nothing can be answered now; `Retry-After` says when it is worth asking again.",
+    504: "The deadline passed before the answer was there.",
+}
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"description": _WHEN[status], "model": Problem} for status in statuses}

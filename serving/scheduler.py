@@ -1,0 +1,296 @@
+"""Composes batches when the engine becomes free: late binding, by tokens, oldest first, with texts of similar length.
+
+One loop and one engine thread. While the engine computes, texts queue up; when it is free, the next batch starts with the
+oldest text and is filled with others of similar length, so that padding stays small. The loop never waits for company: an idle
+engine takes what is there. A request's texts may be spread over batches; its answer is whole and in order. It
+does not know what a text, a model or HTTP is: payloads have a length, models a `compute`.
+
+Source of the method: late binding as in Clockwork (Gujarati et al. 2020); batches bounded in tokens as in
+text-embeddings-inference.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from serving.batch import choose
+from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
+
+log = logging.getLogger(__name__)
+
+# How much of the measured speed is still the past after each batch.
+_MEMORY = 0.9
+
+
+class Model(Protocol):
+    """What answers about payloads, in the engine thread."""
+
+    def compute(self, texts: Sequence[Any], /) -> Sequence[Any]:
+        """Return one answer a payload, in their order."""
+        ...
+
+
+@dataclass
+class Counters:
+    """What a scheduler has done since it started; nothing is ever taken back.
+
+    Attributes:
+        batches: Batches computed.
+        texts: Texts computed.
+        tokens: Tokens of those texts.
+        padded_tokens: Tokens computed, padding included.
+        compute_s: Time the engine was busy.
+        refused: Requests refused because the queue was full.
+        expired: Requests whose deadline passed.
+        cancelled: Requests whose caller went away.
+        failed: Texts the engine failed on.
+    """
+
+    batches: int = 0
+    texts: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    compute_s: float = 0.0
+    refused: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """What became of a request.
+
+    Attributes:
+        answers: One a payload, in their order.
+        queue_s: Time it waited.
+        compute_s: Time the batches took that it was part of.
+        batch_texts: Size of the largest of these batches.
+    """
+
+    answers: list[Any]
+    queue_s: float
+    compute_s: float
+    batch_texts: int
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    model: Model
+    arrived: float
+    answers: list[Any]
+    done: asyncio.Future[None]
+    missing: int
+    waiting: set[int] = field(default_factory=set)
+    compute_s: float = 0.0
+    batch_texts: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Text:
+    request: _Request
+    position: int
+    payload: Sized
+    tokens: int
+
+
+class Scheduler:
+    """A queue in front of one engine; lives on one event loop.
+
+    Args:
+        batch_tokens: Most tokens in a batch, padding included; a longer text is a batch of its own.
+        max_queue_s: Refuse texts when the queue holds more work than this.
+        age_bound_s: A text that has waited so long goes before any of better-fitting length.
+    """
+
+    def __init__(self, batch_tokens: int, max_queue_s: float, age_bound_s: float = 1.0) -> None:
+        self._batch_tokens = batch_tokens
+        self._max_queue_s = max_queue_s
+        self._age_bound_s = age_bound_s
+        self._queue: dict[int, _Text] = {}
+        self._open: set[_Request] = set()
+        self._next_order = 0
+        self._arrival = asyncio.Event()
+        self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._loop_task: asyncio.Task[None] | None = None
+        self._speed_tokens = 0.0
+        self._speed_s = 0.0
+        self.counters = Counters()
+        self.queued_tokens = 0
+
+    def start(self) -> None:
+        """Start composing batches on the running event loop."""
+        self._loop_task = asyncio.get_running_loop().create_task(self._compose_for_ever())
+        self._loop_task.add_done_callback(self._ended)
+
+    async def stop(self) -> None:
+        """End the loop and fail what still waits; the batch being computed is finished and dropped."""
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            await asyncio.wait([self._loop_task])
+        self._engine.shutdown(wait=False)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the loop runs."""
+        return self._loop_task is not None and not self._loop_task.done()
+
+    @property
+    def queued_texts(self) -> int:
+        """Texts that wait for a batch."""
+        return len(self._queue)
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds of work in the queue, by the speed measured last; 0 while nothing was measured."""
+        return self.queued_tokens * self._speed_s / self._speed_tokens if self._speed_tokens else 0.0
+
+    def expect_speed(self, tokens_per_s: float) -> None:
+        """Give a first measure of the engine's speed; real batches soon replace it."""
+        if not self._speed_tokens:
+            self._speed_tokens, self._speed_s = tokens_per_s, 1.0
+
+    def admit(self) -> None:
+        """Check whether the queue takes more texts now.
+
+        Raises:
+            Overloaded: It holds more work than `max_queue_s`.
+            NotReady: The loop does not run.
+        """
+        if not self.is_alive:
+            raise NotReady("the scheduler does not run")
+        if self.queue_s > self._max_queue_s:
+            self.counters.refused += 1
+            raise Overloaded(f"{self.queue_s:.1f} s of work wait, but at most {self._max_queue_s:g} s may", retry_after_s=self.queue_s)
+
+    async def submit(self, model: Model, payloads: Sequence[Sized], deadline_s: float) -> Scheduled:
+        """Queue payloads and wait for all their answers.
+
+        Args:
+            model: Answers all of them, whatever replaces it meanwhile.
+            payloads: Their lengths are their tokens.
+            deadline_s: Seconds from now.
+
+        Raises:
+            Overloaded: See `admit`.
+            DeadlineExceeded: The deadline passed first.
+            ServingError: The engine failed on one of the texts.
+        """
+        self.admit()
+        loop = asyncio.get_running_loop()
+        request = _Request(model, time.monotonic(), [None] * len(payloads), loop.create_future(), len(payloads))
+        for position, payload in enumerate(payloads):
+            self._enqueue(_Text(request, position, payload, len(payload)))
+        timer = loop.call_later(deadline_s, self._expire, request)
+        self._open.add(request)
+        try:
+            await request.done
+        except asyncio.CancelledError:
+            self.counters.cancelled += 1
+            raise
+        finally:
+            timer.cancel()
+            self._open.discard(request)
+            self._withdraw(request)
+        waited_s = time.monotonic() - request.arrived - request.compute_s
+        return Scheduled(request.answers, max(waited_s, 0.0), request.compute_s, request.batch_texts)
+
+    def _enqueue(self, text: _Text) -> None:
+        self._queue[self._next_order] = text
+        text.request.waiting.add(self._next_order)
+        self._next_order += 1
+        self.queued_tokens += text.tokens
+        self._arrival.set()
+
+    def _dequeue(self, order: int) -> _Text:
+        text = self._queue.pop(order)
+        text.request.waiting.discard(order)
+        self.queued_tokens -= text.tokens
+        return text
+
+    def _withdraw(self, request: _Request) -> None:
+        for order in list(request.waiting):
+            self._dequeue(order)
+
+    def _expire(self, request: _Request) -> None:
+        self.counters.expired += 1
+        self._fail(request, DeadlineExceeded("the deadline passed before the answer was there"))
+
+    def _fail(self, request: _Request, error: ServingError) -> None:
+        self._withdraw(request)
+        if not request.done.done():
+            request.done.set_exception(error)
+
+    async def _compose_for_ever(self) -> None:
+        while True:
+            await self._arrival.wait()
+            if self._queue:
+                await self._compute([self._dequeue(order) for order in self._compose()])
+            else:
+                self._arrival.clear()
+
+    def _compose(self) -> list[int]:
+        model = next(iter(self._queue.values())).request.model
+        waiting = [(order, text) for order, text in self._queue.items() if text.request.model is model]
+        overdue_before = time.monotonic() - self._age_bound_s
+        overdue = sum(text.request.arrived <= overdue_before for _, text in waiting)
+        return [waiting[index][0] for index in choose([text.tokens for _, text in waiting], overdue, self._batch_tokens)]
+
+    async def _compute(self, batch: list[_Text]) -> None:
+        """Compute a batch; where that fails, halve it until only the text that breaks the engine fails."""
+        batch = [text for text in batch if not text.request.done.done()]
+        if not batch:
+            return
+        # Not the loop's own clock: uvloop's counts in milliseconds.
+        started = time.monotonic()
+        payloads = [text.payload for text in batch]
+        computed = asyncio.get_running_loop().run_in_executor(self._engine, batch[0].request.model.compute, payloads)
+        # wait() takes no error out of the future, so that whatever the engine raises is looked at below.
+        await asyncio.wait([computed])
+        self._count(batch, time.monotonic() - started)
+        error = computed.exception()
+        if error is None and len(answers := computed.result()) == len(batch):
+            self._deliver(batch, answers)
+        elif len(batch) > 1:
+            await self._compute(batch[: len(batch) // 2])
+            await self._compute(batch[len(batch) // 2 :])
+        else:
+            self._give_up(batch[0], error)
+
+    def _count(self, batch: list[_Text], compute_s: float) -> None:
+        tokens = sum(text.tokens for text in batch)
+        self.counters.batches += 1
+        self.counters.texts += len(batch)
+        self.counters.tokens += tokens
+        self.counters.padded_tokens += max(text.tokens for text in batch) * len(batch)
+        self.counters.compute_s += compute_s
+        self._speed_tokens = _MEMORY * self._speed_tokens + tokens
+        self._speed_s = _MEMORY * self._speed_s + compute_s
+        for request in {text.request for text in batch}:
+            request.compute_s += compute_s
+            request.batch_texts = max(request.batch_texts, len(batch))
+
+    @staticmethod
+    def _deliver(batch: list[_Text], answers: Sequence[Any]) -> None:
+        for text, answer in zip(batch, answers, strict=True):
+            request = text.request
+            request.answers[text.position] = answer
+            request.missing -= 1
+            if not request.missing and not request.done.done():
+                request.done.set_result(None)
+
+    def _give_up(self, text: _Text, error: BaseException | None) -> None:
+        self.counters.failed += 1
+        # The error's own words may quote the text, so only its type is told.
+        log.error("the engine failed on a text of %d tokens: %s", text.tokens, type(error).__name__ if error else "no answer")
+        self._fail(text.request, ServingError(f"the engine failed on text {text.position}"))
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("the scheduler's loop ended", exc_info=error)
+        for request in list(self._open):
+            self._fail(request, NotReady("the scheduler does not run"))

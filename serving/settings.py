@@ -1,0 +1,131 @@
+"""The section `serving` of ray_config.yaml, validated when it is read.
+
+It does not know the model: heads, classes, token limit and text template stand in the manifest of the version that is served.
+"""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from cluster.settings import Section, read_settings_file, validate_section
+
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class ReplicaResources(Section):
+    """What one replica reserves; `gpu: 0.5` puts two replicas on one GPU."""
+
+    cpu: float = Field(default=1.0, ge=0.0)
+    gpu: float = Field(default=0.0, ge=0.0)
+
+
+class AutoscalingSettings(Section):
+    """When replicas come and go between `min_replicas` and `max_replicas`.
+
+    Attributes:
+        target_ongoing_requests: Requests in a replica, waiting ones included, that Ray Serve aims at.
+        upscale_delay_s: More replicas are wanted for this long before they are started.
+        downscale_delay_s: Fewer replicas are wanted for this long before any stops.
+        look_back_period_s: Window over which ongoing requests are averaged.
+        metrics_interval_s: How often the proxies report them; must be below the window.
+    """
+
+    target_ongoing_requests: Positive = 16.0
+    upscale_delay_s: float = Field(default=3.0, ge=0.0)
+    downscale_delay_s: float = Field(default=60.0, ge=0.0)
+    metrics_interval_s: Positive = 1.0
+    look_back_period_s: float = Field(default=5.0, validate_default=True)
+
+    @field_validator("look_back_period_s")
+    @classmethod
+    def _spans_reports(cls, value: float, info: ValidationInfo) -> float:
+        interval_s = info.data.get("metrics_interval_s", 0.0)
+        if value <= interval_s:
+            raise ValueError(f"must be above serving.autoscaling.metrics_interval_s ({interval_s:g})")
+        return value
+
+
+class ServingSettings(Section):
+    """How versions are served.
+
+    Attributes:
+        name: The registry's name whose version is served; replicas follow it when it moves.
+        host: Address the proxies listen on.
+        port: Port the proxies listen on.
+        min_replicas: Replicas that are always there.
+        max_replicas: Replicas under load.
+        autoscaling: When replicas come and go.
+        resources_per_replica: CPUs and GPUs of one replica.
+        threads: Threads of one forward pass on the CPU.
+        batch_tokens: Most tokens in a batch, padding included.
+        max_queue_s: A replica refuses texts (503) when it has work for longer than this.
+        deadline_ms: A request not computed within this is answered 504.
+        max_texts: Most texts in a request.
+        max_characters: Most characters in a text.
+        max_body_bytes: Largest request body.
+        max_ongoing_requests: Requests that may wait in one replica; the gate is `max_queue_s`.
+        follow_s: How often a replica looks where `name` points.
+        ready_timeout_s: How long `deploy` waits for the first answer.
+    """
+
+    name: str = Field(default="production", pattern=r"^[a-z][a-z0-9-]{0,62}$")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(default=2, validate_default=True)
+    autoscaling: AutoscalingSettings = AutoscalingSettings()
+    resources_per_replica: ReplicaResources = ReplicaResources()
+    threads: int = Field(default=1, ge=1)
+    batch_tokens: int = Field(default=4096, ge=8)
+    max_queue_s: Positive = 15.0
+    deadline_ms: int = Field(default=30_000, ge=1)
+    max_texts: int = Field(default=256, ge=1)
+    max_characters: int = Field(default=20_000, ge=1)
+    max_body_bytes: int = Field(default=2_097_152, ge=1024)
+    max_ongoing_requests: int = Field(default=2_000, ge=1)
+    follow_s: Positive = 2.0
+    ready_timeout_s: Positive = 180.0
+
+    @field_validator("max_replicas")
+    @classmethod
+    def _not_below_min(cls, value: int, info: ValidationInfo) -> int:
+        minimum = info.data.get("min_replicas", 1)
+        if value < minimum:
+            raise ValueError(f"must be at least serving.min_replicas ({minimum})")
+        return value
+
+    @field_validator("host")
+    @classmethod
+    def _only_this_machine(cls, value: str) -> str:
+        # Serve's HTTP door has no keys of its own: everybody who reaches it may ask.
+        if value != "localhost" and not _is_loopback(value):
+            raise ValueError("must be a loopback address like 127.0.0.1; for others, put a reverse proxy with TLS and keys in front")
+        return value
+
+    @property
+    def url(self) -> str:
+        """Where the endpoint is, without a final slash."""
+        return url_of(self.host, self.port)
+
+
+def url_of(host: str, port: int) -> str:
+    """Return the URL of an HTTP server, without a final slash."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(path: Path, overrides: list[str]) -> ServingSettings:
+    """Read and validate the section `serving`.
+
+    Raises:
+        SettingsError: With every finding.
+    """
+    return validate_section(ServingSettings, read_settings_file(path, overrides), "serving", str(path))

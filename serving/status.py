@@ -1,0 +1,78 @@
+"""What runs of us in a cluster, read from what Serve says about itself.
+
+It changes nothing and asks nobody.
+"""
+
+import re
+from dataclasses import dataclass
+
+from serving.app import APPLICATION, DEPLOYMENT, Arguments, Config
+from serving.settings import url_of
+
+
+@dataclass(frozen=True)
+class Status:
+    """What runs of us in a cluster.
+
+    Attributes:
+        state: Serve's word: RUNNING, DEPLOYING, DEPLOY_FAILED, UNHEALTHY, DELETING.
+        message: Why, where Serve says so.
+        replicas: State → how many.
+        min_replicas: Always there.
+        max_replicas: Under load.
+        url: Where it listens.
+        version: The fixed version; None follows a name.
+        name: The name that is followed.
+    """
+
+    state: str
+    message: str
+    replicas: dict[str, int]
+    min_replicas: int
+    max_replicas: int
+    url: str
+    version: int | None
+    name: str
+
+    @property
+    def running(self) -> int:
+        """Replicas that answer."""
+        return self.replicas.get("RUNNING", 0)
+
+
+def deployed(details: Config) -> Config | None:
+    """Find our application in Serve's details; None when it is not there."""
+    application: Config | None = details.get("applications", {}).get(APPLICATION)
+    return application if application and application.get("deployed_app_config") else None
+
+
+def read_status(application: Config, details: Config) -> Status:
+    """Read our application's status from Serve's details."""
+    config = application["deployed_app_config"]
+    deployment = application.get("deployments", {}).get(DEPLOYMENT, {})
+    states = [replica["state"] for replica in deployment.get("replicas", ())]
+    autoscaling = config["deployments"][0]["autoscaling_config"]
+    arguments = Arguments.model_validate(config["args"])
+    options = details["http_options"]
+    return Status(
+        state=application["status"],
+        message=reason(deployment.get("message") or application.get("message") or ""),
+        replicas={state: states.count(state) for state in sorted(set(states))},
+        min_replicas=autoscaling["min_replicas"],
+        max_replicas=autoscaling["max_replicas"],
+        url=url_of(options["host"], options["port"]),
+        version=arguments.version,
+        name=arguments.settings.name,
+    )
+
+
+def progress(status: Status) -> str:
+    """Say in one line how far a deployment is."""
+    shown = ", ".join(f"{count} {state.lower()}" for state, count in status.replicas.items()) or "none yet"
+    return f"serving: {status.state.lower().replace('_', ' ')}, replicas: {shown}"
+
+
+def reason(message: str) -> str:
+    """Shorten what Serve says: of a traceback, what was raised."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return re.sub(r"^(?:\w+\.)+\w+: ", "", lines[-1]) if "Traceback" in message else " ".join(lines)

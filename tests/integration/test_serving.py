@@ -1,0 +1,223 @@
+"""A tiny checkpoint behind real Ray Serve: equal answers, batches, scaling, swaps."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cluster.settings import ClusterSettings
+from cluster.storage import Storage
+from serving.app import CODE_ROOT
+from serving.client import Client
+from serving.load import Load, LoadReport, send
+from serving.rollout import Rollout
+from serving.settings import ServingSettings
+from training.registry import Registry
+
+pytestmark = pytest.mark.slow
+
+TEXTS = ["nurse", "the sales driver and the teacher", "x " * 200, "school", "9 a b c d", "master " * 20]
+PATIENCE_S = 120.0
+
+
+@dataclass
+class Place:
+    """A private Ray, a registry, and what is served there."""
+
+    cluster: ClusterSettings
+    settings: ServingSettings
+    registry: Registry
+    rollout: Rollout
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    """Poll another process, with an end."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    from cluster.connection import connect
+
+    storage = str(tmp_path_factory.mktemp("registry"))
+    cluster = ClusterSettings(storage=storage, num_cpus=4, num_gpus=0, object_store_bytes=100_000_000)
+    settings = ServingSettings(port=free_port(), max_replicas=1, follow_s=0.5, resources_per_replica={"cpu": 0.5})
+    with connect(cluster) as connection:
+        rollout = Rollout.at(connection.dashboard_url, cluster, print)
+        yield Place(cluster, settings, Registry(Storage(storage)), rollout)
+        rollout.stop()
+
+
+@pytest.fixture
+def served(place: Place, make_checkpoint: Callable[[int], Path]) -> Place:
+    """The place with one replica that answers with what `production` points to."""
+    if not place.rollout.is_deployed():
+        place.registry.promote(place.registry.publish(make_checkpoint(0)))
+        place.rollout.deploy(place.settings, None)
+    return place
+
+
+@pytest.fixture
+def under_load(served: Place) -> Iterator[list[LoadReport]]:
+    """Requests all the while, none of which may fail."""
+    stop = threading.Event()
+    reports: list[LoadReport] = []
+
+    def repeat() -> None:
+        while not stop.is_set():
+            reports.append(asyncio.run(send(Load(served.settings.url, count=40, concurrency=8))))
+
+    sender = threading.Thread(target=repeat)
+    sender.start()
+    yield reports
+    stop.set()
+    sender.join()
+    assert sum(report.answered for report in reports) == 40 * len(reports) > 0
+    assert all(not report.failed and not report.refused for report in reports)
+
+
+def test_answers_equal_the_saved_model_alone_and_in_a_batch(served: Place, tmp_path: Path) -> None:
+    import torch
+
+    from training.checkpoint import load_model, load_tokenizer, read_manifest
+
+    with Client(served.settings.url) as client:
+        together = client.predict(TEXTS)
+        alone = [client.predict([text]) for text in TEXTS]
+    folder = served.registry.fetch(together.version, tmp_path / "version")
+    tokenizer, model = load_tokenizer(folder, read_manifest(folder)), load_model(folder)
+    for text, batched, single in zip(TEXTS, together.answers, alone, strict=True):
+        ids = tokenizer.encode([text])[0].tolist()
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long)).logits
+        for head, values in logits.items():
+            expected = torch.softmax(values[0], dim=-1).tolist()
+            assert list(batched.heads[head].scores.values()) == pytest.approx(expected, abs=1e-4)
+            assert list(single.answers[0].heads[head].scores.values()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_surface_behind_the_proxy(served: Place) -> None:
+    with httpx.Client(base_url=served.settings.url, trust_env=False, timeout=30.0) as client:
+        assert client.get("/health/live").json() == client.get("/health/ready").json() == {"status": "ok"}
+        facts = client.get("/v1/version").json()
+        assert [head["name"] for head in facts["heads"]] == ["category", "education"]
+        assert (facts["name"], facts["text_template"], facts["last_failure"]) == ("production", "{title}: {text}", None)
+        assert "<code>/v1/predict</code>" in client.get("/docs").text
+        for response, status in ((client.get("/nope"), 404), (client.get("/v1/predict"), 405), (client.post("/v1/predict", json={}), 422)):
+            assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
+            # Serve's proxy sends the id, and only once.
+            assert response.headers.get_list("x-request-id") == [response.json()["request_id"]]
+
+
+def test_many_at_once_share_batches(served: Place) -> None:
+    report = asyncio.run(send(Load(served.settings.url, count=200, concurrency=200)))
+    assert (report.answered, report.refused, dict(report.failed)) == (200, 0, {})
+    assert report.mean_batch_texts > 1.0
+    print(f"200 at once: mean batch {report.mean_batch_texts:.2f}, p99 {report.latency_ms(0.99):.0f} ms")
+
+
+def test_metrics_are_those_of_all_replicas(served: Place) -> None:
+    with Client(served.settings.url) as client:
+        client.predict(["nurse"] * 3)
+
+    def texts() -> float:
+        page = httpx.get(f"{served.settings.url}/metrics", trust_env=False, timeout=30.0).text
+        return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith("twohead_texts_total{"))
+
+    # Ray's exporter hears of figures some seconds after they were made.
+    wait_until(lambda: texts() >= 3, "the exporter never told of the texts")
+
+
+def test_scaling_up_and_down_loses_nothing(served: Place, under_load: list[LoadReport]) -> None:
+    served.rollout.scale(2, 2)
+    wait_until(lambda: served.rollout.status().running == 2, "the second replica never ran")
+    served.rollout.scale(1, 1)
+    wait_until(lambda: served.rollout.status().replicas == {"RUNNING": 1}, "the second replica never went")
+    sent = len(under_load)
+    wait_until(lambda: len(under_load) > sent + 1, "no requests after scaling")
+
+
+def test_a_promoted_version_is_followed_without_a_pause(
+    served: Place, under_load: list[LoadReport], make_checkpoint: Callable[[int], Path]
+) -> None:
+    with Client(served.settings.url) as client:
+        before = client.predict(TEXTS[:1])
+        version = served.registry.publish(make_checkpoint(1))
+        served.registry.promote(version)
+        wait_until(lambda: client.version().version == version, "the new version never answered")
+        after = client.predict(TEXTS[:1])
+    assert (before.version, after.version) == (version - 1, version)
+    assert before.answers != after.answers
+
+
+def test_a_broken_version_never_answers(served: Place, under_load: list[LoadReport], make_checkpoint: Callable[[int], Path]) -> None:
+    with Client(served.settings.url) as client:
+        good = client.version().version
+        broken = served.registry.publish(make_checkpoint(2))
+        weights = served.registry.fetch(broken, Path("unused")) / "weights.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.unlink()
+        weights.write_bytes(content)
+        served.registry.promote(broken)
+        wait_until(lambda: client.version().last_failure is not None, "the failure was never told")
+        facts = client.version()
+        assert facts.last_failure is not None
+        assert (facts.version, facts.last_failure.version) == (good, broken)
+        assert "has SHA-256" in facts.last_failure.reason
+        assert client.predict(TEXTS).version == good
+        served.registry.promote(good)
+
+
+def marked_processes(mark: str) -> list[int]:
+    """Find the processes that inherited a variable."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"TEST_MARK={mark}".encode() in environment.read_bytes().split(b"\0"):
+                found.append(int(environment.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    registry = Registry(Storage(str(tmp_path / "storage")))
+    registry.promote(registry.publish(tiny_checkpoint))
+    overrides = {"cluster.storage": tmp_path / "storage", "cluster.num_cpus": 2, "serving.port": free_port()}
+    words = [word for key, value in overrides.items() for word in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "serving", "run", "--ask", "the nurse", *words]
+    with subprocess.Popen(
+        command, cwd=CODE_ROOT, env=os.environ | {"TEST_MARK": tmp_path.name}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        lines = list(iter(process.stdout.readline, "Ctrl-C ends it\n"))
+        process.send_signal(signal.SIGTERM)
+        rest = process.stdout.read()
+        assert process.wait(PATIENCE_S) == 0, rest
+    printed = "".join(lines)
+    answer = json.loads(printed[printed.index("{") : printed.rindex("\n}") + 2])
+    assert (answer["version"], list(answer["answers"][0]["heads"])) == (1, ["category", "education"])
+    assert lines[-1].startswith(f"curl http://127.0.0.1:{overrides['serving.port']}/v1/predict ")
+    assert marked_processes(tmp_path.name) == []

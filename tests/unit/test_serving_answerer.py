@@ -1,0 +1,132 @@
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from serving.answerer import Answerer
+from serving.errors import DeadlineExceeded, InvalidFields, NotReady
+from serving.follower import Follower
+from serving.messages import PredictRequest
+from serving.settings import ServingSettings
+
+LONG_S = 60.0
+
+
+class FakePredictor:
+    """Answers with its version's number; can be held in the engine."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.engine = SimpleNamespace(name="fake", device="cpu", dtype="float32")
+        self.manifest = SimpleNamespace(
+            max_tokens=8, text_template="{title}: {text}", heads=(), encoder=SimpleNamespace(name="tiny"), metrics={}, created="now"
+        )
+
+    def warm(self) -> float:
+        return 1000.0
+
+    def tokenize(self, texts: list[str]) -> list[str]:
+        return [text.lower() for text in texts]
+
+    def compute(self, texts: list[str]) -> list[str]:
+        self.entered.set()
+        assert self.gate.wait(LONG_S)
+        return [f"{self.version} {text}" for text in texts]
+
+
+class FakeVersions:
+    """A registry whose name can be moved."""
+
+    version = 1
+
+    def resolve(self, reference: str | int, /) -> int:
+        return self.version
+
+    def fetch(self, version: int, target: Path, /) -> Path:
+        return target
+
+
+Test = Callable[[Answerer, FakeVersions, dict[int, FakePredictor]], Awaitable[None]]
+
+
+def run(test: Test, **settings: Any) -> None:
+    async def main() -> None:
+        versions = FakeVersions()
+        loaded: dict[int, FakePredictor] = {}
+
+        def load(folder: Path, version: int) -> Any:
+            return loaded.setdefault(version, FakePredictor(version))
+
+        answerer = Answerer(ServingSettings(follow_s=0.001, **settings), Follower(versions, "production", load))
+        with pytest.raises(NotReady):
+            answerer.require_ready()
+        await answerer.start()
+        try:
+            await asyncio.wait_for(test(answerer, versions, loaded), LONG_S)
+        finally:
+            await answerer.stop()
+        with pytest.raises(NotReady):
+            answerer.require_ready()
+
+    asyncio.run(main())
+
+
+async def version_is(answerer: Answerer, version: int) -> None:
+    while answerer.facts().version != version:
+        await asyncio.sleep(0.001)
+
+
+def test_texts_and_examples_are_answered() -> None:
+    async def test(answerer: Answerer, _: FakeVersions, __: dict[int, FakePredictor]) -> None:
+        answerer.require_health()
+        answered = await answerer.predict(PredictRequest(texts=["A", "B"]))
+        assert answered.prediction.version == 1
+        assert answered.prediction.answers == ["1 a", "1 b"]
+        answered = await answerer.predict(PredictRequest(examples=[{"title": "A", "text": "B"}]))
+        assert answered.prediction.answers == ["1 a: b"]
+        with pytest.raises(InvalidFields):
+            await answerer.predict(PredictRequest(texts=["x" * 20_001]))
+
+    run(test)
+
+
+def test_a_request_keeps_the_version_it_began_with() -> None:
+    async def test(answerer: Answerer, versions: FakeVersions, loaded: dict[int, FakePredictor]) -> None:
+        loaded[1].gate.clear()
+        began = asyncio.create_task(answerer.predict(PredictRequest(texts=["A"] * 40)))
+        assert await asyncio.to_thread(loaded[1].entered.wait, LONG_S)
+        versions.version = 2
+        await version_is(answerer, 2)
+        later = asyncio.create_task(answerer.predict(PredictRequest(texts=["B"])))
+        loaded[1].gate.set()
+        assert (await began).prediction.version == 1
+        assert (await began).prediction.answers == ["1 a"] * 40
+        assert (await later).prediction.answers == ["2 b"]
+
+    run(test, batch_tokens=8)
+
+
+def test_a_deadline_of_the_caller_counts() -> None:
+    async def test(answerer: Answerer, _: FakeVersions, loaded: dict[int, FakePredictor]) -> None:
+        loaded[1].gate.clear()
+        with pytest.raises(DeadlineExceeded, match="the deadline passed"):
+            await answerer.predict(PredictRequest(texts=["A"], deadline_ms=20))
+        loaded[1].gate.set()
+
+    run(test)
+
+
+def test_facts_name_version_and_limits() -> None:
+    async def test(answerer: Answerer, _: FakeVersions, __: dict[int, FakePredictor]) -> None:
+        facts = answerer.facts()
+        assert (facts.version, facts.name, facts.engine, facts.limits) == (1, "production", "fake", answerer.limits())
+        assert (facts.limits.max_texts, facts.limits.max_tokens) == (5, 8)
+
+    run(test, max_texts=5)

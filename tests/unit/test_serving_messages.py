@@ -1,0 +1,77 @@
+import json
+import pickle
+from typing import Any
+
+import pytest
+
+from serving.errors import BadRequest, InvalidFields, Overloaded
+from serving.messages import Limits, PredictRequest, finished_texts, parse_request
+
+LIMITS = Limits(max_texts=3, max_characters=10, max_tokens=8, max_body_bytes=1000, deadline_ms=1000)
+TEMPLATE = "{title}: {text}"
+
+
+def findings(body: Any) -> list[tuple[str, str]]:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with pytest.raises(InvalidFields) as caught:
+        finished_texts(parse_request(content, LIMITS), TEMPLATE, LIMITS)
+    assert caught.value.status == 422
+    return caught.value.findings
+
+
+def test_texts_and_examples() -> None:
+    assert finished_texts(parse_request(b'{"texts": ["a", "b"]}', LIMITS), TEMPLATE, LIMITS) == ["a", "b"]
+    request = parse_request(b'{"examples": [{"title": "a", "text": "{b}", "more": "c"}]}', LIMITS)
+    assert finished_texts(request, TEMPLATE, LIMITS) == ["a: {b}"]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"texts": ["ok", " \t\n"]}, [("texts.1", "is empty")]),
+        ({"texts": ["", "x" * 11]}, [("texts.0", "is empty"), ("texts.1", "is longer than 10 characters")]),
+        ({"texts": ["a"] * 4}, [("texts", "has 4 entries, but at most 3 are allowed")]),
+        ({"texts": ["a"], "examples": []}, [("examples", "list should have at least 1 item after validation, not 0")]),
+        ({"texts": ["a"], "examples": [{}]}, [("", "must have either 'texts' or 'examples'")]),
+        ({}, [("", "must have either 'texts' or 'examples'")]),
+        ({"texts": [1]}, [("texts.0", "must be a valid string")]),
+        ({"texts": "a"}, [("texts", "must be a valid array")]),
+        ([], [("", "must be an object")]),
+        ({"texts": ["a"], "deadline_ms": 1001}, [("deadline_ms", "must be at most 1000")]),
+        ({"texts": ["a"], "deadline_ms": "5"}, [("deadline_ms", "must be a valid integer")]),
+        ({"examples": [{"title": "a"}]}, [("examples.0", "lacks the field 'text', which the text template names")]),
+    ],
+)
+def test_findings(body: Any, expected: list[tuple[str, str]]) -> None:
+    assert findings(body) == expected
+
+
+@pytest.mark.parametrize(
+    "body", [{"secret": 1, "texts": ["a"]}, {"texts": {"secret": 1}}, {"examples": [{"secret": 1}]}, {"texts": ["secret secret"]}]
+)
+def test_findings_never_repeat_what_was_sent(body: Any) -> None:
+    assert "secret" not in repr(findings(body))
+
+
+def test_findings_are_few_for_a_body_that_is_wrong_all_over() -> None:
+    limits = LIMITS.model_copy(update={"max_texts": 1000})
+    with pytest.raises(InvalidFields) as caught:
+        finished_texts(PredictRequest(texts=[" "] * 500), TEMPLATE, limits)
+    assert len(caught.value.findings) == 20
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff", b'{"texts": ["\xff"]}', b'{"texts": ["\\ud800"]}', b"[" * 100_000, b'{"texts": ["secret']
+)
+def test_what_is_not_json_is_400_and_not_repeated(body: bytes) -> None:
+    with pytest.raises(BadRequest, match="body is not JSON") as caught:
+        parse_request(body, LIMITS)
+    assert caught.value.status == 400
+    assert "secret" not in caught.value.message
+
+
+def test_errors_travel_between_processes() -> None:
+    fields = pickle.loads(pickle.dumps(InvalidFields([("texts", "is empty")])))
+    assert (fields.findings, fields.status) == ([("texts", "is empty")], 422)
+    assert pickle.loads(pickle.dumps(Overloaded("full", 2.5))).retry_after_s == 2.5
+    assert pickle.loads(pickle.dumps(BadRequest("too large", 413))).status == 413

@@ -1,0 +1,102 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from serving.engine import TorchEngine
+from serving.errors import ServingError
+from serving.predictor import Predictor, probabilities
+from training.checkpoint import load_model, load_tokenizer, read_manifest
+
+TEXTS = ["nurse", "the sales driver and the teacher", "x " * 200, "school", "9 a b c d", "master " * 20]
+
+
+def expected_scores(folder: Path, text: str) -> dict[str, np.ndarray[Any, Any]]:
+    """Compute a text alone, straight from the saved model."""
+    ids = load_tokenizer(folder, read_manifest(folder)).encode([text])[0]
+    with torch.inference_mode():
+        logits = load_model(folder)(torch.tensor([ids.tolist()]), torch.ones(1, len(ids), dtype=torch.long)).logits
+    return {head: torch.softmax(values[0], dim=-1).numpy() for head, values in logits.items()}
+
+
+def test_answers_equal_the_saved_model_alone_and_in_a_batch(tiny_checkpoint: Path) -> None:
+    predictor = Predictor.load(tiny_checkpoint, 1)
+    together = predictor.compute(predictor.tokenize(TEXTS))
+    for text, answer in zip(TEXTS, together, strict=True):
+        (alone,) = predictor.compute(predictor.tokenize([text]))
+        for head, scores in expected_scores(tiny_checkpoint, text).items():
+            assert list(answer.heads[head].scores.values()) == pytest.approx(scores, abs=1e-4)
+            assert list(alone.heads[head].scores.values()) == pytest.approx(scores, abs=1e-4)
+            assert answer.heads[head].probability == pytest.approx(scores.max(), abs=1e-4)
+            assert answer.heads[head].class_ == list(answer.heads[head].scores)[scores.argmax()]
+
+
+def test_tokens_and_truncation(tiny_checkpoint: Path) -> None:
+    predictor = Predictor.load(tiny_checkpoint, 1)
+    short, long = predictor.compute(predictor.tokenize(["nurse", "x " * 200]))
+    assert (short.tokens, short.truncated) == (3, False)
+    assert (long.tokens, long.truncated) == (64, True)
+
+
+def test_classes_keep_the_manifest_order(tiny_checkpoint: Path) -> None:
+    predictor = Predictor.load(tiny_checkpoint, 1)
+    (answer,) = predictor.compute(predictor.tokenize(["nurse"]))
+    assert {head: list(facts.scores) for head, facts in answer.heads.items()} == {
+        head.name: list(head.classes) for head in predictor.manifest.heads
+    }
+
+
+def test_a_threshold_makes_an_abstention(tiny_checkpoint: Path) -> None:
+    predictor = Predictor.load(tiny_checkpoint, 1)
+    first, second = predictor.manifest.heads
+    heads = (first.model_copy(update={"threshold": 1.0}), second)
+    predictor.manifest = predictor.manifest.model_copy(update={"heads": heads})
+    (answer,) = predictor.compute(predictor.tokenize(["nurse"]))
+    assert (answer.heads[first.name].abstained, answer.heads[second.name].abstained) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda logits: {"category": logits["category"]}, "version 1: head 'education' answers with shape None, but must with (4, 4)"),
+        (
+            lambda logits: logits | {"category": logits["category"][:, :2]},
+            "version 1: head 'category' answers with shape (4, 2), but must with (4, 3)",
+        ),
+        (
+            lambda logits: logits | {"category": logits["category"] * np.nan},
+            "version 1: head 'category' answers something that is no number",
+        ),
+    ],
+)
+def test_warming_finds_an_engine_that_answers_wrong(tiny_checkpoint: Path, change: Any, message: str) -> None:
+    predictor = Predictor.load(tiny_checkpoint, 1)
+    assert predictor.warm() > 0
+    engine = predictor.engine
+
+    class Changed:
+        name, device, dtype = engine.name, engine.device, engine.dtype
+
+        def forward(self, rows: Any) -> Any:
+            return change(engine.forward(rows))
+
+    predictor.engine = Changed()
+    with pytest.raises(ServingError) as caught:
+        predictor.warm()
+    assert caught.value.message == message
+
+
+def test_the_engine_says_what_it_runs_on(tiny_checkpoint: Path) -> None:
+    engine = TorchEngine(tiny_checkpoint, pad_id=0)
+    assert (engine.name, engine.device != "", engine.dtype in ("float32", "bfloat16")) == ("torch", True, True)
+
+
+def test_temperature_softens_and_keeps_the_order() -> None:
+    logits = np.array([[1.0, 3.0, 2.0], [1000.0, -1000.0, 0.0]], dtype=np.float32)
+    plain, soft = probabilities(logits, 1.0), probabilities(logits, 4.0)
+    assert plain.sum(axis=1) == pytest.approx([1.0, 1.0])
+    assert (plain.argsort(axis=1) == soft.argsort(axis=1)).all()
+    assert soft[0].max() < plain[0].max()
+    assert plain[0] == pytest.approx(torch.softmax(torch.tensor(logits[0]), dim=-1).numpy(), abs=1e-6)

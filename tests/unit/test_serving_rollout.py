@@ -1,0 +1,177 @@
+import copy
+import socket
+from typing import Any
+
+import pytest
+
+from cluster.errors import ClusterError
+from cluster.settings import ClusterSettings
+from serving import rollout as module
+from serving.rollout import Rollout
+from serving.settings import ServingSettings
+
+OTHER = {"name": "other", "import_path": "other:app", "route_prefix": "/other"}
+TRACEBACK = """The deployment failed to start 3 times in a row. Error:
+ray::ServeReplica (pid=1)
+RuntimeError: Traceback (most recent call last):
+  File "serving/replica.py", line 39, in __init__
+training.errors.CheckpointError: weights.safetensors: has another SHA-256
+"""
+
+
+class FakeServe:
+    """Serve's REST interface in memory; everything deployed runs at once, with `min_replicas` replicas."""
+
+    def __init__(self, *others: dict[str, Any], status: str = "RUNNING", message: str = "") -> None:
+        self.applications = {other["name"]: copy.deepcopy(other) for other in others}
+        self.http_options: dict[str, Any] = {}
+        self.status, self.message = status, message
+        self.puts: list[dict[str, Any]] = []
+        self.is_ended = False
+        self.error: Exception | None = None
+
+    def get_serve_details(self) -> dict[str, Any]:
+        if self.error is not None:
+            raise self.error
+        details: dict[str, Any] = {"applications": {name: self._described(config) for name, config in self.applications.items()}}
+        if self.http_options:
+            details |= {"proxies": {"node": {}}, "proxy_location": "EveryNode", "http_options": self.http_options, "grpc_options": {}}
+        return copy.deepcopy(details)
+
+    def _described(self, config: dict[str, Any]) -> dict[str, Any]:
+        running = sum(deployment["autoscaling_config"]["min_replicas"] for deployment in config.get("deployments", ()))
+        replicas = [{"state": "RUNNING"}] * running
+        deployments = {"Replica": {"replicas": replicas, "message": self.message}}
+        return {"status": self.status, "message": "Failed to update.", "deployed_app_config": config, "deployments": deployments}
+
+    def deploy_applications(self, config: dict[str, Any]) -> None:
+        self.puts.append(copy.deepcopy(config))
+        self.http_options = self.http_options or config["http_options"]
+        self.applications = {application["name"]: application for application in config["applications"]}
+
+    def delete_applications(self) -> None:
+        self.is_ended = True
+        self.applications = {}
+
+    def _upload_working_dir_if_needed(self, runtime_env: dict[str, Any]) -> None:
+        runtime_env["working_dir"] = "gcs://code.zip"
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> ServingSettings:
+    monkeypatch.setattr(module, "_answers", lambda client: True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return ServingSettings(port=port, max_replicas=4)
+
+
+def made(serve: FakeServe, **cluster: Any) -> Rollout:
+    return Rollout(serve, ClusterSettings(storage="/registry", **cluster), lambda line: None)
+
+
+def test_deploying_keeps_other_applications(settings: ServingSettings) -> None:
+    serve = FakeServe(OTHER)
+    made(serve).deploy(settings, 7)
+    assert [application["name"] for application in serve.puts[0]["applications"]] == ["other", "twohead"]
+    status = made(serve).status()
+    assert (status.state, status.running, status.min_replicas, status.max_replicas) == ("RUNNING", 1, 1, 4)
+    assert (status.url, status.version, status.name) == (settings.url, 7, "production")
+
+
+def test_scaling_changes_the_numbers_and_nothing_else(settings: ServingSettings) -> None:
+    serve = FakeServe(OTHER)
+    rollout = made(serve)
+    rollout.deploy(settings, None)
+    status = rollout.scale(2, 3)
+    assert (status.running, status.min_replicas, status.max_replicas) == (2, 2, 3)
+    before, after = serve.puts
+    for put in (before, after):
+        for deployment in put["applications"][1]["deployments"]:
+            del deployment["autoscaling_config"]["min_replicas"], deployment["autoscaling_config"]["max_replicas"]
+    # Anything else that changed would restart replicas.
+    assert before["applications"] == after["applications"]
+    assert before["http_options"] == after["http_options"]
+
+
+def test_stopping_leaves_others_running(settings: ServingSettings) -> None:
+    serve = FakeServe(OTHER)
+    rollout = made(serve)
+    rollout.deploy(settings, None)
+    assert rollout.stop()
+    assert (list(serve.applications), serve.is_ended) == (["other"], False)
+    assert not rollout.stop()
+
+
+def test_stopping_the_last_one_ends_serve(settings: ServingSettings) -> None:
+    serve = FakeServe()
+    rollout = made(serve)
+    rollout.deploy(settings, None)
+    assert rollout.is_deployed()
+    assert rollout.stop()
+    assert serve.is_ended
+    assert not rollout.is_deployed()
+
+
+@pytest.mark.parametrize("verb", ["status", "scale"])
+def test_nothing_deployed(verb: str) -> None:
+    rollout = made(FakeServe(OTHER))
+    with pytest.raises(ClusterError, match="nothing is deployed on this cluster"):
+        rollout.status() if verb == "status" else rollout.scale(1, 2)
+
+
+def test_a_taken_port_is_told_before_anything_is_deployed(settings: ServingSettings) -> None:
+    serve = FakeServe()
+    with socket.socket() as taken:
+        taken.bind((settings.host, settings.port))
+        taken.listen()
+        with pytest.raises(ClusterError, match=f"127.0.0.1:{settings.port} is taken by another process"):
+            made(serve).deploy(settings, None)
+    assert serve.puts == []
+
+
+def test_serve_does_not_move_to_another_port(settings: ServingSettings) -> None:
+    serve = FakeServe()
+    rollout = made(serve)
+    rollout.deploy(settings, None)
+    with pytest.raises(ClusterError, match=f"Serve listens on 127.0.0.1:{settings.port} here and cannot move to 127.0.0.1:9"):
+        rollout.deploy(settings.model_copy(update={"port": 9}), None)
+    assert len(serve.puts) == 1
+
+
+def test_a_replica_that_cannot_start_says_why(settings: ServingSettings) -> None:
+    rollout = made(FakeServe(status="DEPLOY_FAILED", message=TRACEBACK))
+    with pytest.raises(ClusterError) as caught:
+        rollout.deploy(settings, None)
+    assert caught.value.message == "the replicas cannot start: weights.safetensors: has another SHA-256"
+
+
+def test_waiting_ends(settings: ServingSettings) -> None:
+    lines: list[str] = []
+    rollout = Rollout(FakeServe(status="DEPLOYING", message="no node has 99 CPUs"), ClusterSettings(storage="/registry"), lines.append)
+    with pytest.raises(ClusterError, match=r"does not answer after 0 s: no node has 99 CPUs"):
+        rollout.deploy(settings.model_copy(update={"ready_timeout_s": 0.001}), None)
+
+
+def test_ready_is_what_answers_and_not_what_serve_says(settings: ServingSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([False, False, True])
+    monkeypatch.setattr(module, "_answers", lambda client: next(answers))
+    monkeypatch.setattr(module, "POLL_S", 0.0)
+    made(FakeServe()).deploy(settings, None)
+    assert list(answers) == []
+
+
+def test_code_is_read_in_place_here_and_uploaded_elsewhere(settings: ServingSettings) -> None:
+    here, elsewhere = FakeServe(), FakeServe()
+    made(here).deploy(settings, None)
+    made(elsewhere, address="http://head:8265").deploy(settings, None)
+    assert here.puts[0]["applications"][0]["runtime_env"]["working_dir"] == f"local://{module.CODE_ROOT}"
+    assert elsewhere.puts[0]["applications"][0]["runtime_env"]["working_dir"] == "gcs://code.zip"
+    assert "excludes" not in elsewhere.puts[0]["applications"][0]["runtime_env"]
+
+
+def test_what_serve_says_is_our_error() -> None:
+    serve = FakeServe()
+    serve.error = RuntimeError("Request failed with status code 503: GCS is down.")
+    with pytest.raises(ClusterError, match="Serve: Request failed with status code 503: GCS is down"):
+        made(serve).status()
