@@ -51,7 +51,7 @@ class ClusterSettings(Section):
     num_gpus: int | None = Field(default=None, ge=0)
     dashboard_port: int = Field(default=8265, ge=1, le=65535)
     object_store_bytes: int = Field(default=500_000_000, ge=80_000_000)
-    exclude: tuple[str, ...] = (".git", ".venv", ".twohead", "__pycache__", ".*_cache")
+    exclude: tuple[str, ...] = (".git", ".venv", "venv", ".twohead", "__pycache__", ".*_cache")
     launcher: dict[str, Any] | None = None
 
     @field_validator("address")
@@ -70,30 +70,37 @@ class ClusterSettings(Section):
 SectionT = TypeVar("SectionT", bound=Section)
 
 
+_MERGE_TAG = "tag:yaml.org,2002:merge"
+
+
 class _Loader(yaml.SafeLoader):
     """`yaml.SafeLoader` with YAML 1.2 scalars and without silent duplicate keys.
 
-    PyYAML follows YAML 1.1, in which `1e-5` is a string and `no` is false.
+    PyYAML follows YAML 1.1, in which `1e-5` is a string, `no` is false, `10:30` is 630 and `010` is 8. Digits after
+    a leading zero stay a string here: they are a code, and a number would lose the zero.
     """
 
     yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in entries if not tag.endswith((":float", ":bool", ":timestamp"))]
+        first: [(tag, pattern) for tag, pattern in entries if not tag.endswith((":float", ":int", ":bool", ":timestamp"))]
         for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for position, key in enumerate(keys):
-            if key in keys[:position]:
-                line = node.value[position][0].start_mark.line + 1
-                raise SettingsError(f"line {line}: the key {key!r} stands twice", "keep one of the two")
+        keys: list[Any] = []
+        for key_node, _ in node.value:
+            # `<<` merges another mapping, and has no value of its own.
+            key = None if key_node.tag == _MERGE_TAG else self.construct_object(key_node, deep=True)
+            if key is not None and key in keys:
+                raise SettingsError(f"line {key_node.start_mark.line + 1}: the key {key!r} stands twice", "keep one of the two")
+            keys.append(key)
         return super().construct_mapping(node, deep=deep)
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$|^0x[0-9a-fA-F]+$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"),
+    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"),
     list("-+.0123456789"),
 )
 

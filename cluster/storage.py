@@ -4,6 +4,7 @@ A local path and `s3://bucket/prefix` behave alike. Readers never see half a fil
 beside their place and renamed; object stores make a put visible only when it is complete. It does not know what the files mean.
 """
 
+import errno
 import hashlib
 import os
 import uuid
@@ -103,7 +104,11 @@ class Storage:
 
     @staticmethod
     def _write_local(target: Path, content: bytes, *, exclusive: bool) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            # Else `create` would take a file in a folder's place for a lost race.
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from None
         draft = target.parent / f".tmp-{uuid.uuid4().hex}"
         try:
             with draft.open("xb") as file:

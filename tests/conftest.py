@@ -12,7 +12,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz0123456789", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"), "nurse", "sales", "driver", "teacher", "school", "master", "the", "and"]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+WORDS = [
+    *["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+    *LETTERS,
+    *"0123456789",
+    *(f"##{letter}" for letter in LETTERS),
+    *["nurse", "sales", "driver", "teacher", "school", "master", "the", "and"],
+]
 HEADS = [
     {"name": "category", "classes": ["driver", "nurse", "sales"], "hidden_size": 0, "dropout": 0.1},
     {"name": "education", "classes": ["none", "school", "master", "phd"], "hidden_size": 8, "dropout": 0.1},
@@ -46,7 +53,8 @@ def write_encoder(folder: Path, model_type: str = "bert", **changes: Any) -> Pat
     if model_type == "distilbert":
         sizes |= {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 24}
     if model_type == "deberta-v2":
-        sizes |= {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "conv_kernel_size": 3, "conv_act": "gelu", "share_att_key": True}
+        sizes |= {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True}
+        sizes |= {"conv_kernel_size": 3, "conv_act": "gelu"}
     if model_type == "electra":
         sizes |= {"embedding_size": 12}
     if model_type == "modernbert":

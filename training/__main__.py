@@ -20,7 +20,7 @@ def sample(options: argparse.Namespace) -> int:
     from training.sample import write_sample
 
     summary = write_sample(options.out, options.rows, options.seed)
-    say(f"{options.out}: {summary.rows} job ads, {summary.missing_labels} without an education label")
+    say(f"{options.out}: {summary.rows} job ads, {summary.missing['education']} without an education label")
     return 0
 
 
@@ -65,9 +65,8 @@ def _print_result(result: "SearchResult") -> None:
         for head in heads
     ]
     say()
-    say(
-        f"best      trial {result.best.position} of {len(result.outcomes)}, validation score {result.best.score or 0.0:.3f}, epoch {result.best.best_epoch}"
-    )
+    best = result.best
+    say(f"best      trial {best.position} of {len(result.outcomes)}, validation score {best.score or 0.0:.3f}, epoch {best.best_epoch}")
     say(f"\non the {split} split:")
     say(table(["head", "macro-F1", "majority", "accuracy", "majority"], rows, right=(1, 2, 3, 4)))
     say(f"all heads right: {figures['joint_accuracy']:.3f}")

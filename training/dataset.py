@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cluster.storage import sha256
 from training.errors import DataError
 from training.findings import Findings, Note, counted, first_rows
-from training.rows import SPLITS, Pools, Row, read_pools, text_key, without_duplicates, without_leaks
+from training.rows import SPLITS, Pools, Reading, Row, read_files, text_key, without_duplicates, without_leaks
 from training.settings import DataSettings, TrainingSettings
 from training.split import connected, stratified_split
 
@@ -85,33 +85,44 @@ def load_dataset(settings: TrainingSettings) -> Dataset:
     """Read the tables, check them and divide them.
 
     Raises:
-        DataError: With every finding of the first step that fails: reading, classes, leaks, dividing.
+        DataError: With every finding in the files; where they are good, every finding about classes and leaks.
+    """
+    return build_dataset(settings, read_files(settings))
+
+
+def build_dataset(settings: TrainingSettings, reading: Reading) -> Dataset:
+    """Divide what was read.
+
+    Raises:
+        DataError: See `load_dataset`.
     """
     data = settings.data
-    pools, notes = read_pools(settings)
-    classes = _classes(settings, pools)
+    reading.findings.raise_any()
+    findings = Findings()
+    classes = _classes(settings, reading.pools, findings)
+    pools: Pools = {}
+    notes = list(reading.notes)
     for name in SPLITS:
-        pools[name], found = without_duplicates(name, pools[name], data)
+        pools[name], found = without_duplicates(name, reading.pools[name], data)
         notes += found
-    pools, found = without_leaks(pools, data)
+    pools, found = without_leaks(pools, data, findings)
+    findings.raise_any()
     examples = {name: _examples(pool, classes, data) for name, pool in pools.items()}
     splits = _divided({**examples, "training": _chosen(examples["training"], data)}, data)
     notes += [*found, *_class_notes(classes, splits)]
     return Dataset(classes, splits["training"], splits["validation"], splits["test"], digest=_digest(classes, splits), notes=tuple(notes))
 
 
-def _classes(settings: TrainingSettings, pools: Pools) -> Classes:
-    """Take the given classes or find them in the training rows, and refuse what cannot be learnt or judged."""
-    findings = Findings()
+def _classes(settings: TrainingSettings, pools: Pools, findings: Findings) -> Classes:
+    """Take the given classes or find them in the training rows; note what cannot be learnt or judged."""
     classes: Classes = {}
     for head, given in settings.heads.items():
         found = sorted({row.labels[head] for row in pools["training"] if head in row.labels})
         if len(found) < 2:
             has = f"has one class, {found[0]!r}" if found else "has no labelled training row"
-            findings.add(f"head {head!r} {has}; nothing to learn", f"remove the head from training.heads, or check column {head!r}")
+            findings.add(f"head {head!r} {has}; nothing to learn", f"remove training.heads.{head}, or check its column")
         classes[head] = given.classes or tuple(found)
         _check_unseen(head, set(classes[head]), pools, findings)
-    findings.raise_any()
     return classes
 
 
@@ -129,20 +140,33 @@ def _check_unseen(head: str, known: set[str], pools: Pools, findings: Findings) 
 
 def _chosen(pool: Examples, data: DataSettings) -> Examples:
     """Take at most `max_rows` examples with the class shares of all; groups and copies of a text stay whole."""
-    if data.max_rows is None or len(pool) <= data.max_rows:
+    most = data.max_rows
+    if most is None or len(pool) <= most:
         return pool
-    keys = [text_key(text) for text in pool.texts]
-    chosen, _, _ = stratified_split(pool.labels, pool.groups, (1.0 - data.max_rows / len(pool), 0.0), data.split.seed, keys)
-    return _trimmed(pool.take(chosen), data.max_rows)
+    units = connected(_keys(pool), pool.groups)
+    if min(map(len, units)) > most:
+        raise DataError(
+            f"training.data.max_rows is {most}, but the smallest group of rows that stay together has {min(map(len, units)):,}",
+            "raise max_rows, or give split.group_by finer groups",
+        )
+    pool = pool.take(sorted(index for unit in units if len(unit) <= most for index in unit))
+    if len(pool) > most:
+        chosen, _, _ = stratified_split(pool.labels, pool.groups, (1.0 - most / len(pool), 0.0), data.split.seed, _keys(pool))
+        pool = pool.take(chosen)
+    return _trimmed(pool, most)
 
 
 def _trimmed(pool: Examples, most: int) -> Examples:
     """Remove groups that are just large enough until at most so many examples are left."""
-    keys = [text_key(text) for text in pool.texts]
+    keys = _keys(pool)
     units = sorted(connected(keys, pool.groups), key=lambda unit: (len(unit), min(sha256(keys[index].encode()) for index in unit)))
     while (excess := sum(map(len, units)) - most) > 0:
         units.remove(next((unit for unit in units if len(unit) >= excess), units[-1]))
     return pool.take(sorted(index for unit in units for index in unit))
+
+
+def _keys(pool: Examples) -> list[str]:
+    return [text_key(text) for text in pool.texts]
 
 
 def _examples(pool: Sequence[Row], classes: Classes, data: DataSettings) -> Examples:
@@ -165,17 +189,17 @@ def _divided(pools: Mapping[str, Examples], data: DataSettings) -> dict[str, Exa
             "give one of the two",
         )
     pool = pools["training"]
-    keys = [text_key(text) for text in pool.texts]
-    divided = dict(zip(SPLITS, map(pool.take, stratified_split(pool.labels, pool.groups, fractions, split.seed, keys)), strict=True))
+    indices = stratified_split(pool.labels, pool.groups, fractions, split.seed, _keys(pool))
+    divided = dict(zip(SPLITS, map(pool.take, indices), strict=True))
     result = {name: pools[name] if given.get(name) else examples for name, examples in divided.items()}
     for name, share in zip(SPLITS, (1.0, *fractions), strict=True):
         if not len(result[name]) and (share or given.get(name)):
-            raise DataError(f"no examples are left for {name}: {_too_few(pool, keys)}", "give more rows, or files for each split")
+            raise DataError(f"no examples are left for {name}: {_too_few(pool)}", "give more rows, or files for each split")
     return result
 
 
-def _too_few(pool: Examples, keys: Sequence[str]) -> str:
-    units = len(connected(keys, pool.groups))
+def _too_few(pool: Examples) -> str:
+    units = len(connected(_keys(pool), pool.groups))
     return f"{counted(len(pool), 'training row', 'training rows')} in {counted(units, 'group', 'groups')} of rows that stay together"
 
 

@@ -3,7 +3,7 @@
 Both count everything and show the first; they hold places, column names and classes, never texts.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,10 +61,14 @@ class Note:
         return f"{self.message}: {first_rows(self.rows, self.count)}" if self.rows else self.message
 
 
-def first_rows(rows: Iterable[str], count: int) -> str:
-    """Return the first few rows as messages show them; `count` is how many there are."""
-    shown = list(rows)[:SHOWN_ROWS]
-    return "; ".join([*shown, "…"] if count > len(shown) else shown)
+def first_rows(rows: Sequence[str], count: int) -> str:
+    """Return the first few of `count` rows, like "ads.csv, rows 3, 9, …"."""
+    numbers: dict[str, list[str]] = {}
+    for row in rows[:SHOWN_ROWS]:
+        file, _, number = row.rpartition(", row ")
+        numbers.setdefault(file, []).append(number)
+    shown = "; ".join(f"{file}, {'row' if len(found) == 1 else 'rows'} {', '.join(found)}" for file, found in numbers.items())
+    return f"{shown}, …" if count > len(rows[:SHOWN_ROWS]) else shown
 
 
 def counted(count: int, one: str, several: str) -> str:

@@ -122,7 +122,7 @@ class Fit:
         self._precision = choose_precision(settings.precision, device)
         if settings.gradient_checkpointing:
             encoder: Any = model.encoder
-            encoder.gradient_checkpointing_enable()
+            encoder.activation_checkpointing_enable()
         self._last: Epoch | None = None
         self._best_state = trainable_state(model)
 

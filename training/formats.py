@@ -177,7 +177,7 @@ def read_json_lines(source: Source) -> Cells:
             numbers.append(number)
         except json.JSONDecodeError as error:
             findings.add(f"{source.name}, line {number}: not valid JSON at character {error.pos + 1}: {error.msg}", _JSON_HINT)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             findings.add(f"{source.name}, line {number}: {error}", _JSON_HINT)
     findings.raise_any()
     header = list(dict.fromkeys(column for row in rows for column in row))
@@ -191,7 +191,10 @@ _JSON_HINT = "each line is one JSON object"
 
 
 def _json_object(line: str) -> dict[str, Any]:
-    row = json.loads(line, object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
+    try:
+        row = json.loads(line, object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(row, dict):
         raise ValueError(f"a {type(row).__name__}, but must be an object")
     return row

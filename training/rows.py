@@ -67,35 +67,49 @@ def is_blank(text: str) -> bool:
     return not any(character.isprintable() and character != " " for character in text)
 
 
-def read_pools(settings: TrainingSettings) -> tuple[Pools, list[Note]]:
-    """Read all files; a finding in one does not hide those in the others.
+@dataclass(frozen=True)
+class Reading:
+    """What the given files hold.
 
-    Returns:
-        The rows that can be used, by `SPLITS`, in the order of the files, and notes on those that were left out.
-
-    Raises:
-        DataError: With every finding.
+    Attributes:
+        pools: The rows that can be used, by `SPLITS`, in the order of the files.
+        files: For each file that could be read: its name, its pool, its rows, and how many of them can be used.
+        notes: On rows that were left out.
+        findings: What must be put right first.
     """
-    _check_text_columns(settings)
+
+    pools: Pools
+    files: list[tuple[str, str, int, int]]
+    notes: list[Note]
+    findings: Findings
+
+
+def read_files(settings: TrainingSettings) -> Reading:
+    """Read all files; a finding in one does not hide those in the others."""
     data = settings.data
-    pools: Pools = {name: [] for name in SPLITS}
     intake = _Intake(settings)
+    pools: Pools = {name: [] for name in SPLITS}
+    files = []
+    _check_text_columns(settings, intake.findings)
     for name, paths in zip(SPLITS, (data.files, data.validation_files, data.test_files), strict=True):
         for path in paths:
             try:
                 table = _read(path, settings)
             except DataError as error:
                 intake.findings.add(error.message, error.hint)
-            else:
-                pools[name] += intake.rows(table)
-                if name == "training":
-                    intake.found_columns |= set(table.frame.columns)
-    intake.findings.raise_any()
-    _check_every_head(settings, intake.found_columns)
+                continue
+            rows = intake.rows(table)
+            pools[name] += rows
+            files.append((table.name, name, len(table.numbers), len(rows)))
+            if name == "training":
+                intake.found_columns |= set(table.frame.columns)
     notes = intake.notes()
-    if not pools["training"]:
-        raise DataError("no row of training.data.files has a text and a label", "; ".join(map(str, notes)))
-    return pools, notes
+    # With a file unread, columns and rows would only seem to be missing.
+    if not intake.findings.count:
+        _check_every_head(settings, intake)
+    if not intake.findings.count and not pools["training"]:
+        intake.findings.add("no row of training.data.files has a text and a label", "; ".join(map(str, notes)))
+    return Reading(pools, files, notes, intake.findings)
 
 
 def head_columns(settings: TrainingSettings) -> dict[str, str]:
@@ -103,12 +117,10 @@ def head_columns(settings: TrainingSettings) -> dict[str, str]:
     return {head: given.column or head for head, given in settings.heads.items()}
 
 
-def _check_text_columns(settings: TrainingSettings) -> None:
-    findings = Findings()
+def _check_text_columns(settings: TrainingSettings, findings: Findings) -> None:
     for head, column in head_columns(settings).items():
         if column in template_columns(settings.data.text):
             findings.add(f"training.data.text holds column {column!r}, the answer of head {head!r}", "leave it out of the text")
-    findings.raise_any()
 
 
 def _read(path: str, settings: TrainingSettings) -> Table:
@@ -122,13 +134,11 @@ def _read(path: str, settings: TrainingSettings) -> Table:
     return table
 
 
-def _check_every_head(settings: TrainingSettings, found: set[str]) -> None:
-    findings = Findings()
+def _check_every_head(settings: TrainingSettings, intake: "_Intake") -> None:
     for head, column in head_columns(settings).items():
-        if column not in found:
+        if column not in intake.found_columns:
             hint = f"set training.heads.{head}.column, or remove the head"
-            findings.add(f"column {column!r} of head {head!r} is in no file of training.data.files", hint)
-    findings.raise_any()
+            intake.findings.add(f"column {column!r} of head {head!r} is in no file of training.data.files", hint)
 
 
 class _Intake:
@@ -210,27 +220,26 @@ def without_duplicates(name: str, pool: list[Row], data: DataSettings) -> tuple[
     return (first if data.duplicates == "drop" else pool), [note]
 
 
-def without_leaks(pools: Pools, data: DataSettings) -> tuple[Pools, list[Note]]:
-    """Find texts that stand in two pools; the later pool (test before validation before training) keeps them.
+def without_leaks(pools: Pools, data: DataSettings, findings: Findings) -> tuple[Pools, list[Note]]:
+    """Find texts that stand in two pools; the later pool (test, then validation, then training) keeps them.
 
-    Raises:
-        DataError: There are some, and `leaks` is `error`.
+    With `leaks: error` each such row is added to the findings.
     """
     clean = dict(pools)
     notes: list[Note] = []
-    findings = Findings()
     for position, name in enumerate(SPLITS):
         later = {row.key: row.where for other in SPLITS[position + 1 :] for row in pools[other]}
         leaks = [row for row in pools[name] if row.key in later]
         if not leaks:
             continue
-        for row in leaks if data.leaks == "error" else ():
-            hint = "set training.data.leaks to drop to leave such rows out of the earlier split"
-            findings.add(f"{row.where}: the same text as {later[row.key]}, which is not for {name}", hint)
         if data.leaks == "drop":
             clean[name] = [row for row in pools[name] if row.key not in later]
+        if data.leaks == "error":
+            for row in leaks:
+                hint = "set training.data.leaks to drop to leave such rows out of the earlier split"
+                findings.add(f"{row.where} ({name}): the same text as {later[row.key]}", hint)
+            continue
         fate = "left out" if data.leaks == "drop" else "kept"
         message = f"{counted(len(leaks), 'row', 'rows')} for {name} with a text of a later split {fate}"
         notes.append(Note("leak", message, len(leaks), tuple(row.where for row in leaks[:SHOWN_ROWS])))
-    findings.raise_any()
     return clean, notes

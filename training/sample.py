@@ -26,9 +26,10 @@ MIN_ROWS = 20
 GERMAN_FRACTION = 0.4
 MISSING_FRACTION = 0.15
 # Shares of the ads that name no occupation, and that say outright which education they want.
-NEUTRAL_FRACTION = 0.25
+NEUTRAL_FRACTION = 0.2
 STATED_FRACTION = 0.75
-TARGET_WORDS = (55, 130)
+FIELD_FRACTION = 0.65
+TARGET_WORDS = (48, 130)
 ATTEMPTS_PER_ROW = 50
 
 ItemT = TypeVar("ItemT")
@@ -46,6 +47,7 @@ class _Occupation(TypedDict):
 
 
 class _Occupations(TypedDict):
+    fields: list[str]
     simple: list[str]
     skilled: list[str]
     occupations: list[_Occupation]
@@ -67,6 +69,7 @@ class _Wording(TypedDict):
     openings: list[str]
     neutral_openings: list[str]
     duty_frames: list[str]
+    field_frames: list[str]
     colleague_frames: list[str]
     qualities: list[str]
     distractors: dict[str, list[str]]
@@ -117,6 +120,9 @@ class _Dice:
 
     def below(self, limit: int) -> int:
         return int(self._random.random() * limit)
+
+    def between(self, low: int, high: int) -> int:
+        return low + self.below(high - low)
 
     def chance(self, probability: float) -> bool:
         return self._random.random() < probability
@@ -235,21 +241,24 @@ class _Writer:
         parts = {"duties": self._duties()}
         if self._stated:
             parts["education"] = self._say(self._dice.pick(self._wording["levels"][self._cell.education]["stated"]))
-        target = TARGET_WORDS[0] + self._dice.below(TARGET_WORDS[1] - TARGET_WORDS[0])
+        if self._dice.chance(FIELD_FRACTION):
+            field = self._dice.pick(self._category["fields"])
+            parts["field"] = self._say(self._dice.pick(self._wording["field_frames"]), field=field)
+        target = min(self._dice.between(*TARGET_WORDS) for _ in range(2))
         words += sum(len(part.split()) for part in parts.values())
         for name, sentence in self._dice.shuffled(list(self._extras().items())):
             if words < target:
                 parts[name] = sentence
                 words += len(sentence.split())
-        middle = self._dice.shuffled([["duties", "colleagues"], ["education", "quality", "second quality"], ["distractor"]])
+        middle = self._dice.shuffled([["duties", "colleagues"], ["education", "field", "quality", "second quality"], ["distractor"]])
         order = ["blurb", *(name for block in middle for name in block), "benefit", "second benefit", "hours", "application"]
         return [parts[name] for name in order if name in parts]
 
     def _duties(self) -> str:
-        duties = self._dice.shuffled(self._category[self._cell.skill])[: 1 + self._dice.below(2)]  # type: ignore[literal-required]
+        duties = self._dice.shuffled(self._category[self._cell.skill])[: 2 + self._dice.below(2)]  # type: ignore[literal-required]
         duties += self._dice.shuffled(self._occupation["duties"])[: 1 + self._dice.below(2)]
         general = 1 if self._stated else 2
-        if not self._stated or self._dice.chance(0.5):
+        if not self._stated or self._dice.chance(0.4):
             duties += self._dice.shuffled(self._wording["levels"][self._cell.education]["duties"])[:general]
         wordings = [self._reword(duty) for duty in self._dice.shuffled(duties)]
         listed = ", ".join(wordings[:-1]) + self._wording["conjunction"] + wordings[-1]

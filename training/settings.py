@@ -8,7 +8,7 @@ import string
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from cluster.settings import Section, read_settings_file, validate_section
 
@@ -238,8 +238,18 @@ class Choices(Section):
     choices: tuple[int | float, ...] = Field(min_length=1)
 
 
-# A plain number fixes the dimension; null takes the default configuration's value.
-Dimension = Range | Choices | int | float | None
+def _kind_of_dimension(value: object) -> str:
+    if isinstance(value, Choices) or (isinstance(value, dict) and "choices" in value):
+        return "choices"
+    return "range" if isinstance(value, Range | dict) else "number"
+
+
+# A plain number fixes the dimension; null takes the default configuration's value. Choosing by kind keeps
+# pydantic from listing what is wrong with the input as each of the other kinds.
+Dimension = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")] | Annotated[int | float | None, Tag("number")],
+    Discriminator(_kind_of_dimension),
+]
 
 
 class HeadSpace(Section):

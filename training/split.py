@@ -8,7 +8,7 @@ to be divided. The order among equals is a SHA-256 of seed and key, never the or
 
 Source of the idea, for single examples: Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label
 data", ECML PKDD 2011. Theirs serves the rarest label first; here all strata of a unit decide, so a unit can be a group. On
-real groups (KldB, 4,000 titles in 146 groups, six seeds) the largest error of a class's share is .014; by moves alone it was .066.
+real groups (KldB, 4,000 titles in about 145 groups, six seeds) a class's share is off by .014 at most, by moves alone by .025.
 """
 
 import hashlib

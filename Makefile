@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+RUN     = $(VENV)/bin/python
+READY   = $(VENV)/.ready
+
+.DEFAULT_GOAL := list
+.PHONY: list install demo test lint clean
+
+list: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+install: $(READY) ## make the virtual environment with pinned dependencies
+
+# torch goes first and alone: its CPU build is one exact file, and no other dependency may choose another.
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; name one with PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY) ## table → search → version → answer over HTTP, serving until Ctrl-C (ONCE=1 stops after the answer)
+	$(RUN) -m training sample --out ads.csv --rows 600 --seed 7
+	$(RUN) -m training tune
+	$(RUN) -m training publish --promote
+	$(RUN) -m serving run --ask "Night nurse (m/f/d): you look after patients on our ward. You have completed your vocational training." $(if $(ONCE),--once)
+
+test: $(READY) ## pass all tests, the slow ones too (FAST=1 leaves those out)
+	$(RUN) -m pytest $(if $(FAST),-m "not slow")
+
+lint: $(READY) ## ruff, its formatter and mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+clean: ## remove the virtual environment and what the demo wrote
+	rm -rf $(VENV) .twohead ads.csv

@@ -1,0 +1,225 @@
+"""The command `python -m cluster`: a cluster on this machine, and jobs on any.
+
+Reads the command line and prints; everything else is imported when a verb needs it, so that `--help` is quick.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.console import Verb, run_command, say, settings_options, table
+from cluster.errors import ClusterError
+from cluster.settings import ClusterSettings, load_settings
+
+if TYPE_CHECKING:
+    from cluster.jobs import Jobs
+
+JOBS_SHOWN = 5
+ENTRYPOINT_WIDTH = 60
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # argparse treats a second `--` differently from version to version; the command of a job may well have one.
+    cut = words.index("--") if "--" in words else len(words)
+    return run_command(_parser(words[cut + 1 :]), words[:cut])
+
+
+def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
+    shared = settings_options()
+    parser = argparse.ArgumentParser(prog="python -m cluster", description="Start a Ray cluster on this machine, and submit jobs to one.")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+
+    def add(name: str, run: Verb, help: str, **options: Any) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(name, parents=[shared], help=help, **options)
+        verb.set_defaults(verb=run)
+        return verb
+
+    add("up", _up, "start a cluster on this machine, or find the one that runs")
+    verb = add("status", _status, "show nodes, resources, jobs and served applications")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    usage = "%(prog)s [--name NAME] [--working-dir DIR] [--no-wait] [--config FILE] [--set KEY=VALUE] -- COMMAND ..."
+    about = "Run COMMAND, everything after `--`, on the cluster, in a copy of the working folder."
+    verb = add("submit", _submit, "run a command on the cluster as a job", usage=usage, description=about)
+    verb.set_defaults(command=command)
+    verb.add_argument("--name", help="a name for the list of jobs")
+    verb.add_argument("--working-dir", type=Path, default=Path(), metavar="DIR", help="folder to ship (default: this one)")
+    verb.add_argument("--no-wait", action="store_true", help="print the job's id and return, instead of following its log")
+    add("jobs", _jobs, "list the jobs, newest first")
+    verb = add("logs", _logs, "print what a job has printed")
+    verb.add_argument("id", metavar="ID", help="the job's id, or its beginning")
+    verb.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    verb = add("stop", _stop, "end a job: SIGTERM first, SIGKILL after half a minute")
+    verb.add_argument("id", metavar="ID", help="the job's id, or its beginning")
+    add("down", _down, "end the cluster that `up` started, and nothing else")
+    add("check", _check, "check the section `cluster` of the settings")
+    return parser
+
+
+def _settings(options: argparse.Namespace) -> ClusterSettings:
+    return load_settings(options.config, options.overrides)
+
+
+def _up(options: argparse.Namespace) -> int:
+    from cluster.launcher import up
+
+    began = time.monotonic()
+    launch = up(_settings(options), say)
+    if launch.is_new:
+        say(f"cluster is up after {time.monotonic() - began:.1f} s; it listens on this machine only and wants a token")
+    else:
+        say(f"cluster is already running since {_ago(launch.facts.started_at_s)}")
+    say(f"dashboard and Jobs API: {launch.facts.dashboard_url}")
+    say(f"token: in {launch.facts.token_path}")
+    return 0
+
+
+def _down(options: argparse.Namespace) -> int:
+    from cluster.launcher import down
+
+    settings = _settings(options)
+    began = time.monotonic()
+    _stop_jobs(settings)
+    ended = down(settings)
+    say("no cluster was running" if ended is None else f"cluster is down after {time.monotonic() - began:.1f} s ({ended} processes ended)")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from cluster.state import state
+
+    found = state(_settings(options))
+    if options.json:
+        say(json.dumps(found, indent=2))
+        return 0
+    since = f", since {_ago(found['started_at_s'])}" if found["started_at_s"] else ""
+    say(f"{found['address']}{since}")
+    used = ", ".join(f"{name} {amount['used']:g} of {amount['total']:g} in use" for name, amount in found["resources"].items())
+    say(f"{found['nodes']} node{'' if found['nodes'] == 1 else 's'}, {used}")
+    say()
+    say(_job_table(found["jobs"][:JOBS_SHOWN]) if found["jobs"] else "no jobs")
+    say()
+    rows = [
+        (name, application["status"], deployment, replicas["running"], replicas["target"])
+        for name, application in found["applications"].items()
+        for deployment, replicas in application["replicas"].items()
+    ]
+    say(table(("APPLICATION", "STATUS", "DEPLOYMENT", "RUNNING", "WANTED"), rows, right=(3, 4)) if rows else "nothing is served")
+    return 0
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from cluster.jobs import open_jobs
+    from cluster.runtime_env import shown_bytes, survey
+
+    settings = _settings(options)
+    shipment = survey(settings, options.working_dir)
+    with open_jobs(settings) as jobs:
+        job_id = jobs.submit(options.command, shipment, options.name)
+        if options.no_wait:
+            say(job_id)
+            return 0
+        say(f"shipped {shipment.folder}: {len(shipment.sizes)} files, {shown_bytes(shipment.total_bytes)}")
+        say(f"job {job_id}")
+        return _follow(jobs, job_id)
+
+
+def _jobs(options: argparse.Namespace) -> int:
+    from cluster.jobs import open_jobs
+
+    with open_jobs(_settings(options)) as jobs:
+        found = [dataclasses.asdict(job) for job in jobs.all()]
+    say(_job_table(found) if found else "no jobs")
+    return 0
+
+
+def _logs(options: argparse.Namespace) -> int:
+    from cluster.jobs import open_jobs
+
+    with open_jobs(_settings(options)) as jobs:
+        job_id = jobs.find(options.id).id
+        if options.follow:
+            return _follow(jobs, job_id)
+        _write(jobs.log(job_id))
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    from cluster.jobs import open_jobs
+
+    with open_jobs(_settings(options)) as jobs:
+        job = jobs.find(options.id)
+        if not job.is_ended:
+            job = jobs.stop(job.id)
+    say(f"job {job.id}: {job.state}")
+    return 0
+
+
+def _stop_jobs(settings: ClusterSettings) -> None:
+    from cluster.jobs import open_jobs
+
+    # A cluster that does not answer any more has no jobs to end in peace.
+    with suppress(ClusterError), open_jobs(settings) as jobs:
+        for job in jobs.all():
+            if not job.is_ended:
+                say(f"stopping job {job.id} …")
+                jobs.stop(job.id)
+
+
+def _check(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    if settings.launcher is not None:
+        from cluster.launcher import check_launcher
+
+        check_launcher(settings.launcher)
+        if settings.launcher["provider"]["type"] == "local":
+            say("note: for provider `local`, start `ray up` with RAY_UP_enable_autoscaler_v2=0; without it no worker is contacted")
+    say(f"{options.config}: the section cluster is fine")
+    return 0
+
+
+def _follow(jobs: "Jobs", job_id: str) -> int:
+    try:
+        job = jobs.follow(job_id, _write)
+    except KeyboardInterrupt:
+        say(f"\njob {job_id} goes on; `python -m cluster logs -f {job_id}` follows it, `stop {job_id}` ends it")
+        raise
+    code = "" if job.exit_code is None else f", exit code {job.exit_code}"
+    say(f"job {job.id}: {job.state}{code}")
+    return 0 if job.state == "SUCCEEDED" else 1
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _job_table(jobs: Sequence[Mapping[str, Any]]) -> str:
+    rows = [(job["id"], job["name"], job["state"], _ago(job["started_at_s"]), _short(job["entrypoint"])) for job in jobs]
+    return table(("JOB", "NAME", "STATE", "STARTED", "COMMAND"), rows)
+
+
+def _short(entrypoint: str) -> str:
+    line = " ".join(entrypoint.split())
+    return line if len(line) <= ENTRYPOINT_WIDTH else f"{line[: ENTRYPOINT_WIDTH - 1]}…"
+
+
+def _ago(at_s: float | None) -> str:
+    if at_s is None:
+        return "–"
+    seconds = max(0, int(time.time() - at_s))
+    for name, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length} {name} ago"
+    return f"{seconds} s ago"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

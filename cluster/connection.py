@@ -1,0 +1,170 @@
+"""Decides where Ray is, and connects a command to it.
+
+In this order: the cluster of the job that this process is (`RAY_ADDRESS`); the cluster that `cluster up` started on
+this machine; a private Ray for the length of the command. A running cluster elsewhere (`cluster.address: http://...`)
+is reached over HTTP only, so commands that need a Ray driver are submitted to it as jobs. It does not know what is done
+with Ray, and never prints a token.
+"""
+
+import importlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.dashboard import ask, prove_closed
+from cluster.errors import ClusterError
+from cluster.facts import read_facts
+from cluster.runtime_env import runtime_env, survey
+from cluster.session import LOOPBACK_VARIABLE, SETTLED, TOKEN_VARIABLE, applied, client_environment, private_session
+from cluster.settings import ClusterSettings
+
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A Ray that this process is connected to.
+
+    Attributes:
+        address: Host and port of Ray's own control service.
+        dashboard_url: Where the REST interfaces of Jobs and Serve are, like `http://127.0.0.1:8265`.
+        is_private: Whether it was started for this command and ends with it.
+    """
+
+    address: str
+    dashboard_url: str
+    is_private: bool
+
+
+def is_in_job() -> bool:
+    """Tell whether this process runs inside a Ray cluster already, as a job's driver does."""
+    return bool(os.environ.get(ADDRESS_VARIABLE))
+
+
+@contextmanager
+def connect(settings: ClusterSettings, *, working_dir: Path | None = None, log_to_driver: bool = False) -> Iterator[Connection]:
+    """Connect this process to Ray as a driver, for the length of the block.
+
+    Ray sets its own handler of SIGTERM here (it raises `SystemExit`): install yours inside the block.
+
+    Args:
+        settings: The section `cluster`.
+        working_dir: Folder to ship to Ray's processes; by default they read this machine's files. Not shipped
+            again inside a job, which has been shipped one.
+        log_to_driver: Whether lines that Ray's processes print appear in this one's output.
+
+    Raises:
+        ClusterError: Ray cannot be reached or started, or the cluster of the settings takes jobs only.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield _described(is_private=False)
+        return
+    env = None if working_dir is None else runtime_env(settings, survey(settings, working_dir))
+    if is_in_job():
+        with _driver(address=os.environ[ADDRESS_VARIABLE], log_to_driver=log_to_driver):
+            yield _described(is_private=False)
+    elif not settings.is_local:
+        raise ClusterError(
+            f"cluster.address is {settings.address}, but this command needs to run inside the cluster",
+            "submit it: python -m cluster submit -- python -m ... (or set cluster.address to local)",
+        )
+    elif (facts := read_facts(settings)) and facts.is_alive():
+        with applied(client_environment(facts.session.token_path)):
+            _reread_environment()
+            with _driver(address=facts.address, log_to_driver=log_to_driver, runtime_env=env):
+                yield _described(is_private=False)
+    else:
+        with _private(settings, log_to_driver=log_to_driver, runtime_env=env) as connection:
+            yield connection
+
+
+@contextmanager
+def reach(settings: ClusterSettings) -> Iterator[str]:
+    """Give the dashboard's URL of a running cluster, for REST clients, without becoming a driver.
+
+    Inside the block Ray's REST clients send the cluster's token, and are quiet.
+
+    Raises:
+        ClusterError: No cluster is running, or it does not answer.
+    """
+    import ray  # noqa: F401  # sets its logger up
+
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    if not settings.is_local:
+        with applied(_remote_environment()):
+            _reread_environment()
+            ask(settings.address, "/api/version")
+            yield settings.address
+        return
+    facts = read_facts(settings)
+    if facts is None or not facts.is_alive():
+        raise ClusterError("no cluster is running on this machine for this storage", "start one: python -m cluster up")
+    with applied(client_environment(facts.session.token_path)):
+        _reread_environment()
+        yield facts.dashboard_url
+
+
+@contextmanager
+def _private(settings: ClusterSettings, **options: Any) -> Iterator[Connection]:
+    with private_session() as session, applied(session.environment()):
+        _reread_environment()
+        limits = {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus, "object_store_memory": settings.object_store_bytes}
+        # Port 0: 8265 stays free for `cluster up`.
+        place = {"_temp_dir": str(session.ray_folder), "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
+        with _driver(address="local", **limits, **place, **options):
+            connection = _described(is_private=True)
+            prove_closed(connection.dashboard_url)
+            yield connection
+
+
+@contextmanager
+def _driver(**options: Any) -> Iterator[None]:
+    import ray
+
+    try:
+        ray.init(logging_level=logging.WARNING, **options)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        # A Ray that came half up would stay.
+        ray.shutdown(wait_for_processes=True)
+        raise ClusterError(
+            f"Ray at {options['address']}: {_first_line(error)}", "`python -m cluster status` tells what is running"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown(wait_for_processes=True)
+
+
+def _described(*, is_private: bool) -> Connection:
+    import ray
+
+    worker: Any = importlib.import_module("ray._private.worker")
+    dashboard = worker.get_dashboard_url()
+    return Connection(ray.get_runtime_context().gcs_address, f"http://{dashboard}" if dashboard else "", is_private)
+
+
+def _remote_environment() -> dict[str, str]:
+    # Ray never turns its token on by itself for an explicit address.
+    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", TOKEN_VARIABLE))
+    has_token = named or (Path.home() / ".ray" / "auth_token").exists()
+    kept = {name: value for name, value in SETTLED.items() if name != LOOPBACK_VARIABLE}
+    return {**kept, "RAY_AUTH_MODE": "token" if has_token else "disabled"}
+
+
+def _reread_environment() -> None:
+    # Ray reads these variables when it is imported, which may have been long ago.
+    ray_constants: Any = importlib.import_module("ray._private.ray_constants")
+    raylet: Any = importlib.import_module("ray._raylet")
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR) != "0"
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

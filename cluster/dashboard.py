@@ -1,0 +1,77 @@
+"""Asks the REST interface of Ray's dashboard, with and without the cluster's token.
+
+Without it, to prove that strangers are kept out. It does not know what the answers mean, and never prints a token.
+"""
+
+import http.client
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from cluster.errors import ClusterError
+from cluster.session import TOKEN_VARIABLE
+
+ANSWER_TIMEOUT_S = 10.0
+
+
+def answer_status(url: str, method: str, path: str) -> int:
+    """Return the status of a request that carries no token.
+
+    Args:
+        url: Scheme, host and port.
+        method: `GET`, `POST`, ….
+        path: Path below the host.
+
+    Raises:
+        ClusterError: Nothing answers there.
+    """
+    return _request(url, method, path, {})[0]
+
+
+def ask(url: str, path: str) -> Any:
+    """Return the JSON that the dashboard answers to a `GET` with the token of `reach`.
+
+    Raises:
+        ClusterError: Nothing answers there, the token is missing or wrong, or the answer is no JSON.
+    """
+    raylet: Any = importlib.import_module("ray._raylet")
+    is_closed = os.environ.get("RAY_AUTH_MODE") == "token"
+    headers = raylet.AuthenticationTokenLoader.instance().get_token_for_http_header() if is_closed else {}
+    status, body = _request(url, "GET", path, headers)
+    if status in (http.client.UNAUTHORIZED, http.client.FORBIDDEN):
+        raise ClusterError(f"{url}: refused the token (status {status})", f"name the file with the cluster's token in {TOKEN_VARIABLE}")
+    try:
+        return json.loads(body)
+    except ValueError:
+        raise ClusterError(f"{url}{path}: answered {status}, but must answer JSON", "is this the dashboard of a Ray cluster?") from None
+
+
+def _request(url: str, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.netloc, timeout=ANSWER_TIMEOUT_S)
+    try:
+        connection.request(method, path, body="{}" if method == "POST" else None, headers={"Content-Type": "application/json", **headers})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise ClusterError(f"{url}: does not answer ({error})", "is the cluster running, and is the address right?") from None
+    finally:
+        connection.close()
+
+
+def prove_closed(dashboard_url: str) -> None:
+    """Make sure that a request without the token cannot submit a job.
+
+    Raises:
+        ClusterError: It could; whoever started that Ray must end it.
+    """
+    status = answer_status(dashboard_url, "POST", "/api/jobs/")
+    if status != http.client.UNAUTHORIZED:
+        raise ClusterError(
+            f"{dashboard_url}: the Jobs API answered {status} without a token, but must answer 401",
+            "this Ray does not keep strangers out, so it was stopped; is RAY_AUTH_MODE known to its version?",
+        )

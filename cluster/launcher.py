@@ -1,0 +1,238 @@
+"""Starts and ends the one-machine cluster of `cluster up`, and checks a configuration for Ray's own launcher.
+
+The cluster listens on 127.0.0.1 only and wants a token for everything but Serve's answers; `up` proves that before it
+says so. Nothing is found by name: only processes that carry the session's mark are ended, never another Ray. It does
+not know what runs on the cluster.
+"""
+
+import copy
+import fcntl
+import importlib
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.connection import ADDRESS_VARIABLE
+from cluster.dashboard import ask, prove_closed
+from cluster.errors import ClusterError, SettingsError
+from cluster.facts import FACTS_FILE, Facts, facts_folder, read_facts, write_facts
+from cluster.session import Session, applied, client_environment, new_session
+from cluster.settings import ClusterSettings
+
+START_TIMEOUT_S = 120.0
+PORTS_TRIED = 50
+LOCK_FILE = "lock"
+TOKEN_FILE = "token"  # noqa: S105  # the name of a file
+_POLL_S = 0.2
+_LAUNCHER_HINT = "these are Ray's own keys: see the cluster YAML reference of Ray"
+_LASTING = ("gcs_server", "raylet")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What `up` found or did.
+
+    Attributes:
+        facts: The running cluster.
+        is_new: Whether this call started it.
+    """
+
+    facts: Facts
+    is_new: bool
+
+
+def up(settings: ClusterSettings, say: Callable[[str], None] = print) -> Launch:
+    """Start a cluster on this machine, or find the one that runs.
+
+    Args:
+        settings: The section `cluster`.
+        say: Gets one line a step.
+
+    Raises:
+        ClusterError: It did not start, or would have let strangers in; then nothing of it is left.
+    """
+    if not settings.is_local:
+        raise ClusterError(
+            f"cluster.address is {settings.address}, but `up` starts a cluster on this machine",
+            "set cluster.address to local; a cluster of several machines starts with `ray up`",
+        )
+    with _alone(settings):
+        facts = _facts_of_this_machine(settings)
+        if facts and facts.is_alive():
+            return Launch(facts, is_new=False)
+        if facts:
+            say("clearing away what is left of a cluster that died")
+            _remove(settings, facts)
+        session = new_session(facts_folder(settings) / TOKEN_FILE)
+        draft = Facts("", "", str(session.folder), str(session.token_path), (), socket.gethostname(), time.time())
+        # Written before anything starts: what a killed `up` leaves behind is then found by the next one.
+        write_facts(settings, draft)
+        try:
+            return Launch(_start(settings, session, say), is_new=True)
+        except BaseException:
+            # Also after Ctrl-C what came up so far must not stay.
+            _remove(settings, draft)
+            raise
+
+
+def down(settings: ClusterSettings) -> int | None:
+    """End the cluster that `up` started and remove its folder, its token and its facts.
+
+    Returns:
+        How many processes were ended; None when there was no cluster.
+
+    Raises:
+        ClusterError: It runs on another machine, or a process cannot be ended.
+    """
+    if not facts_folder(settings).is_dir():
+        return None
+    with _alone(settings):
+        facts = _facts_of_this_machine(settings)
+        return None if facts is None else _remove(settings, facts)
+
+
+@contextmanager
+def _alone(settings: ClusterSettings) -> Iterator[None]:
+    # Two calls of `up` at once must not start two clusters.
+    folder = facts_folder(settings)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (folder / LOCK_FILE).open("w")
+    except OSError as error:
+        raise ClusterError(f"{error.filename}: {error.strerror}", "cluster.storage must be a folder that you can write") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _facts_of_this_machine(settings: ClusterSettings) -> Facts | None:
+    facts = read_facts(settings)
+    if facts and facts.host != socket.gethostname():
+        raise ClusterError(
+            f"the cluster of {facts_folder(settings)} was started on {facts.host}, but this is {socket.gethostname()}",
+            f"end it there with `down`, or set another cluster.storage here; if {facts.host} is gone, delete {FACTS_FILE}",
+        )
+    return facts
+
+
+def _remove(settings: ClusterSettings, facts: Facts) -> int:
+    ended = facts.session.end()
+    facts.session.token_path.unlink(missing_ok=True)
+    (facts_folder(settings) / FACTS_FILE).unlink(missing_ok=True)
+    return ended
+
+
+def check_launcher(launcher: dict[str, Any]) -> None:
+    """Check a configuration for `ray up` with Ray's own validator.
+
+    It cannot see a misspelt key below `provider`, nor whether SSH keys, images and commands are right.
+
+    Raises:
+        SettingsError: Ray would refuse it; with every finding of its schema, or the first of its other checks.
+    """
+    ray_util: Any = importlib.import_module("ray.autoscaler._private.util")
+    # Ray's own checks stop at the first finding, and fall over values of a wrong type: so its schema goes first.
+    if findings := _schema_findings(launcher):
+        raise SettingsError("\n       ".join(findings), _LAUNCHER_HINT)
+    click: Any = importlib.import_module("click")
+    try:
+        # It prints what it fills in and finds; the finding comes with the error too.
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            ray_util.validate_config(ray_util.prepare_config(copy.deepcopy(launcher)))
+    except KeyError as error:
+        raise SettingsError(f"cluster.launcher: the key {error} is missing", _LAUNCHER_HINT) from None
+    except (ValueError, TypeError, NotImplementedError, click.ClickException) as error:
+        raise SettingsError(f"cluster.launcher: {error}", _LAUNCHER_HINT) from None
+
+
+def _schema_findings(launcher: dict[str, Any]) -> list[str]:
+    import ray.autoscaler
+
+    validator: Any = importlib.import_module("jsonschema").Draft7Validator
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8"))
+    errors = sorted(validator(schema).iter_errors(launcher), key=lambda error: [str(part) for part in error.absolute_path])
+    return [".".join(["cluster.launcher", *(str(part) for part in error.absolute_path)]) + f": {error.message}" for error in errors]
+
+
+def _start(settings: ClusterSettings, session: Session, say: Callable[[str], None]) -> Facts:
+    port = free_port(settings.dashboard_port)
+    if port != settings.dashboard_port:
+        say(f"port {settings.dashboard_port} is taken; using {port}")
+    say("starting Ray …")
+    dashboard_url = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + START_TIMEOUT_S
+    _run_ray_start(settings, session, port)
+    with applied(client_environment(session.token_path)):
+        _wait_for_node(dashboard_url, deadline)
+    prove_closed(dashboard_url)
+    address = (session.ray_folder / "ray_current_cluster").read_text(encoding="utf-8").strip()
+    pids = tuple(process.pid for process in session.processes() if process.name() in _LASTING)
+    facts = Facts(address, dashboard_url, str(session.folder), str(session.token_path), pids, socket.gethostname(), time.time())
+    write_facts(settings, facts)
+    return facts
+
+
+def _run_ray_start(settings: ClusterSettings, session: Session, port: int) -> None:
+    # Port 0 lets Ray take a free one; its own defaults are fixed ports, on which two clusters would clash.
+    options: dict[str, object] = {
+        "port": 0,
+        "dashboard-host": "127.0.0.1",
+        "dashboard-port": port,
+        "include-dashboard": "true",
+        "dashboard-agent-listen-port": 0,
+        "ray-client-server-port": free_port(port + 1),
+        "min-worker-port": 0,
+        "max-worker-port": 0,
+        "object-store-memory": settings.object_store_bytes,
+        "temp-dir": session.ray_folder,
+    }
+    options |= {} if settings.num_cpus is None else {"num-cpus": settings.num_cpus}
+    options |= {} if settings.num_gpus is None else {"num-gpus": settings.num_gpus}
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *(f"--{name}={value}" for name, value in options.items())]
+    environment = {name: value for name, value in os.environ.items() if name != ADDRESS_VARIABLE} | session.environment()
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=START_TIMEOUT_S, start_new_session=True, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"`ray start` did not end within {START_TIMEOUT_S:.0f} s", "is the machine overloaded?") from None
+    if done.returncode != 0:
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no output"]
+        raise ClusterError(f"`ray start` ended with exit code {done.returncode}: {last[0]}", "see README.md, or start it by hand")
+
+
+def _wait_for_node(url: str, deadline: float) -> None:
+    last = "no answer yet"
+    while time.monotonic() < deadline:
+        try:
+            if any(node["state"] == "ALIVE" for node in ask(url, "/api/v0/nodes")["data"]["result"]["result"]):
+                ask(url, "/api/jobs/")
+                return
+        except (ClusterError, KeyError, TypeError) as error:
+            last = str(error)
+        time.sleep(_POLL_S)
+    raise ClusterError(f"{url}: the cluster was not ready within {START_TIMEOUT_S:.0f} s ({last})", "is the machine overloaded?")
+
+
+def free_port(first: int) -> int:
+    """Return the first port from `first` on that nothing on 127.0.0.1 listens on.
+
+    Raises:
+        ClusterError: None of the next ports is free.
+    """
+    for port in range(first, min(first + PORTS_TRIED, 65536)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ClusterError(f"no port from {first} to {first + PORTS_TRIED - 1} is free", "set cluster.dashboard_port to another one")

@@ -1,0 +1,274 @@
+"""One Ray that we start ourselves: its folder, its token, its environment and its processes.
+
+Every process of a session inherits `TWOHEAD_SESSION`, the path of the session's own folder; by that mark, never by a
+name alone, its processes are found again and ended. It does not know why a session was started nor for how long.
+"""
+
+import fcntl
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError
+
+MARK_VARIABLE = "TWOHEAD_SESSION"
+TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"  # noqa: S105  # the name of a variable
+LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+PREFIX = "twohead-"
+OWNER_FILE = "owner.lock"
+END_GRACE_S = 10.0
+SWEEP_GRACE_S = 0.5
+_POLL_S = 0.05
+_CONTROL_SERVICE = "gcs_server"
+
+# Ray puts sockets some 68 characters below its folder, and a socket's path may have 103 on macOS, 107 on Linux.
+_LONGEST_ROOT = 18
+
+SETTLED = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # "0" makes Ray bind every port, the metrics' too, to 127.0.0.1 instead of the address of this host. The name
+    # speaks of Windows and macOS, where it is the default.
+    LOOPBACK_VARIABLE: "0",
+    # A trial or replica that asked for no GPU sees none.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    # What is not shipped stands in cluster.exclude, and only there.
+    "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": "",
+}
+
+
+def client_environment(token_path: Path) -> dict[str, str]:
+    """Return the variables that a process needs to talk to a session of this machine."""
+    return {**SETTLED, TOKEN_VARIABLE: str(token_path)}
+
+
+@dataclass(frozen=True)
+class Session:
+    """The folder and the token of one Ray.
+
+    Attributes:
+        folder: Readable by its owner only; Ray makes its own folder inside world-writable.
+        token_path: File with the token, mode 0600.
+    """
+
+    folder: Path
+    token_path: Path
+
+    @property
+    def ray_folder(self) -> Path:
+        """Ray's `--temp-dir`: its logs and sockets."""
+        return self.folder / "ray"
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that every process of this session gets."""
+        return {**client_environment(self.token_path), MARK_VARIABLE: str(self.folder)}
+
+    def processes(self) -> list[Any]:
+        """Find the processes that carry this session's mark, as `psutil.Process`; never this one or its parents."""
+        psutil = _psutil()
+        myself = psutil.Process()
+        spared = {myself.pid, *(parent.pid for parent in myself.parents())}
+        return [process for process in psutil.process_iter() if process.pid not in spared and _belongs(process, self.folder)]
+
+    def end(self, grace_s: float = END_GRACE_S) -> int:
+        """End every process of this session and remove its folder.
+
+        Args:
+            grace_s: Time the processes get after SIGTERM before SIGKILL.
+
+        Returns:
+            How many processes had to be ended.
+
+        Raises:
+            ClusterError: A process is still there after SIGKILL.
+        """
+        # Ray's processes say goodbye to its control service, and wait long for an answer if that ended first.
+        servants = [process for process in self.processes() if _name(process) != _CONTROL_SERVICE]
+        ended = end_processes(servants, grace_s)
+        # What was forked meanwhile goes with the control service.
+        while rest := self.processes():
+            ended += end_processes(rest, grace_s)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return ended
+
+
+def new_session(token_path: Path | None = None) -> Session:
+    """Make the folder and the token of a Ray that is to be started.
+
+    Args:
+        token_path: Where the token goes; without it, into the session's folder.
+
+    Raises:
+        ClusterError: There is no place to write, or the token would be readable by others.
+    """
+    root = Path(tempfile.gettempdir())
+    if len(str(root)) > _LONGEST_ROOT:
+        root = Path("/tmp")  # noqa: S108  # mkdtemp makes an unguessable folder of mode 0700 in it
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
+    except OSError as error:
+        raise _unwritable(error) from None
+    token_path = token_path or folder / "token"
+    try:
+        write_token(token_path)
+    except (OSError, ClusterError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise (_unwritable(error) if isinstance(error, OSError) else error) from None
+    return Session(folder, token_path)
+
+
+def _unwritable(error: OSError) -> ClusterError:
+    return ClusterError(f"{error.filename}: {error.strerror}", "Ray needs a writable folder for sockets, logs and its token")
+
+
+def write_token(path: Path) -> None:
+    """Write a new random token to a file that only its owner can read.
+
+    Raises:
+        ClusterError: The file system keeps no permissions.
+        OSError: The folder cannot be written.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.chmod(0o700)
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    mode = path.stat().st_mode & 0o777
+    if mode != 0o600:
+        path.unlink()
+        raise ClusterError(f"{path}: has mode {mode:04o}, but must have 0600", "keep cluster.storage on a file system with permissions")
+
+
+@contextmanager
+def private_session() -> Iterator[Session]:
+    """Give a session for the length of the block; nothing of it is left afterwards."""
+    sweep()
+    session = new_session()
+    draft = session.folder / f"{OWNER_FILE}.draft"
+    with draft.open("w") as owner:
+        # Whoever holds this lock lives. It is taken before the file has its name, so `sweep` never sees it free.
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        draft.replace(session.folder / OWNER_FILE)
+        try:
+            yield session
+        finally:
+            session.end()
+
+
+def sweep() -> None:
+    """Remove private sessions whose owner was killed before it could; what they do is lost already."""
+    root = Path(tempfile.gettempdir())
+    for lock in [*root.glob(f"{PREFIX}*/{OWNER_FILE}")]:
+        try:
+            with lock.open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                Session(lock.parent, lock.parent / "token").end(SWEEP_GRACE_S)
+        except OSError:
+            continue  # held by a living owner, somebody else's, or swept by another process just now
+
+
+@contextmanager
+def applied(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the length of the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def end_processes(processes: Iterable[Any], grace_s: float) -> int:
+    """Send SIGTERM, wait, send SIGKILL to what is left, and wait for that.
+
+    Raises:
+        ClusterError: A process is still there after SIGKILL.
+    """
+    ended = list(processes)
+    _signal(ended, "terminate")
+    left = _outlasting(ended, grace_s)
+    _signal(left, "kill")
+    if left := _outlasting(left, grace_s):
+        pids = ", ".join(str(process.pid) for process in left)
+        raise ClusterError(f"processes {pids}: did not end {grace_s:.0f} s after SIGKILL", "they wait for a disk or a device; see `ps`")
+    return len(ended)
+
+
+def _signal(processes: Iterable[Any], method: str) -> None:
+    psutil = _psutil()
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            getattr(process, method)()
+
+
+def _outlasting(processes: list[Any], grace_s: float) -> list[Any]:
+    # Not psutil.wait_procs: orphans that nobody reaps stay as zombies in many containers, and it would wait for them.
+    deadline = time.monotonic() + grace_s
+    while (left := [process for process in processes if _lives(process)]) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    return left
+
+
+def _lives(process: Any) -> bool:
+    psutil = _psutil()
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def is_marked(pid: int, folder: Path) -> bool:
+    """Tell whether a process lives and belongs to the session with this folder."""
+    psutil = _psutil()
+    try:
+        process = psutil.Process(pid)
+    except psutil.Error:
+        return False
+    return _lives(process) and _belongs(process, folder)
+
+
+def _name(process: Any) -> str:
+    try:
+        return str(process.name())
+    except _psutil().Error:
+        return ""
+
+
+def _belongs(process: Any, folder: Path) -> bool:
+    try:
+        return _has_mark(process, folder) or _is_titled_and_writes_to(process, folder)
+    except (_psutil().Error, OSError):
+        return False
+
+
+def _has_mark(process: Any, folder: Path) -> bool:
+    if sys.platform != "linux":
+        return bool(process.environ().get(MARK_VARIABLE) == str(folder))
+    # Not psutil's environ(), which stops at the first gap, see below.
+    return f"{MARK_VARIABLE}={folder}".encode() in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+
+
+def _is_titled_and_writes_to(process: Any, folder: Path) -> bool:
+    # A process of Ray that gives itself a title overwrites the beginning of its environment, and a short one wholly.
+    return bool(str(process.name()).startswith("ray::")) and any(file.path.startswith(f"{folder}/") for file in process.open_files())
+
+
+def _psutil() -> Any:
+    # Ray brings its own copy, which can be imported once Ray is.
+    import ray  # noqa: F401,I001
+
+    import psutil  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    return psutil

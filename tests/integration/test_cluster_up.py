@@ -1,0 +1,302 @@
+"""A real cluster of this machine: up, jobs, stop, down; and private Rays that leave nothing behind."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from cluster.facts import Facts, read_facts
+from cluster.launcher import free_port
+from cluster.session import MARK_VARIABLE, sweep
+from cluster.settings import ClusterSettings
+
+pytestmark = pytest.mark.slow
+
+SOURCE = Path(__file__).parents[2]
+SMALL = "cluster: {num_cpus: 2, object_store_bytes: 100000000, dashboard_port: %d}"
+
+
+@dataclass
+class Place:
+    """A working folder with settings, and the command line in it."""
+
+    folder: Path
+
+    def run(self, *words: str, module: str = "cluster") -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TWOHEAD_"))}
+        command = [sys.executable, "-W", "default", "-m", module, *words]
+        environment["PYTHONPATH"] = str(SOURCE)
+        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    @property
+    def settings(self) -> ClusterSettings:
+        return ClusterSettings(storage=str(self.folder / ".twohead"))
+
+    def facts(self) -> Facts:
+        facts = read_facts(self.settings)
+        assert facts
+        return facts
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A working folder with a cluster that is up."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "ray_config.yaml").write_text(SMALL % free_port(18265))
+    (folder / "say.py").write_text("import os\nprint('said', os.environ['TWOHEAD_STORAGE'], sorted(os.listdir()))\n")
+    found = Place(folder)
+    done = found.run("up")
+    assert done.returncode == 0, done.stderr
+    yield found
+    found.run("down")
+
+
+def _request(facts: Facts, method: str, path: str, body: str = "") -> int:
+    connection = http.client.HTTPConnection(urlsplit(facts.dashboard_url).netloc, timeout=10)
+    connection.request(method, path, body, {"Content-Type": "application/json"})
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def _listening(pids: set[int]) -> set[str]:
+    """The addresses that processes listen on, from the kernel's own tables."""
+    links = [link.readlink() for pid in pids for link in Path(f"/proc/{pid}/fd").glob("*") if link.is_symlink()]
+    sockets = {link.name.removeprefix("socket:[").rstrip("]") for link in links if link.name.startswith("socket:[")}
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in sockets:
+                found.add(fields[1].split(":")[0])
+    return found
+
+
+def test_up_again_finds_the_same_cluster(place: Place) -> None:
+    before = place.facts()
+    done = place.run("up")
+    assert done.returncode == 0
+    assert done.stdout.startswith("cluster is already running since ")
+    assert place.facts() == before
+
+
+def test_strangers_are_kept_out(place: Place) -> None:
+    facts = place.facts()
+    assert _request(facts, "POST", "/api/jobs/", json.dumps({"entrypoint": "true"})) == 401
+    assert _request(facts, "PUT", "/api/serve/applications/", "{}") == 401
+    assert _request(facts, "GET", "/api/v0/nodes") == 401
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_every_port_is_on_loopback(place: Place) -> None:
+    facts = place.facts()
+    addresses = _listening({process.pid for process in facts.session.processes()})
+    # 127.0.0.1 as the kernel writes it, alone and mapped into IPv6.
+    assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}
+    assert addresses
+
+
+def test_the_token_is_nowhere_but_in_its_file(place: Place) -> None:
+    facts = place.facts()
+    token = Path(facts.token_path).read_text()
+    assert Path(facts.token_path).stat().st_mode & 0o777 == 0o600
+    assert token not in (place.folder / ".twohead/cluster/facts.json").read_text()
+    done = place.run("status", "--json")
+    assert token not in done.stdout + done.stderr
+    assert token not in "".join(word for process in facts.session.processes() for word in process.cmdline())
+
+
+def test_a_job_runs_in_a_copy_of_the_folder_with_the_storage_of_its_submitter(place: Place) -> None:
+    done = place.run("submit", "--name", "talk", "--", "python", "say.py")
+    assert done.returncode == 0, done.stderr
+    assert f"said {place.folder}/.twohead ['ray_config.yaml', 'say.py']\n" in done.stdout
+    job_id = next(line.removeprefix("job ") for line in done.stdout.splitlines() if line.startswith("job "))
+    assert done.stdout.splitlines()[-1] == f"job {job_id}: SUCCEEDED, exit code 0"
+    assert "said" in place.run("logs", job_id.removeprefix("job-")[:6]).stdout
+    row = next(line for line in place.run("jobs").stdout.splitlines() if line.startswith(job_id))
+    assert row.split()[1:3] == ["talk", "SUCCEEDED"]
+
+
+def test_a_job_is_connected_to_its_own_cluster(place: Place) -> None:
+    code = """
+        import ray
+        from cluster.connection import connect
+        from cluster.settings import load_settings
+        with connect(load_settings()) as connection:
+            print("connected", connection.address, connection.is_private, int(ray.cluster_resources()["CPU"]))
+    """
+    (place.folder / "drive.py").write_text(f"import sys; sys.path.insert(0, {str(SOURCE)!r})\n{textwrap.dedent(code)}")
+    done = place.run("submit", "--", "python", "drive.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"connected {place.facts().address} False 2" in done.stdout
+
+
+def test_a_command_here_attaches_to_the_cluster(place: Place) -> None:
+    code = """
+        from cluster.connection import connect
+        from cluster.settings import load_settings
+        import ray, os
+        with connect(load_settings()) as connection:
+            print(connection.address, connection.is_private, ray.get(ray.remote(lambda: 6 * 7).remote()))
+    """
+    (place.folder / "attach.py").write_text(textwrap.dedent(code))
+    done = place.run(module="attach")
+    assert done.stdout == f"{place.facts().address} False 42\n", done.stderr
+
+
+def test_a_failed_job_is_a_failed_submit(place: Place) -> None:
+    done = place.run("submit", "--", "python", "-c", "raise SystemExit(3)")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].endswith(": FAILED, exit code 3")
+
+
+def test_a_long_job_is_stopped_in_peace(place: Place) -> None:
+    code = """
+        import signal, sys, time
+        def end(*_):
+            print("put away", flush=True)
+            sys.exit(0)
+        signal.signal(signal.SIGTERM, end)
+        print("at work")
+        time.sleep(600)
+    """
+    job_id = place.run("submit", "--no-wait", "--", "python", "-c", textwrap.dedent(code)).stdout.strip()
+    command = [sys.executable, "-m", "cluster", "logs", "-f", job_id]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    follower = subprocess.Popen(command, cwd=place.folder, env=environment, stdout=subprocess.PIPE, text=True)
+    assert follower.stdout
+    while follower.stdout.readline() != "at work\n":
+        assert follower.poll() is None
+    assert place.run("stop", job_id).stdout == f"job {job_id}: STOPPED\n"
+    rest = follower.communicate(timeout=60)[0]
+    assert rest == f"put away\njob {job_id}: STOPPED\n"
+    assert follower.returncode == 1
+
+
+def test_status_shows_the_cluster(place: Place) -> None:
+    done = place.run("status")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"{place.facts().dashboard_url}, since ")
+    assert lines[1] == "1 node, CPU 0 of 2 in use"
+    assert lines[-1] == "nothing is served"
+
+
+def test_an_unknown_job_is_said(place: Place) -> None:
+    done = place.run("logs", "nope")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: job 'nope': is unknown")
+
+
+def test_down_ends_this_cluster_and_leaves_another_alone(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "ray_config.yaml").write_text(SMALL % free_port(18265))
+    other = Place(tmp_path)
+    assert other.run("up").returncode == 0
+    try:
+        facts = place.facts()
+        processes = facts.session.processes()
+        assert len(processes) > 4
+        done = place.run("down")
+        assert done.returncode == 0, done.stderr
+        assert not any(process.is_running() and process.status() != "zombie" for process in processes)
+        assert not Path(facts.session_folder).exists()
+        assert [entry.name for entry in (place.folder / ".twohead/cluster").iterdir()] == ["lock"]
+        assert place.run("down").stdout == "no cluster was running\n"
+        assert place.run("status").returncode == 2
+        assert other.facts().is_alive()
+    finally:
+        assert other.run("down").returncode == 0
+
+
+def test_up_takes_the_next_port_and_clears_away_a_dead_cluster(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (tmp_path / "ray_config.yaml").write_text(SMALL % port)
+        place = Place(tmp_path)
+        done = place.run("up")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"port {port} is taken; using ")
+    try:
+        before = place.facts()
+        for process in before.session.processes():
+            process.send_signal(signal.SIGKILL)
+        done = place.run("up")
+        assert done.returncode == 0, done.stderr
+        assert "clearing away what is left of a cluster that died" in done.stdout
+        assert not Path(before.session_folder).exists()
+        assert place.facts().is_alive()
+    finally:
+        assert place.run("down").returncode == 0
+
+
+PRIVATE = """
+    import os, signal, sys, time
+    import ray
+    from cluster.connection import connect
+    from cluster.settings import load_settings
+    with connect(load_settings()) as connection:
+        assert connection.is_private
+        assert ray.get(ray.remote(lambda: 6 * 7).remote()) == 42
+        print(os.environ["TWOHEAD_SESSION"], connection.dashboard_url, flush=True)
+        if sys.argv[1] == "wait":
+            signal.pause()
+"""
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Place:
+    """A working folder without a cluster, and a script that starts a private Ray."""
+    (tmp_path / "ray_config.yaml").write_text(SMALL % 18265)
+    (tmp_path / "private.py").write_text(textwrap.dedent(PRIVATE))
+    return Place(tmp_path)
+
+
+def _marked(folder: str) -> list[int]:
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"{MARK_VARIABLE}={folder}".encode() in environ.read_bytes().split(b"\0"):
+                found.append(int(environ.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_private_ray_leaves_nothing(private: Place) -> None:
+    done = private.run("end", module="private")
+    assert done.returncode == 0, done.stderr
+    folder = done.stdout.split()[0]
+    assert not Path(folder).exists()
+    assert _marked(folder) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_private_ray_does_not_outlive_its_command(private: Place, number: int) -> None:
+    command = [sys.executable, "-m", "private", "wait"]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    with subprocess.Popen(
+        command, cwd=private.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout
+        folder, url = process.stdout.readline().split()
+        assert _request(Facts("", url, folder, "", (), "", 0.0), "POST", "/api/jobs/", "{}") == 401
+        assert _marked(folder)
+        process.send_signal(number)
+        process.wait(60)
+    if number == signal.SIGKILL:
+        # The next command, of whatever folder, finds what nobody could clear away.
+        sweep()
+    assert _marked(folder) == []
+    assert not Path(folder).exists()

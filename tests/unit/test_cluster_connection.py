@@ -1,0 +1,116 @@
+"""cluster.connection: where Ray is looked for, without starting one (tests/integration does)."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import connection as module
+from cluster.connection import Connection, connect, is_in_job, reach
+from cluster.errors import ClusterError
+from cluster.facts import Facts
+from cluster.settings import ClusterSettings
+
+FACTS = Facts("127.0.0.1:1", "http://127.0.0.1:2", "/tmp/twohead-x", "/tmp/token", (3,), "here", 5.5)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What Ray was asked to connect to, with the token file that was set then; nothing is started."""
+    calls: list[dict[str, Any]] = []
+
+    @contextmanager
+    def driver(**options: Any) -> Iterator[None]:
+        calls.append({**options, "token_path": os.environ.get("RAY_AUTH_TOKEN_PATH")})
+        yield
+
+    @contextmanager
+    def private(settings: ClusterSettings, **options: Any) -> Iterator[Connection]:
+        calls.append({**options, "private": True})
+        yield Connection("127.0.0.1:5", "http://127.0.0.1:6", is_private=True)
+
+    monkeypatch.setattr(module, "_driver", driver)
+    monkeypatch.setattr(module, "_private", private)
+    monkeypatch.setattr(module, "_described", lambda *, is_private: Connection("there", "http://there", is_private))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    return calls
+
+
+def test_without_a_cluster_a_private_ray_is_started(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    with connect(ClusterSettings(storage=str(tmp_path)), log_to_driver=True) as connection:
+        assert connection.is_private
+    assert asked == [{"private": True, "log_to_driver": True, "runtime_env": None}]
+
+
+def test_the_cluster_of_this_machine_is_used_with_its_token(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "read_facts", lambda settings: FACTS)
+    monkeypatch.setattr(Facts, "is_alive", lambda self: True)
+    with connect(ClusterSettings()) as connection:
+        assert not connection.is_private
+    assert asked == [{"address": "127.0.0.1:1", "log_to_driver": False, "runtime_env": None, "token_path": "/tmp/token"}]
+    assert "RAY_AUTH_TOKEN_PATH" not in os.environ
+
+
+def test_a_cluster_that_died_is_not_used(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "read_facts", lambda settings: FACTS)
+    monkeypatch.setattr(Facts, "is_alive", lambda self: False)
+    with connect(ClusterSettings()) as connection:
+        assert connection.is_private
+
+
+def test_inside_a_job_its_cluster_is_used_and_nothing_is_shipped_again(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert is_in_job()
+    with connect(ClusterSettings(address="http://head:8265"), working_dir=tmp_path) as connection:
+        assert not connection.is_private
+    assert asked == [{"address": "10.0.0.1:6379", "log_to_driver": False, "token_path": None}]
+
+
+def test_a_working_folder_is_shipped(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    with connect(ClusterSettings(storage=str(tmp_path)), working_dir=tmp_path / "work"):
+        pass
+    assert asked[0]["runtime_env"]["working_dir"] == str(tmp_path / "work")
+
+
+def test_a_cluster_elsewhere_takes_jobs_only(asked: list[dict[str, Any]]) -> None:
+    with pytest.raises(ClusterError) as raised, connect(ClusterSettings(address="http://head:8265")):
+        pass
+    assert raised.value.message == "cluster.address is http://head:8265, but this command needs to run inside the cluster"
+    assert raised.value.hint == "submit it: python -m cluster submit -- python -m ... (or set cluster.address to local)"
+    assert asked == []
+
+
+def test_no_cluster_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError) as raised, reach(ClusterSettings(storage=str(tmp_path))):
+        pass
+    assert raised.value.message == "no cluster is running on this machine for this storage"
+    assert raised.value.hint == "start one: python -m cluster up"
+
+
+def test_the_cluster_of_this_machine_is_reached_with_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "read_facts", lambda settings: FACTS)
+    monkeypatch.setattr(Facts, "is_alive", lambda self: True)
+    with reach(ClusterSettings()) as url:
+        assert url == "http://127.0.0.1:2"
+        assert os.environ["RAY_AUTH_TOKEN_PATH"] == "/tmp/token"
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_a_ray_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def fail(**options: Any) -> None:
+        raise ConnectionError("Failed to connect\nand much more")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(ClusterError) as raised, module._driver(address="10.0.0.1:6379"):
+        pass
+    assert raised.value.message == "Ray at 10.0.0.1:6379: Failed to connect"
+    assert raised.value.hint == "`python -m cluster status` tells what is running"

@@ -1,0 +1,126 @@
+"""cluster.dashboard: requests with and without the token, against a small HTTP server."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from cluster.connection import reach
+from cluster.dashboard import answer_status, ask, prove_closed
+from cluster.errors import ClusterError
+from cluster.settings import ClusterSettings
+
+TOKEN = "a" * 64
+
+
+class Dashboard(ThreadingHTTPServer):
+    """Answers like Ray's dashboard; `closed` says whether it wants the token."""
+
+    closed = True
+    seen: list[str]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Answers(BaseHTTPRequestHandler):
+    server: Dashboard
+
+    def do_GET(self) -> None:
+        self.server.seen.append(self.headers.get("Authorization", ""))
+        if self.path == "/text":
+            self._answer(200, b"<html>")
+        elif self.server.closed and not self.headers.get("Authorization"):
+            self._answer(401, b"no")
+        elif self.server.closed and self.headers["Authorization"] != f"Bearer {TOKEN}":
+            self._answer(403, b"no")
+        else:
+            self._answer(200, b'{"ray_version": "2"}')
+
+    do_POST = do_GET  # noqa: N815
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@pytest.fixture
+def dashboard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Dashboard]:
+    """A dashboard on a free port, seen from an account without any token."""
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with Dashboard(("127.0.0.1", 0), Answers) as server:
+        server.seen = []
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_a_closed_dashboard_is_proven_closed(dashboard: Dashboard) -> None:
+    assert answer_status(dashboard.url, "POST", "/api/jobs/") == 401
+    prove_closed(dashboard.url)
+
+
+def test_an_open_dashboard_is_refused(dashboard: Dashboard) -> None:
+    dashboard.closed = False
+    with pytest.raises(ClusterError) as raised:
+        prove_closed(dashboard.url)
+    assert raised.value.message == f"{dashboard.url}: the Jobs API answered 200 without a token, but must answer 401"
+    assert raised.value.hint == "this Ray does not keep strangers out, so it was stopped; is RAY_AUTH_MODE known to its version?"
+
+
+def test_proving_sends_no_token_even_if_there_is_one(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    prove_closed(dashboard.url)
+    assert dashboard.seen == [""]
+
+
+def test_nothing_there_is_said() -> None:
+    with pytest.raises(ClusterError) as raised:
+        answer_status("http://127.0.0.1:9", "GET", "/")
+    assert raised.value.message == "http://127.0.0.1:9: does not answer ([Errno 111] Connection refused)"
+    assert raised.value.hint == "is the cluster running, and is the address right?"
+
+
+def test_a_remote_cluster_is_reached_with_the_token_of_the_environment(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    with reach(ClusterSettings(address=dashboard.url)) as url:
+        assert url == dashboard.url
+        assert ask(url, "/anything") == {"ray_version": "2"}
+    assert dashboard.seen == [f"Bearer {TOKEN}"] * 2
+
+
+def test_a_remote_cluster_without_authentication_is_reached(dashboard: Dashboard) -> None:
+    dashboard.closed = False
+    with reach(ClusterSettings(address=dashboard.url)) as url:
+        assert ask(url, "/anything") == {"ray_version": "2"}
+
+
+@pytest.mark.parametrize(("token", "status"), [(None, 401), ("b" * 64, 403)])
+def test_a_missing_or_wrong_token_is_said(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, token: str | None, status: int) -> None:
+    if token:
+        monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    with pytest.raises(ClusterError) as raised, reach(ClusterSettings(address=dashboard.url)):
+        pass
+    assert raised.value.message == f"{dashboard.url}: refused the token (status {status})"
+    assert raised.value.hint == "name the file with the cluster's token in RAY_AUTH_TOKEN_PATH"
+
+
+def test_an_answer_that_is_no_json_is_said(dashboard: Dashboard) -> None:
+    with pytest.raises(ClusterError) as raised:
+        ask(dashboard.url, "/text")
+    assert raised.value.message == f"{dashboard.url}/text: answered 200, but must answer JSON"
+    assert raised.value.hint == "is this the dashboard of a Ray cluster?"

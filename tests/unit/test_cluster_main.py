@@ -1,0 +1,246 @@
+"""python -m cluster: its verbs, what they print, and that `--help` is light."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import jobs, launcher, state
+from cluster.__main__ import main
+from cluster.errors import ClusterError
+from cluster.facts import Facts
+from cluster.jobs import Job
+
+VERBS = ("up", "status", "submit", "jobs", "logs", "stop", "down", "check")
+HEAVY = ("ray", "torch", "pandas", "transformers", "optuna", "fastapi")
+FACTS = Facts("127.0.0.1:1", "http://127.0.0.1:2", "/tmp/twohead-x", "/tmp/token", (3,), "here", 0.0)
+
+
+class FakeJobs:
+    """Jobs of a cluster that remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.found = [_job("job-1", "RUNNING"), _job("job-2", "SUCCEEDED", exit_code=0)]
+        self.end = _job("job-1", "SUCCEEDED", exit_code=0)
+
+    def submit(self, words: list[str], shipment: Any, name: str | None) -> str:
+        self.asked.append((words, shipment.folder, name))
+        return "job-1"
+
+    def all(self) -> list[Job]:
+        return self.found
+
+    def find(self, prefix: str) -> Job:
+        return next(job for job in self.found if job.id.startswith(prefix))
+
+    def log(self, job_id: str) -> str:
+        return f"log of {job_id}"
+
+    def follow(self, job_id: str, write: Any) -> Job:
+        write("a line\n")
+        return self.end
+
+    def stop(self, job_id: str) -> Job:
+        self.asked.append(job_id)
+        return _job(job_id, "STOPPED")
+
+
+def _job(job_id: str, state: str, exit_code: int | None = None) -> Job:
+    return Job(job_id, None, state, time.time() - 130, f"python -c 'one\ntwo' {'x' * 80}", exit_code)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeJobs:
+    """A cluster with two jobs; the working folder is empty."""
+    fake = FakeJobs()
+
+    @contextmanager
+    def open_jobs(settings: Any) -> Iterator[FakeJobs]:
+        yield fake
+
+    monkeypatch.setattr(jobs, "open_jobs", open_jobs)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TWOHEAD_STORAGE", raising=False)
+    return fake
+
+
+@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS)])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom cluster.__main__ import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("usage: python -m cluster")
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    out = capsys.readouterr().out
+    assert all(f"\n    {verb} " in out for verb in VERBS)
+
+
+def test_up_tells_where_and_never_the_token(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(launcher, "up", lambda settings, say: launcher.Launch(FACTS, is_new=True))
+    assert main(["up"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("cluster is up after ")
+    assert lines[1:] == ["dashboard and Jobs API: http://127.0.0.1:2", "token: in /tmp/token"]
+
+
+def test_up_again_is_fine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(launcher, "up", lambda settings, say: launcher.Launch(FACTS, is_new=False))
+    assert main(["up"]) == 0
+    assert capsys.readouterr().out.startswith("cluster is already running since ")
+
+
+def test_down_ends_running_jobs_in_peace_first(
+    cluster: FakeJobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launcher, "down", lambda settings: len(cluster.asked) + 8)
+    assert main(["down"]) == 0
+    assert cluster.asked == ["job-1"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "stopping job job-1 …"
+    assert lines[1].endswith("(9 processes ended)")
+
+
+def test_down_goes_on_when_the_cluster_does_not_answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def gone(settings: Any) -> Any:
+        raise ClusterError("does not answer")
+
+    monkeypatch.setattr(jobs, "open_jobs", gone)
+    monkeypatch.setattr(launcher, "down", lambda settings: None)
+    assert main(["down"]) == 0
+    assert capsys.readouterr().out == "no cluster was running\n"
+
+
+def test_submit_takes_everything_after_the_dashes(cluster: FakeJobs, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["python", "-m", "training", "tune", "--config", "x.yaml", "--name", "n", "--", "--help"]
+    assert main(["submit", "--name", "search", "--", *words]) == 0
+    assert cluster.asked == [(words, tmp_path, "search")]
+    assert capsys.readouterr().out.splitlines() == [
+        f"shipped {tmp_path}: 0 files, 0 B",
+        "job job-1",
+        "a line",
+        "job job-1: SUCCEEDED, exit code 0",
+    ]
+
+
+def test_a_failed_job_is_a_failed_submit(cluster: FakeJobs, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster.end = _job("job-1", "FAILED", exit_code=3)
+    assert main(["submit", "--", "false"]) == 1
+    assert capsys.readouterr().out.endswith("job job-1: FAILED, exit code 3\n")
+
+
+def test_submit_without_waiting_prints_the_id_alone(cluster: FakeJobs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "--no-wait", "--", "true"]) == 0
+    assert capsys.readouterr().out == "job-1\n"
+
+
+def test_submit_without_dashes_is_refused(cluster: FakeJobs, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["submit", "python", "x.py"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments: python x.py" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_the_job_running(cluster: FakeJobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(job_id: str, write: Any) -> Job:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster, "follow", interrupt)
+    assert main(["logs", "-f", "job-1"]) == 130
+    assert capsys.readouterr().out == "\njob job-1 goes on; `python -m cluster logs -f job-1` follows it, `stop job-1` ends it\n"
+    assert cluster.asked == []
+
+
+def test_jobs_are_a_table_with_short_commands(cluster: FakeJobs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["jobs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["JOB", "NAME", "STATE", "STARTED", "COMMAND"]
+    assert lines[1] == f"job-1  –     RUNNING    2 min ago  python -c 'one two' {'x' * 39}…"
+    assert len(lines) == 3
+    cluster.found = []
+    assert main(["jobs"]) == 0
+    assert capsys.readouterr().out == "no jobs\n"
+
+
+def test_logs_print_what_there_is(cluster: FakeJobs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["logs", "job-2"]) == 0
+    assert capsys.readouterr().out == "log of job-2"
+    assert main(["logs", "job-1", "--follow"]) == 0
+    assert capsys.readouterr().out == "a line\njob job-1: SUCCEEDED, exit code 0\n"
+
+
+def test_stop_tells_the_end_and_spares_what_has_ended(cluster: FakeJobs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stop", "job-1"]) == 0
+    assert main(["stop", "job-2"]) == 0
+    assert capsys.readouterr().out == "job job-1: STOPPED\njob job-2: SUCCEEDED\n"
+    assert cluster.asked == ["job-1"]
+
+
+STATE = {
+    "address": "http://127.0.0.1:2",
+    "started_at_s": None,
+    "nodes": 1,
+    "resources": {"CPU": {"used": 1.5, "total": 2.0}, "GPU": {"used": 0.0, "total": 1.0}},
+    "jobs": [{"id": "job-1", "name": "n", "state": "RUNNING", "started_at_s": None, "entrypoint": "true"}],
+    "applications": {"twohead": {"status": "RUNNING", "message": "", "replicas": {"Heads": {"running": 1, "target": 2}}}},
+}
+
+
+def test_status_is_one_screen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(state, "state", lambda settings: STATE)
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "http://127.0.0.1:2",
+        "1 node, CPU 1.5 of 2 in use, GPU 0 of 1 in use",
+        "",
+        "JOB    NAME  STATE    STARTED  COMMAND",
+        "job-1  n     RUNNING  –        true",
+        "",
+        "APPLICATION  STATUS   DEPLOYMENT  RUNNING  WANTED",
+        "twohead      RUNNING  Heads             1       2",
+    ]
+
+
+def test_status_of_an_empty_cluster(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = {**STATE, "nodes": 2, "jobs": [], "applications": {}, "started_at_s": time.time() - 2 * 86400}
+    monkeypatch.setattr(state, "state", lambda settings: empty)
+    assert main(["status"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "http://127.0.0.1:2, since 2 d ago"
+    assert lines[1].startswith("2 nodes, ")
+    assert lines[3:] == ["no jobs", "", "nothing is served"]
+
+
+def test_status_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(state, "state", lambda settings: STATE)
+    assert main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == STATE
+
+
+def test_check_reads_the_section_and_the_launcher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "ray_config.yaml"
+    path.write_text("cluster: {launcher: {cluster_name: ads, provider: {type: local, head_ip: 10.0.0.1, worker_ips: []}}}")
+    assert main(["check", "--config", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "note: for provider `local`, start `ray up` with RAY_UP_enable_autoscaler_v2=0; without it no worker is contacted",
+        f"{path}: the section cluster is fine",
+    ]
+    path.write_text("cluster: {launcher: {cluster_name: ads}}")
+    assert main(["check", "--config", str(path)]) == 2
+    assert capsys.readouterr().err.startswith("error: cluster.launcher: ")
+    path.write_text("cluster: {num_cpus: 0}")
+    assert main(["check", "--config", str(path)]) == 2
+    assert "cluster.num_cpus is 0" in capsys.readouterr().err

@@ -1,0 +1,201 @@
+"""cluster.storage: whole writes, exclusive creation, folders; the same on disk and in an object store."""
+
+import hashlib
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from cluster.errors import ConflictError, StorageError
+from cluster.storage import Storage, sha256, sha256_file, unfinished
+
+
+@pytest.fixture(params=["local", "file", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    """An empty storage of each kind."""
+    name = uuid.uuid4().hex
+    places = {"local": str(tmp_path / "store"), "file": f"file://{tmp_path}/store", "memory": f"memory://{name}/store"}
+    yield Storage(places[request.param])
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_what_is_written_is_read(storage: Storage) -> None:
+    storage.write_bytes("a/b.txt", b"first")
+    storage.write_bytes("a/b.txt", b"second")
+    assert storage.read_bytes("a/b.txt") == b"second"
+    assert storage.exists("a/b.txt")
+    assert storage.exists("a")
+    assert not storage.exists("a/c.txt")
+
+
+def test_names_are_sorted_and_one_level_deep(storage: Storage) -> None:
+    for path in ("v/2/file", "v/10/file", "v/name"):
+        storage.write_bytes(path, b"")
+    assert storage.names("v") == ["10", "2", "name"]
+    assert storage.names("w") == []
+    assert storage.names() == ["v"]
+
+
+def test_create_wants_a_free_name(storage: Storage) -> None:
+    storage.create("a", b"mine")
+    with pytest.raises(ConflictError) as raised:
+        storage.create("a", b"yours")
+    assert raised.value.message == f"{storage.uri}/a: exists already"
+    assert storage.read_bytes("a") == b"mine"
+
+
+def test_a_missing_file_is_named(storage: Storage) -> None:
+    with pytest.raises(StorageError) as raised:
+        storage.read_bytes("a/b")
+    assert raised.value.message == f"{storage.uri}/a/b: no such file"
+
+
+@pytest.mark.parametrize("path", ["../a", "a/../../b", "a/./b", "a\\b", "a\0b"])
+def test_no_path_leaves_its_folder(storage: Storage, path: str) -> None:
+    for use in (storage.read_bytes, storage.exists, storage.names, storage.child):
+        with pytest.raises(StorageError) as raised:
+            use(path)
+        assert raised.value.message == f"path {path!r}: leaves its folder"
+        assert raised.value.hint == "names may not contain '..', a backslash or NUL"
+    with pytest.raises(StorageError, match="leaves its folder"):
+        storage.write_bytes(path, b"")
+
+
+def test_a_child_is_a_storage_of_its_own(storage: Storage) -> None:
+    storage.child("a/b").write_bytes("c", b"x")
+    assert storage.read_bytes("a/b/c") == b"x"
+    assert storage.child("a").names() == ["b"]
+
+
+def test_a_folder_goes_up_and_comes_down(storage: Storage, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep/one").write_bytes(b"1")
+    (source / "manifest").write_bytes(b"{}")
+    storage.upload(source, "v/1", last="manifest")
+    target = storage.download("v/1", tmp_path / "target")
+    assert {file.relative_to(target).as_posix(): file.read_bytes() for file in target.rglob("*") if file.is_file()} == {
+        "deep/one": b"1",
+        "manifest": b"{}",
+    }
+    with pytest.raises(ConflictError):
+        storage.upload(source, "v/1", last="manifest")
+
+
+def test_the_last_file_arrives_after_the_others(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("a", "manifest", "z"):
+        (source / name).write_bytes(b"")
+    order: list[str] = []
+    monkeypatch.setattr(storage, "write_bytes", lambda path, content: order.append(path))
+    monkeypatch.setattr(storage, "create", lambda path, content: order.append(path))
+    storage.upload(source, "v", last="manifest")
+    assert order == ["v/a", "v/z", "v/manifest"]
+
+
+def test_a_missing_folder_cannot_be_downloaded(storage: Storage, tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as raised:
+        storage.download("v/9", tmp_path / "target")
+    assert raised.value.message == f"{storage.uri}/v/9: no such folder"
+
+
+def test_a_local_folder_is_not_copied(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write_bytes("v/file", b"")
+    assert storage.download("v", tmp_path / "target") == tmp_path / "v"
+
+
+def test_an_unknown_protocol_is_refused() -> None:
+    with pytest.raises(StorageError) as raised:
+        Storage("nowhere://bucket")
+    assert raised.value.message.startswith("storage 'nowhere://bucket': ")
+    assert raised.value.hint == "use a local folder or an installed fsspec protocol"
+
+
+def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Storage("store/").uri == str(tmp_path / "store")
+    assert Storage("memory://a/b/").uri == "memory://a/b"
+    assert repr(Storage("store")) == f"Storage('{tmp_path}/store')"
+
+
+def test_a_write_onto_a_folder_says_why(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError) as raised:
+        storage.write_bytes("folder", b"")
+    assert raised.value.message == f"{tmp_path}/folder: Is a directory"
+    with pytest.raises(StorageError, match="Is a directory"):
+        storage.read_bytes("folder")
+
+
+def test_a_write_below_a_file_says_why(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write_bytes("file", b"")
+    with pytest.raises(StorageError, match=r"/file/a: Not a directory$"):
+        storage.create("file/a", b"")
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write_bytes("a", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"/a: No space left on device$"):
+        storage.write_bytes("a", b"new")
+    assert storage.read_bytes("a") == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_drafts_are_not_listed(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-1").touch()
+    (tmp_path / "a").touch()
+    assert Storage(str(tmp_path)).names() == ["a"]
+
+
+def test_of_many_creators_one_wins(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    start = threading.Barrier(8)
+    won: list[int] = []
+
+    def create(number: int) -> None:
+        start.wait()
+        try:
+            storage.create("name", str(number).encode())
+            won.append(number)
+        except ConflictError:
+            pass
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [storage.read_bytes("name")] == [str(number).encode() for number in won]
+
+
+def test_an_unfinished_folder_appears_whole(tmp_path: Path) -> None:
+    with unfinished(tmp_path / "done") as draft:
+        (draft / "file").write_bytes(b"x")
+        assert not (tmp_path / "done").exists()
+    assert (tmp_path / "done/file").read_bytes() == b"x"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["done"]
+
+
+def test_an_unfinished_folder_vanishes_with_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), unfinished(tmp_path / "done"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_digests(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    assert sha256(b"abc") == sha256_file(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()

@@ -1,0 +1,163 @@
+"""Training: it learns, stops, keeps its best epoch, goes on after a stop, and is reproducible."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig
+
+from training.fit import DivergedError, Epoch, Fit, Fold, Objective, best_state_in, predict_logits
+from training.inputs import TokenInputs
+from training.model import TwoHeadBert, make_config
+from training.optimiser import parameter_groups, schedule
+from training.prefix import freeze
+from training.settings import FitSettings
+from training.tokens import Tokenizer
+
+HEADS = [
+    {"name": "job", "classes": ["nurse", "driver"], "hidden_size": 0, "dropout": 0.0},
+    {"name": "letter", "classes": ["a", "b", "c"], "hidden_size": 8, "dropout": 0.1},
+]
+SETTINGS = FitSettings(epochs=6, patience=6, encoder_learning_rate=1e-2, head_learning_rate=3e-2, batch_tokens=64, batch_texts=8)
+OBJECTIVE = Objective(loss_weights={"job": 1.0, "letter": 1.0})
+
+
+@pytest.fixture
+def start(make_encoder: Callable[..., Path]) -> Callable[..., Fit]:
+    folder = make_encoder("bert")
+    tokenizer = Tokenizer(folder, 32)
+    texts = [f"the {job} {letter} {filler}" for job in ("nurse", "driver") for letter in "abc" for filler in "qrstuvwx"]
+    labels = {
+        "job": np.array([index // 24 for index in range(48)]),
+        "letter": np.array([-1 if index % 5 == 0 else index // 8 % 3 for index in range(48)]),
+    }
+
+    def begin(settings: FitSettings = SETTINGS, depth: int = 0) -> Fit:
+        torch.manual_seed(settings.seed)
+        model = TwoHeadBert(make_config(AutoConfig.from_pretrained(str(folder)), "mean", HEADS))
+        freeze(model, depth)
+        inputs = TokenInputs(tokenizer.encode(texts), tokenizer.pad_id)
+        validation = np.arange(0, 48, 3)
+        held_out = TokenInputs(inputs.table.take(validation), tokenizer.pad_id)
+        known = Fold(held_out, {head: values[validation] for head, values in labels.items()})
+        return Fit(model, Fold(inputs, labels), known, settings, OBJECTIVE, torch.device("cpu"))
+
+    return begin
+
+
+def test_it_learns_both_heads_from_partly_missing_labels(start: Callable[..., Fit]) -> None:
+    epochs = list(start(SETTINGS.model_copy(update={"epochs": 15, "patience": 15})).epochs())
+    assert epochs[-1].best_score > 0.95
+    assert epochs[-1].loss < epochs[0].loss / 2
+    assert all(metrics["macro_f1"] > 0.9 for metrics in epochs[-1].best_metrics.values())
+
+
+def test_the_same_seed_gives_the_same_epochs_and_another_seed_others(start: Callable[..., Fit]) -> None:
+    short = SETTINGS.model_copy(update={"epochs": 2})
+    first, second = list(start(short).epochs()), list(start(short).epochs())
+    assert first == second
+    assert first[0].loss != next(iter(start(short.model_copy(update={"seed": 8})).epochs())).loss
+
+
+def test_stopped_and_restored_it_goes_on_as_if_never_stopped(start: Callable[..., Fit], tmp_path: Path) -> None:
+    whole = start()
+    expected = list(whole.epochs())
+    broken = start()
+    for epoch in broken.epochs():
+        if epoch.number == 3:
+            break
+    broken.save(tmp_path)
+    again = start()
+    again.restore(tmp_path)
+    assert list(again.epochs()) == expected[3:]
+    assert all(torch.equal(again.best_state[name], tensor) for name, tensor in whole.best_state.items())
+
+
+def test_restored_after_its_last_epoch_it_has_nothing_left_to_do(start: Callable[..., Fit], tmp_path: Path) -> None:
+    fit = start(SETTINGS.model_copy(update={"epochs": 1}))
+    assert [epoch.is_last for epoch in fit.epochs()] == [True]
+    fit.save(tmp_path)
+    again = start(SETTINGS.model_copy(update={"epochs": 1}))
+    again.restore(tmp_path)
+    assert list(again.epochs()) == []
+
+
+def test_the_best_epoch_is_kept_not_the_last(start: Callable[..., Fit], tmp_path: Path) -> None:
+    fit = start(SETTINGS.model_copy(update={"epochs": 8, "patience": 8, "head_learning_rate": 0.3}))
+    states = {epoch.number: ({name: tensor.clone() for name, tensor in fit.model.named_parameters()}, epoch) for epoch in fit.epochs()}
+    last: Epoch = states[max(states)][1]
+    fit.save(tmp_path)
+    kept = best_state_in(tmp_path)
+    assert last.best_score == max(epoch.score for _, epoch in states.values())
+    assert all(torch.equal(kept[name], states[last.best_number][0][name]) for name in kept)
+
+
+def test_patience_ends_it_early(start: Callable[..., Fit]) -> None:
+    # A learning rate this small never improves on the first epoch.
+    settings = SETTINGS.model_copy(update={"epochs": 50, "patience": 2, "encoder_learning_rate": 1e-12, "head_learning_rate": 1e-12})
+    assert [epoch.number for epoch in start(settings).epochs()] == [1, 2, 3]
+
+
+def test_a_loss_that_is_no_number_is_an_error(start: Callable[..., Fit]) -> None:
+    fit = start()
+    with torch.no_grad():
+        fit.model.heads[0].output.weight[0, 0] = math.nan
+    with pytest.raises(DivergedError, match="epoch 1: the training loss is nan"):
+        next(iter(fit.epochs()))
+
+
+def test_frozen_layers_do_not_move(start: Callable[..., Fit]) -> None:
+    fit = start(SETTINGS.model_copy(update={"epochs": 1}), depth=2)
+    before = {name: parameter.clone() for name, parameter in fit.model.named_parameters()}
+    list(fit.epochs())
+    moved = {name for name, parameter in fit.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved
+    assert all(name.startswith(("heads.", "encoder.encoder.layer.2.")) for name in moved)
+
+
+def test_accumulated_batches_step_like_one(start: Callable[..., Fit]) -> None:
+    few = start(SETTINGS.model_copy(update={"epochs": 1, "gradient_accumulation": 1000}))
+    list(few.epochs())
+    steps = {float(moments["step"]) for moments in few._optimiser.state.values()}
+    assert steps == {1.0}
+
+
+def test_learning_rates_fall_with_depth_and_spare_biases_from_decay(start: Callable[..., Fit]) -> None:
+    fit = start()
+    groups = parameter_groups(fit.model, FitSettings(encoder_learning_rate=1.0, head_learning_rate=7.0, layer_decay=0.5, weight_decay=0.1))
+    names = {parameter: name for name, parameter in fit.model.named_parameters()}
+    rates = {names[parameter]: group["lr"] for group in groups for parameter in group["params"]}
+    decays = {names[parameter]: group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert rates["heads.0.output.weight"] == 7.0
+    assert rates["encoder.encoder.layer.2.output.dense.weight"] == 1.0
+    assert rates["encoder.encoder.layer.0.output.dense.weight"] == 0.25
+    assert rates["encoder.embeddings.word_embeddings.weight"] == 0.125
+    assert decays["encoder.encoder.layer.2.output.dense.bias"] == 0.0
+    assert decays["encoder.encoder.layer.2.output.dense.weight"] == 0.1
+
+
+def test_the_schedule_rises_and_falls() -> None:
+    assert schedule(0.0, 0.1) == pytest.approx(0.01)
+    assert schedule(0.05, 0.1) == pytest.approx(0.5)
+    assert schedule(0.1, 0.1) == pytest.approx(1.0)
+    assert schedule(0.55, 0.1) == pytest.approx(0.5)
+    assert schedule(1.0, 0.1) == pytest.approx(0.0)
+    assert schedule(0.0, 0.0) == pytest.approx(1.0)
+
+
+def test_predictions_come_in_the_order_of_the_inputs(start: Callable[..., Fit]) -> None:
+    fit = start()
+    inputs = fit._training.inputs
+    together = predict_logits(fit.model, inputs, batch_tokens=20)
+    for index in (0, 17, 47):
+        alone = fit.model(**inputs.batch(np.array([index]))).logits
+        for head, logits in alone.items():
+            np.testing.assert_allclose(logits.detach().numpy()[0], together[head][index], atol=1e-5)
+
+
+def test_bf16_and_gradient_checkpointing_train_too(start: Callable[..., Fit]) -> None:
+    settings = SETTINGS.model_copy(update={"epochs": 2, "precision": "bf16", "gradient_checkpointing": True})
+    assert all(math.isfinite(epoch.loss) for epoch in start(settings).epochs())

@@ -1,0 +1,75 @@
+"""Token tables, truncation and batches of similar length."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.errors import EncoderError
+from training.inputs import TokenInputs, plan_batches
+from training.tokens import Tokenizer, make_token_table, pad
+
+
+def test_a_long_text_is_cut_and_keeps_its_special_tokens(make_encoder: Callable[..., Path]) -> None:
+    tokenizer = Tokenizer(make_encoder(), max_tokens=6)
+    table = tokenizer.encode(["nurse", "a b c d e f g h"])
+    assert table.lengths.tolist() == [3, 6]
+    assert table.full_lengths.tolist() == [3, 10]
+    assert table.truncated.tolist() == [False, True]
+    assert (table[1][0], table[1][-1]) == (table[0][0], table[0][-1])
+    assert tokenizer.count(["a b c d e f g h"]) == [10]
+
+
+def test_no_texts_make_an_empty_table(make_encoder: Callable[..., Path]) -> None:
+    assert len(Tokenizer(make_encoder(), 6).encode([])) == 0
+
+
+def test_taking_texts_keeps_their_tokens() -> None:
+    table = make_token_table([[1, 2], [3], [4, 5, 6]], [2, 1, 9])
+    taken = table.take([2, 0])
+    assert [row.tolist() for row in (taken[0], taken[1])] == [[4, 5, 6], [1, 2]]
+    assert taken.truncated.tolist() == [True, False]
+
+
+def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match="tokenizer in"):
+        Tokenizer(tmp_path, 8)
+
+
+def test_padding_reaches_only_the_longest_text() -> None:
+    ids, mask = pad([np.array([1, 2], np.int32), np.array([3], np.int32)], pad_id=9)
+    assert ids.tolist() == [[1, 2], [3, 9]]
+    assert mask.tolist() == [[1, 1], [1, 0]]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=200),
+    batch_tokens=st.integers(8, 1000),
+    batch_texts=st.integers(1, 40),
+    seed=st.none() | st.integers(0, 99),
+)
+def test_every_text_stands_in_one_batch_within_the_budget(
+    lengths: list[int], batch_tokens: int, batch_texts: int, seed: int | None
+) -> None:
+    array = np.array(lengths, dtype=np.int64)
+    batches = plan_batches(array, batch_tokens, batch_texts, None if seed is None else np.random.default_rng(seed))
+    assert sorted(index for batch in batches for index in batch.tolist()) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) <= batch_texts
+        assert len(batch) == 1 or array[batch].max() * len(batch) <= batch_tokens
+
+
+def test_batches_hold_texts_of_similar_length() -> None:
+    lengths = np.random.default_rng(0).integers(5, 200, 500)
+    batches = plan_batches(lengths, 2048, 64, np.random.default_rng(1))
+    padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+    assert padded < 1.15 * lengths.sum()
+
+
+def test_another_seed_gives_other_batches() -> None:
+    inputs = TokenInputs(make_token_table([[1] * (3 + index % 7) for index in range(60)], [9] * 60), 0)
+    plans = [[batch.tolist() for batch in plan_batches(inputs.lengths, 64, 8, np.random.default_rng(seed))] for seed in (1, 1, 2)]
+    assert plans[0] == plans[1] != plans[2]

@@ -1,0 +1,104 @@
+"""Versions are immutable, names move atomically; on local disk and on another fsspec storage alike."""
+
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.storage import Storage
+from training.errors import CheckpointError, RegistryError
+from training.registry import Registry
+
+
+@pytest.fixture(params=["local", "memory"])
+def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
+    return Registry(Storage(str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"))
+
+
+def test_publish_promote_roll_back(registry: Registry, make_checkpoint: Callable[[int], Path]) -> None:
+    assert registry.publish(make_checkpoint(1)) == 1
+    assert registry.publish(make_checkpoint(2)) == 2
+    assert registry.versions() == [1, 2]
+    registry.promote(2)
+    assert registry.resolve("production") == 2
+    registry.promote(1)
+    assert registry.resolve("production") == 1
+    assert [move.version for move in registry.history("production")] == [2, 1]
+    assert registry.names() == {"production": 1}
+    assert registry.resolve(2) == registry.resolve("2") == 2
+
+
+def test_a_fetched_version_is_the_published_one(registry: Registry, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    version = registry.publish(tiny_checkpoint)
+    folder = registry.fetch(version, tmp_path / "fetched")
+    fetched, published = ({file.name: file.read_bytes() for file in place.iterdir()} for place in (folder, tiny_checkpoint))
+    assert fetched == published
+    assert registry.manifest(version).max_tokens == 64
+
+
+def test_what_does_not_exist_is_named(registry: Registry, tiny_checkpoint: Path) -> None:
+    with pytest.raises(RegistryError, match="version 3 is not published; versions: none yet"):
+        registry.promote(3)
+    registry.publish(tiny_checkpoint)
+    with pytest.raises(RegistryError, match="no version is promoted to 'production'; names: none yet"):
+        registry.resolve("production")
+    with pytest.raises(RegistryError, match="must be lower-case letters"):
+        registry.promote(1, "../production")
+    with pytest.raises(RegistryError, match="no checkpoint there"):
+        registry.publish_from("searches/none/best")
+
+
+def test_compare_and_set_refuses_a_name_that_moved(registry: Registry, make_checkpoint: Callable[[int], Path]) -> None:
+    registry.publish(make_checkpoint(1))
+    registry.publish(make_checkpoint(2))
+    registry.promote(1, expected=0)
+    with pytest.raises(RegistryError, match="points to version 1, but 2 was expected"):
+        registry.promote(2, expected=2)
+    assert registry.resolve("production") == 1
+
+
+def test_a_damaged_checkpoint_is_never_published(registry: Registry, tiny_checkpoint: Path) -> None:
+    (tiny_checkpoint / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError):
+        registry.publish(tiny_checkpoint)
+    assert registry.versions() == []
+
+
+def test_a_half_version_is_invisible_and_its_number_not_used_again(registry: Registry, tiny_checkpoint: Path) -> None:
+    registry.storage.create("registry/versions/000001.claim", b"{}")
+    registry.storage.write_bytes("registry/versions/000001/weights.safetensors", b"half")
+    assert registry.versions() == []
+    with pytest.raises(RegistryError, match="version 1 is not published"):
+        registry.resolve(1)
+    assert registry.publish(tiny_checkpoint) == 2
+
+
+def test_many_at_once_get_a_version_each_and_one_promotion_wins(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    registry = Registry(Storage(str(tmp_path / "store")))
+    versions: list[int] = []
+    threads = [threading.Thread(target=lambda: versions.append(registry.publish(tiny_checkpoint))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(versions) == [1, 2, 3, 4, 5, 6]
+    wins: list[int] = []
+    lost: list[str] = []
+
+    def promote(version: int) -> None:
+        try:
+            registry.promote(version, expected=0)
+            wins.append(version)
+        except RegistryError as error:
+            lost.append(error.message)
+
+    threads = [threading.Thread(target=promote, args=(version,)) for version in versions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wins) == 1
+    assert registry.resolve("production") == wins[0]
+    assert len(lost) == 5
