@@ -74,11 +74,11 @@ def make_encoder(tmp_path: Path) -> Callable[..., Path]:
 def write_tiny_checkpoint(folder: Path, seed: int = 0) -> Path:
     """Write a whole checkpoint with random weights and two heads."""
     import torch
+    from transformers import AutoConfig
 
     from training.checkpoint import EncoderFacts, HeadFacts, ModelFacts, write_checkpoint
     from training.model import TwoHeadBert, make_config
     from training.tokens import Tokenizer
-    from transformers import AutoConfig
 
     encoder = write_encoder(folder.parent / f"{folder.name}-encoder")
     torch.manual_seed(seed)
