@@ -19,7 +19,7 @@ from cluster.dashboard import ask, prove_closed
 from cluster.errors import ClusterError
 from cluster.facts import read_facts
 from cluster.runtime_env import runtime_env, survey
-from cluster.session import LOOPBACK_VARIABLE, SETTLED, TOKEN_VARIABLE, applied, client_environment, private_session
+from cluster.session import LOOPBACK_VARIABLE, SETTLED, TOKEN_VARIABLE, applied_to_ray, client_environment, private_session
 from cluster.settings import ClusterSettings
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
@@ -53,8 +53,8 @@ def connect(settings: ClusterSettings, *, working_dir: Path | None = None, log_t
 
     Args:
         settings: The section `cluster`.
-        working_dir: Folder to ship to Ray's processes; by default they read this machine's files. Not shipped
-            again inside a job, which has been shipped one.
+        working_dir: Folder to ship to Ray's processes. By default they read this machine's files; hand them absolute
+            paths, because those of `cluster up` stand in the folder where it was called. Not shipped again inside a job.
         log_to_driver: Whether lines that Ray's processes print appear in this one's output.
 
     Raises:
@@ -75,10 +75,9 @@ def connect(settings: ClusterSettings, *, working_dir: Path | None = None, log_t
             "submit it: python -m cluster submit -- python -m ... (or set cluster.address to local)",
         )
     elif (facts := read_facts(settings)) and facts.is_alive():
-        with applied(client_environment(facts.session.token_path)):
-            _reread_environment()
-            with _driver(address=facts.address, log_to_driver=log_to_driver, runtime_env=env):
-                yield _described(is_private=False)
+        here = applied_to_ray(client_environment(facts.session.token_path))
+        with here, _driver(address=facts.address, log_to_driver=log_to_driver, runtime_env=env):
+            yield _described(is_private=False)
     else:
         with _private(settings, log_to_driver=log_to_driver, runtime_env=env) as connection:
             yield connection
@@ -97,23 +96,20 @@ def reach(settings: ClusterSettings) -> Iterator[str]:
 
     logging.getLogger("ray").setLevel(logging.WARNING)
     if not settings.is_local:
-        with applied(_remote_environment()):
-            _reread_environment()
+        with applied_to_ray(_remote_environment()):
             ask(settings.address, "/api/version")
             yield settings.address
         return
     facts = read_facts(settings)
     if facts is None or not facts.is_alive():
         raise ClusterError("no cluster is running on this machine for this storage", "start one: python -m cluster up")
-    with applied(client_environment(facts.session.token_path)):
-        _reread_environment()
+    with applied_to_ray(client_environment(facts.session.token_path)):
         yield facts.dashboard_url
 
 
 @contextmanager
 def _private(settings: ClusterSettings, **options: Any) -> Iterator[Connection]:
-    with private_session() as session, applied(session.environment()):
-        _reread_environment()
+    with private_session() as session, applied_to_ray(session.environment()):
         limits = {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus, "object_store_memory": settings.object_store_bytes}
         # Port 0: 8265 stays free for `cluster up`.
         place = {"_temp_dir": str(session.ray_folder), "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
@@ -155,15 +151,6 @@ def _remote_environment() -> dict[str, str]:
     has_token = named or (Path.home() / ".ray" / "auth_token").exists()
     kept = {name: value for name, value in SETTLED.items() if name != LOOPBACK_VARIABLE}
     return {**kept, "RAY_AUTH_MODE": "token" if has_token else "disabled"}
-
-
-def _reread_environment() -> None:
-    # Ray reads these variables when it is imported, which may have been long ago.
-    ray_constants: Any = importlib.import_module("ray._private.ray_constants")
-    raylet: Any = importlib.import_module("ray._raylet")
-    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR) != "0"
-    raylet.Config.initialize("")
-    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _first_line(error: Exception) -> str:

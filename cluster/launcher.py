@@ -25,7 +25,7 @@ from cluster.connection import ADDRESS_VARIABLE
 from cluster.dashboard import ask, prove_closed
 from cluster.errors import ClusterError, SettingsError
 from cluster.facts import FACTS_FILE, Facts, facts_folder, read_facts, write_facts
-from cluster.session import Session, applied, client_environment, new_session
+from cluster.session import Session, applied_to_ray, client_environment, new_session
 from cluster.settings import ClusterSettings
 
 START_TIMEOUT_S = 120.0
@@ -171,7 +171,7 @@ def _start(settings: ClusterSettings, session: Session, say: Callable[[str], Non
     dashboard_url = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + START_TIMEOUT_S
     _run_ray_start(settings, session, port)
-    with applied(client_environment(session.token_path)):
+    with applied_to_ray(client_environment(session.token_path)):
         _wait_for_node(dashboard_url, deadline)
     prove_closed(dashboard_url)
     address = (session.ray_folder / "ray_current_cluster").read_text(encoding="utf-8").strip()

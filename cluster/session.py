@@ -5,6 +5,7 @@ name alone, its processes are found again and ended. It does not know why a sess
 """
 
 import fcntl
+import importlib
 import os
 import secrets
 import shutil
@@ -47,7 +48,8 @@ SETTLED = {
 
 def client_environment(token_path: Path) -> dict[str, str]:
     """Return the variables that a process needs to talk to a session of this machine."""
-    return {**SETTLED, TOKEN_VARIABLE: str(token_path)}
+    # A token in the variable itself, meant for another cluster, would come before the one in our file.
+    return {**SETTLED, TOKEN_VARIABLE: str(token_path), "RAY_AUTH_TOKEN": ""}
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,19 @@ def applied(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def applied_to_ray(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the length of the block, and make Ray in this process heed them."""
+    with applied(variables):
+        # Ray reads these when it is imported, which may have been long ago.
+        constants: Any = importlib.import_module("ray._private.ray_constants")
+        raylet: Any = importlib.import_module("ray._raylet")
+        constants.ENABLE_RAY_CLUSTER = os.environ.get(LOOPBACK_VARIABLE) != "0"
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+        yield
 
 
 def end_processes(processes: Iterable[Any], grace_s: float) -> int:

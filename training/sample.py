@@ -258,7 +258,7 @@ class _Writer:
         duties = self._dice.shuffled(self._category[self._cell.skill])[: 2 + self._dice.below(2)]  # type: ignore[literal-required]
         duties += self._dice.shuffled(self._occupation["duties"])[: 1 + self._dice.below(2)]
         general = 1 if self._stated else 2
-        if not self._stated or self._dice.chance(0.4):
+        if not self._stated or self._dice.chance(0.5):
             duties += self._dice.shuffled(self._wording["levels"][self._cell.education]["duties"])[:general]
         wordings = [self._reword(duty) for duty in self._dice.shuffled(duties)]
         listed = ", ".join(wordings[:-1]) + self._wording["conjunction"] + wordings[-1]

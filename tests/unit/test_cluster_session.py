@@ -17,6 +17,7 @@ from cluster.session import (
     OWNER_FILE,
     Session,
     applied,
+    applied_to_ray,
     client_environment,
     end_processes,
     is_marked,
@@ -180,6 +181,23 @@ def test_applied_variables_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> No
         assert (os.environ["TWOHEAD_TEST_OLD"], os.environ["TWOHEAD_TEST_NEW"]) == ("within", "within")
     assert os.environ["TWOHEAD_TEST_OLD"] == "before"
     assert "TWOHEAD_TEST_NEW" not in os.environ
+
+
+def test_a_ray_that_was_imported_long_ago_takes_the_token_of_the_block(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray  # noqa: F401
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of another cluster")
+    other = new_session()
+    try:
+        for found in (session, other):
+            with applied_to_ray(client_environment(found.token_path)):
+                headers = get_auth_headers_if_auth_enabled({})
+                assert {name.lower(): value for name, value in headers.items()} == {
+                    "authorization": f"Bearer {found.token_path.read_text()}"
+                }
+    finally:
+        other.end()
 
 
 def test_a_private_session_leaves_nothing_even_after_an_error() -> None:

@@ -1,0 +1,109 @@
+"""The house keeps its promises: import floors, no circles, light start-up, file tree, settings file, sizes."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("cluster", "training", "serving")
+HEAVY = ("torch", "ray", "pandas", "transformers", "optuna", "fastapi", "numpy")
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_modules(path: Path, *, top_level: bool) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level else list(ast.walk(tree))
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_a_folder_imports_itself_and_those_to_its_left(path: Path) -> None:
+    own = FOLDERS.index(path.relative_to(ROOT).parts[0])
+    forbidden = FOLDERS[own + 1 :]
+    assert not [name for name in imported_modules(path, top_level=False) if name.partition(".")[0] in forbidden]
+
+
+def test_there_is_no_import_circle() -> None:
+    modules = {module_of(path): path for path in SOURCES}
+    graph = {name: {other for other in imported_modules(path, top_level=True) if other in modules and other != name} for name, path in modules.items()}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, f"circle: {' → '.join([*trail, name])}"
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+    assert done == set(graph)
+
+
+def test_only_the_seams_of_training_know_ray() -> None:
+    allowed = {"trial", "search_space", "searcher", "progress", "tuning"}
+    knowing = {path.stem for path in (ROOT / "training").glob("*.py") if any(name.partition(".")[0] == "ray" for name in imported_modules(path, top_level=False))}
+    assert knowing <= allowed
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_help_imports_nothing_heavy(folder: str) -> None:
+    code = f"import runpy, sys\nsys.argv = ['{folder}', '--help']\ntry:\n    runpy.run_module('{folder}', run_name='__main__')\nexcept SystemExit:\n    print('modules', *sorted(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = result.stdout.rpartition("modules ")[2].split()
+    assert folder in loaded or "__main__" in loaded
+    assert not set(HEAVY) & set(loaded)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_each_folder_has_its_four_doors_and_names_its_files(folder: str) -> None:
+    files = {path.stem for path in (ROOT / folder).glob("*.py")}
+    assert {"__init__", "__main__", "settings", "errors"} <= files
+    docstring = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    named = set(re.findall(r"`(\w+)`", docstring.partition("Files in floor order:")[2]))
+    assert named == files - {"__init__", "__main__"}
+
+
+def test_the_shipped_settings_are_valid_in_every_section() -> None:
+    from cluster.settings import load_settings as load_cluster
+    from serving.settings import load_settings as load_serving
+    from training.search_space import check_space
+    from training.settings import load_settings as load_training
+
+    path = ROOT / "ray_config.yaml"
+    load_cluster(path)
+    load_serving(path)
+    check_space(load_training(path, []))
+
+
+def test_the_lock_pins_everything_pyproject_asks_for() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
+    locked = {line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()}
+    missing = [name for name in asked if re.split(r"[\[<>=]", name)[0].lower() not in locked]
+    assert not missing
+    assert "torch==2.13.0" in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_files_and_functions_stay_small(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno + 1 <= 55, node.name
