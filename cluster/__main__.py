@@ -29,10 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # argparse treats a second `--` differently from version to version; the command of a job may well have one.
     cut = words.index("--") if "--" in words else len(words)
-    return run_command(_parser(words[cut + 1 :]), words[:cut])
+    return run_command(make_parser(words[cut + 1 :]), words[:cut])
 
 
-def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
+def make_parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Describe the command line; `command` is what stands behind `--`."""
     shared = settings_options()
     parser = argparse.ArgumentParser(prog="python -m cluster", description="Start a Ray cluster on this machine, and submit jobs to one.")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")

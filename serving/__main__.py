@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LONGEST_SHOWN = 48
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     top = argparse.ArgumentParser(prog="python -m serving", description="Serve a published version over HTTP, and ask it.")
     verbs = top.add_subparsers(title="verbs", metavar="VERB")
@@ -103,6 +103,7 @@ def _run(arguments: argparse.Namespace) -> int:
         try:
             rollout.deploy(settings, arguments.version)
             _print_doors(settings.url, arguments.ask)
+            _print_places(cluster, settings.url)
             if not arguments.once:
                 _wait_for_signal()
         finally:
@@ -123,6 +124,21 @@ def _print_doors(url: str, text: str | None) -> None:
     quoted = body.replace("'", "'\\''")
     say(f"version {facts.version} answers at {url}, its API is described at {url}/docs")
     say(f"curl {url}/v1/predict -H 'content-type: application/json' -d '{quoted}'")
+
+
+def _print_places(cluster: "ClusterSettings", url: str) -> None:
+    """Say where the version lies, and the report of the search that found it."""
+    from cluster.storage import Storage
+    from serving.client import Client
+    from training.registry import Registry
+
+    with Client(url) as client:
+        version = client.version().version
+    registry = Registry(Storage(cluster.storage))
+    say(f"version {registry.place(version)}")
+    report = f"searches/{registry.manifest(version).search.get('name', '-')}/report.html"
+    if registry.storage.exists(report):
+        say(f"report  {registry.storage.uri}/{report}")
 
 
 def _wait_for_signal() -> None:
@@ -253,4 +269,4 @@ def _load(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(parser()))
+    sys.exit(run_command(make_parser()))

@@ -3,6 +3,7 @@
 It does not know HTTP or Ray Serve, and imports only `cluster`. Plain functions do the work; `trial` and
 `tuning` alone lend them to Ray.
 
-Files in floor order: `errors`, `settings`, `sample`, `table`, `dataset`, `split`, `doctor`, `encoder`, `tokens`, `model`,
-`loss`, `metrics`, `fit`, `checkpoint`, `trial`, `search_space`, `searcher`, `tuning`, `registry`, `report`.
+Files in floor order: `errors`, `settings`, `sample`, `findings`, `characters`, `formats`, `table`, `rows`, `split`, `dataset`, `doctor`,
+`encoder`, `tokens`, `model`, `inputs`, `prefix`, `loss`, `metrics`, `device`, `optimiser`, `fit`, `checkpoint`, `search_space`, `searcher`,
+`trial`, `progress`, `report`, `winner`, `tuning`, `registry`.
 """

@@ -99,7 +99,7 @@ def publish(options: argparse.Namespace) -> int:
         storage = registry.storage
         name = read_plan(storage, options.search).name
         version = registry.publish_from(f"searches/{name}/{BEST_FOLDER}")
-    say(f"version {version}  {registry.storage.uri}/registry/versions/{version:06d}")
+    say(f"version {version}  {registry.place(version)}")
     if options.promote:
         registry.promote(version, options.promote)
         say(f"{options.promote} → version {version}")

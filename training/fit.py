@@ -202,18 +202,30 @@ class Fit:
             group["lr"] = rate * factor
 
     def save(self, folder: Path) -> None:
-        """Write what `restore` needs: trained and best parameters, optimiser moments, and where we are."""
-        tensors = {f"current/{name}": tensor for name, tensor in trainable_state(self.model).items()}
-        tensors |= {f"best/{name}": tensor for name, tensor in self._best_state.items()}
+        """Write what `restore` needs: trained and best parameters, optimiser moments, and where we are.
+
+        After the last epoch only the best parameters are written: nothing will go on from the others.
+        """
+        tensors = {f"best/{name}": tensor for name, tensor in self._best_state.items()}
+        steps: dict[str, float] = {}
+        if self._last is None or not self._last.is_last:
+            tensors |= {f"current/{name}": tensor for name, tensor in trainable_state(self.model).items()}
+            moments, steps = self._moments()
+            tensors |= moments
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, folder / _TENSORS_FILE)
+        facts = {"last": asdict(self._last) if self._last else None, "steps": steps}
+        (folder / _FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
+
+    def _moments(self) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """Return AdamW's moments, `exp_avg/NAME` and `exp_avg_sq/NAME`, and its steps by name."""
+        tensors: dict[str, torch.Tensor] = {}
         steps: dict[str, float] = {}
         names: dict[torch.Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
         for parameter, moments in self._optimiser.state.items():
             name = names[parameter]
             tensors |= {f"{key}/{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
             steps[name] = float(moments["step"])
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, folder / _TENSORS_FILE)
-        facts = {"last": asdict(self._last) if self._last else None, "steps": steps}
-        (folder / _FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
+        return tensors, steps
 
     def restore(self, folder: Path) -> None:
         """Continue from what `save` wrote for the same model and settings."""

@@ -103,6 +103,10 @@ class Registry:
         path = f"{_VERSIONS}/{version:06d}/{MANIFEST_FILE}"
         return parse_manifest(self.storage.read_bytes(path), f"version {version}")
 
+    def place(self, version: int) -> str:
+        """Return the path or URI of a version's folder."""
+        return f"{self.storage.uri}/{_VERSIONS}/{version:06d}"
+
     def fetch(self, version: int, target: Path) -> Path:
         """Bring a version to this machine and verify it.
 

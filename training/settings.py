@@ -277,10 +277,10 @@ class SearchSpace(HeadSpace):
 
 
 class TrialResources(Section):
-    """What one trial reserves; `gpu: 0.5` puts two trials on one GPU."""
+    """What one trial reserves; `gpu: 0.5` puts two trials on one GPU, and one GPU is the most a trial can use."""
 
     cpu: float = Field(default=1.0, gt=0)
-    gpu: float = Field(default=0.0, ge=0)
+    gpu: float = Field(default=0.0, ge=0, le=1)
 
 
 class TuningSettings(Section):

@@ -29,7 +29,7 @@ def test_every_command_in_the_readme_is_understood(command: str) -> None:
     if words[0] == "make":
         subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, check=True)
         return
-    options = parser_of(words[2]).parse_args(words[3:])
+    options = parser_of(words[2]).parse_args(words[3 : words.index("--")] if "--" in words else words[3:])
     assert callable(options.verb)
 
 

@@ -86,7 +86,7 @@ def test_the_shipped_settings_are_valid_in_every_section() -> None:
 
     path = ROOT / "ray_config.yaml"
     load_cluster(path)
-    load_serving(path)
+    load_serving(path, [])
     check_space(load_training(path, []))
 
 

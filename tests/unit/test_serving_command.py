@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.console import run_command
-from serving.__main__ import parser
+from serving.__main__ import make_parser
 
 HEAVY = ("torch", "ray", "pandas", "transformers", "optuna", "fastapi", "pydantic", "httpx")
 VERBS = ("run", "ask", "deploy", "scale", "status", "stop", "check", "load")
@@ -19,8 +19,8 @@ def command(tmp_path: Path, *words: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("words", [[], *[[verb] for verb in VERBS]])
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (
-        "import sys\nfrom cluster.console import run_command\nfrom serving.__main__ import parser\n"
-        "try:\n    run_command(parser(), sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom cluster.console import run_command\nfrom serving.__main__ import make_parser\n"
+        "try:\n    run_command(make_parser(), sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
     root = Path(__file__).parent.parent.parent
@@ -31,14 +31,14 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
 
 
 def test_the_command_surface() -> None:
-    text = parser().format_help()
+    text = make_parser().format_help()
     for verb in VERBS:
         assert f"\n    {verb} " in text
 
 
 @pytest.mark.parametrize("verb", ["check", "run", "deploy"])
 def test_nothing_starts_without_a_version(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(parser(), command(tmp_path, verb)) == 2
+    assert run_command(make_parser(), command(tmp_path, verb)) == 2
     printed = capsys.readouterr().err
     assert "error: no version is promoted to 'production'; names: none yet" in printed
     assert "hint:  python -m training promote VERSION --name production" in printed
@@ -50,7 +50,7 @@ def test_check_names_the_heads(tmp_path: Path, tiny_checkpoint: Path, capsys: py
 
     registry = Registry(Storage(str(tmp_path / "storage")))
     registry.promote(registry.publish(tiny_checkpoint))
-    assert run_command(parser(), command(tmp_path, "check")) == 0
+    assert run_command(make_parser(), command(tmp_path, "check")) == 0
     expected = "serving is valid; the version 'production' points to is whole and answers category (3 classes), education (4 classes)"
     assert expected in capsys.readouterr().out
     weights = tmp_path / "storage/registry/versions/000001/weights.safetensors"
@@ -58,20 +58,20 @@ def test_check_names_the_heads(tmp_path: Path, tiny_checkpoint: Path, capsys: py
     content[-1] ^= 1
     weights.chmod(0o644)
     weights.write_bytes(content)
-    assert run_command(parser(), command(tmp_path, "check", "--version", "1")) == 2
+    assert run_command(make_parser(), command(tmp_path, "check", "--version", "1")) == 2
     assert "has SHA-256" in capsys.readouterr().err
 
 
 def test_scale_checks_its_bounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(parser(), command(tmp_path, "scale", "--min", "3", "--max", "2")) == 2
+    assert run_command(make_parser(), command(tmp_path, "scale", "--min", "3", "--max", "2")) == 2
     assert "error: --max is 2, but must be at least --min (3)" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        run_command(parser(), command(tmp_path, "scale", "--min", "0", "--max", "2"))
+        run_command(make_parser(), command(tmp_path, "scale", "--min", "0", "--max", "2"))
     assert "argument --min: is '0', but must be a whole number of at least 1" in capsys.readouterr().err
 
 
 def test_asking_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(parser(), command(tmp_path, "ask", "text", "--url", "http://127.0.0.1:9")) == 2
+    assert run_command(make_parser(), command(tmp_path, "ask", "text", "--url", "http://127.0.0.1:9")) == 2
     printed = capsys.readouterr().err
     assert "error: http://127.0.0.1:9: " in printed
     assert "hint:  is it running? python -m serving run" in printed
