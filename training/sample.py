@@ -26,10 +26,10 @@ MIN_ROWS = 20
 GERMAN_FRACTION = 0.4
 MISSING_FRACTION = 0.15
 # Shares of the ads that name no occupation, and that say outright which education they want.
-NEUTRAL_FRACTION = 0.15
+NEUTRAL_FRACTION = 0.12
 STATED_FRACTION = 0.75
 FIELD_FRACTION = 0.8
-TARGET_WORDS = (48, 130)
+TARGET_WORDS = (45, 125)
 ATTEMPTS_PER_ROW = 50
 
 ItemT = TypeVar("ItemT")
@@ -258,7 +258,7 @@ class _Writer:
         duties = self._dice.shuffled(self._category[self._cell.skill])[: 2]  # type: ignore[literal-required]
         duties += self._dice.shuffled(self._occupation["duties"])[: 1 + self._dice.below(2)]
         general = 1 if self._stated else 2
-        if not self._stated or self._dice.chance(0.75):
+        if not self._stated or self._dice.chance(0.6):
             duties += self._dice.shuffled(self._wording["levels"][self._cell.education]["duties"])[:general]
         wordings = [self._reword(duty) for duty in self._dice.shuffled(duties)]
         listed = ", ".join(wordings[:-1]) + self._wording["conjunction"] + wordings[-1]

@@ -1,0 +1,138 @@
+"""The whole road by its commands, on a cluster of this machine: search as a job, kill, resume, publish, deploy, ask, scale."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.facts import read_facts
+from cluster.settings import ClusterSettings
+
+SOURCE = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+TEXTS = ["the nurse a", "the driver b d e f g", "c nurse"]
+
+
+@dataclass
+class Place:
+    """A working folder with settings and a table."""
+
+    folder: Path
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TWOHEAD_"))}
+        command = [sys.executable, "-m", *words]
+        return subprocess.Popen(
+            command, cwd=self.folder, env=environment | {"PYTHONPATH": str(SOURCE)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def run(self, *words: str, code: int = 0) -> str:
+        process = self.start(*words)
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == code, output
+        return output
+
+
+@pytest.fixture
+def place(tmp_path: Path, make_encoder: Callable[..., Path]) -> Iterator[Place]:
+    from cluster.launcher import free_port
+
+    rows = ["text,job,letter"]
+    rows += [f"the {'nurse' if i % 2 else 'driver'} {'abc'[i % 3]} {'defg'[i // 6 % 4]} {i},{'nurse' if i % 2 else 'driver'},{'abc'[i % 3]}" for i in range(150)]
+    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
+    settings = {
+        "cluster": {"num_cpus": 4, "object_store_bytes": 100_000_000, "dashboard_port": free_port(18365)},
+        "training": {
+            "data": {"files": ["table.csv"]},
+            "heads": {"job": {}, "letter": {}},
+            "encoder": {"name": str(make_encoder("bert")), "max_tokens": 16},
+            "fit": {"epochs": 10, "patience": 10, "encoder_learning_rate": 5e-3, "head_learning_rate": 2e-2, "batch_texts": 4},
+            "search_space": {"encoder_learning_rate": {"low": 1e-3, "high": 1e-2, "log": True}},
+            "tuning": {"num_samples": 5, "grace_period": 10, "max_concurrent_trials": 2},
+        },
+        "serving": {"port": free_port(18400), "max_replicas": 2, "resources_per_replica": {"cpu": 0.5}},
+    }
+    (tmp_path / "ray_config.yaml").write_text(yaml.safe_dump(settings))
+    found = Place(tmp_path)
+    found.run("cluster", "up")
+    yield found
+    found.run("cluster", "down")
+
+
+def result_of(place: Place) -> dict[str, dict[str, object]]:
+    content = json.loads((place.folder / ".twohead/searches/ads/result.json").read_text())
+    return {f"trial-{trial['position']}": trial for trial in content["trials"]}
+
+
+def kill_the_search(folder: Path) -> int:
+    """Kill -9 the job's driver and its trials, of this cluster only; returns how many processes that were."""
+    facts = read_facts(ClusterSettings(storage=str(folder / ".twohead")))
+    assert facts is not None
+    victims = []
+    for process in facts.session.processes():
+        words = " ".join(process.cmdline())
+        if "training tune --name ads" in words or words.startswith("ray::ImplicitFunc"):
+            victims.append(process)
+    for process in victims:
+        process.kill()
+    return len(victims)
+
+
+def test_from_a_job_that_is_killed_to_an_answer_from_two_replicas(place: Place) -> None:
+    job = place.start("cluster", "submit", "--", "python", "-m", "training", "tune", "--name", "ads")
+    assert job.stdout is not None
+    finished: dict[str, str] = {}
+    for line in job.stdout:
+        if found := re.search(r"(trial-\d) +finished .*score ([\d.]+)", line):
+            finished[found.group(1)] = found.group(2)
+        # Two later reports follow the end of a trial by more than Tune's second between snapshots of its state.
+        if len(finished) >= 2 and re.search(r"trial-[34] +training +epoch 3", line):
+            break
+    assert len(finished) >= 2
+    assert kill_the_search(place.folder) >= 2
+    job.communicate(timeout=120)
+    assert job.returncode == 1
+
+    resumed = place.run("cluster", "submit", "--", "python", "-m", "training", "tune", "--resume", "ads")
+    trials = result_of(place)
+    assert {name: trial["state"] for name, trial in trials.items()} == {f"trial-{position}": "finished" for position in range(5)}
+    assert {name: f"{trials[name]['score']:.3f}" for name in finished} == finished
+    assert not [name for name in finished if re.search(rf"\] {name} +training +epoch", resumed)]
+
+    place.run("training", "publish", "--search", "ads", "--promote")
+    place.run("serving", "deploy")
+    answer = json.loads(place.run("serving", "ask", "--json", *TEXTS))
+    expected = probabilities(place.folder / ".twohead/registry/versions/000001")
+    for position, one in enumerate(answer["answers"]):
+        for head, scores in expected.items():
+            assert list(one["heads"][head]["scores"].values()) == pytest.approx(scores[position], abs=1e-4)
+
+    load = place.start("serving", "load", "--count", "600", "--rate", "40")
+    place.run("serving", "scale", "--min", "2", "--max", "2")
+    output, _ = load.communicate(timeout=120)
+    assert load.returncode == 0, output
+    status = place.run("serving", "status")
+    assert re.search(r"\b2\b", status), status
+    place.run("serving", "stop")
+
+
+def probabilities(folder: Path) -> dict[str, list[list[float]]]:
+    """Softmax of the logits that `from_pretrained` gives for each text alone."""
+    from training.checkpoint import load_tokenizer, read_manifest
+    from training.inputs import TokenInputs
+    from training.model import TwoHeadBert
+
+    tokenizer = load_tokenizer(folder, read_manifest(folder))
+    model = TwoHeadBert.from_pretrained(str(folder)).eval()
+    inputs = TokenInputs(tokenizer.encode(TEXTS), tokenizer.pad_id)
+    import numpy as np
+
+    rows = [model(**inputs.batch(np.array([index]))).logits for index in range(len(TEXTS))]
+    return {head: [row[head].softmax(dim=1)[0].tolist() for row in rows] for head in rows[0]}
