@@ -9,8 +9,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.settings import Section
-from serving.settings import ServingSettings
+from serving.settings import Arguments, ServingSettings
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -25,35 +24,6 @@ Config = dict[str, Any]
 # A replica that is taken away gets this long beyond the longest request.
 _DRAIN_MARGIN_S = 5.0
 _PACKAGES = ("cluster", "training", "serving")
-
-_ROLLOUT_ONLY = {
-    "host",
-    "port",
-    "min_replicas",
-    "max_replicas",
-    "autoscaling",
-    "resources_per_replica",
-    "max_ongoing_requests",
-    "ready_timeout_s",
-}
-
-
-class Arguments(Section):
-    """What a replica is started with.
-
-    Attributes:
-        storage: Where the registry is; absolute, because a replica may run elsewhere.
-        version: Stay with this version; null follows `settings.name`.
-        settings: The section `serving`, without what only the rollout reads.
-    """
-
-    storage: str
-    version: int | None = None
-    settings: ServingSettings = ServingSettings()
-
-    def dump(self) -> dict[str, Any]:
-        """Return them as JSON."""
-        return self.model_dump(mode="json", exclude={"settings": _ROLLOUT_ONLY})
 
 
 def build(arguments: dict[str, Any]) -> "Application":

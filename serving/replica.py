@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.storage import Storage
 from serving.answerer import Answerer
-from serving.app import Arguments
 from serving.errors import NotReady
 from serving.follower import Follower
 from serving.metrics import PUBLISH_EVERY_S, Figures, gather
 from serving.predictor import Predictor
 from serving.routes import build_app
+from serving.settings import Arguments
 from training.registry import Registry
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import Any, Protocol, Self
 from cluster.errors import ClusterError
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
-from serving.app import APPLICATION, CODE_ROOT, DEPLOYMENT, Arguments, Config, render, replica_environment
-from serving.settings import ServingSettings
+from serving.app import APPLICATION, CODE_ROOT, DEPLOYMENT, Config, render, replica_environment
+from serving.settings import Arguments, ServingSettings
 from serving.status import Status, deployed, progress, read_status, reason
 
 Say = Callable[[str], None]

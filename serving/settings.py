@@ -5,7 +5,7 @@ It does not know the model: heads, classes, token limit and text template stand 
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -120,6 +120,36 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+_ROLLOUT_ONLY = {
+    "host",
+    "port",
+    "min_replicas",
+    "max_replicas",
+    "autoscaling",
+    "resources_per_replica",
+    "max_ongoing_requests",
+    "ready_timeout_s",
+}
+
+
+class Arguments(Section):
+    """What a replica is started with.
+
+    Attributes:
+        storage: Where the registry is; absolute, because a replica may run elsewhere.
+        version: Stay with this version; null follows `settings.name`.
+        settings: The section `serving`, without what only the rollout reads.
+    """
+
+    storage: str
+    version: int | None = None
+    settings: ServingSettings = ServingSettings()
+
+    def dump(self) -> dict[str, Any]:
+        """Return them as JSON."""
+        return self.model_dump(mode="json", exclude={"settings": _ROLLOUT_ONLY})
 
 
 def load_settings(path: Path, overrides: list[str]) -> ServingSettings:

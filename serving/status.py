@@ -6,8 +6,8 @@ It changes nothing and asks nobody.
 import re
 from dataclasses import dataclass
 
-from serving.app import APPLICATION, DEPLOYMENT, Arguments, Config
-from serving.settings import url_of
+from serving.app import APPLICATION, DEPLOYMENT, Config
+from serving.settings import Arguments, url_of
 
 
 @dataclass(frozen=True)

@@ -255,7 +255,7 @@ class _Writer:
         return [parts[name] for name in order if name in parts]
 
     def _duties(self) -> str:
-        duties = self._dice.shuffled(self._category[self._cell.skill])[: 2]  # type: ignore[literal-required]
+        duties = self._dice.shuffled(self._category[self._cell.skill])[:2]  # type: ignore[literal-required]
         duties += self._dice.shuffled(self._occupation["duties"])[: 1 + self._dice.below(2)]
         general = 1 if self._stated else 2
         if not self._stated or self._dice.chance(0.6):

@@ -30,7 +30,12 @@ class Place:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TWOHEAD_"))}
         command = [sys.executable, "-m", *words]
         return subprocess.Popen(
-            command, cwd=self.folder, env=environment | {"PYTHONPATH": str(SOURCE)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=self.folder,
+            env=environment | {"PYTHONPATH": str(SOURCE)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
     def run(self, *words: str, code: int = 0) -> str:
@@ -45,7 +50,10 @@ def place(tmp_path: Path, make_encoder: Callable[..., Path]) -> Iterator[Place]:
     from cluster.launcher import free_port
 
     rows = ["text,job,letter"]
-    rows += [f"the {'nurse' if i % 2 else 'driver'} {'abc'[i % 3]} {'defg'[i // 6 % 4]} {i},{'nurse' if i % 2 else 'driver'},{'abc'[i % 3]}" for i in range(150)]
+    rows += [
+        f"the {'nurse' if i % 2 else 'driver'} {'abc'[i % 3]} {'defg'[i // 6 % 4]} {i},{'nurse' if i % 2 else 'driver'},{'abc'[i % 3]}"
+        for i in range(150)
+    ]
     (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
     settings = {
         "cluster": {"num_cpus": 4, "object_store_bytes": 100_000_000, "dashboard_port": free_port(18365)},

@@ -110,13 +110,19 @@ def test_a_diverging_trial_is_counted_and_the_search_goes_on(project: Callable[.
     assert "diverged" in states
     assert refused.returncode == 4
     assert "trials failed, but at most 0 may" in refused.stderr
-    assert result_of(settings, "one")["best"] in [trial["position"] for trial in result_of(settings, "one")["trials"] if trial["state"] != "diverged"]
+    assert result_of(settings, "one")["best"] in [
+        trial["position"] for trial in result_of(settings, "one")["trials"] if trial["state"] != "diverged"
+    ]
     assert training(settings, "tune", "--resume", "one", "--allow-failed", "6").returncode == 0
 
 
 def test_killed_in_the_middle_it_resumes_and_loses_no_finished_trial(project: Callable[..., Path]) -> None:
-    settings = project(fit={"epochs": 12, "patience": 12, "batch_texts": 4}, tuning={"num_samples": 6, "grace_period": 12, "max_concurrent_trials": 2})
-    process = subprocess.Popen(command(settings, "tune", "--name", "one"), cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    settings = project(
+        fit={"epochs": 12, "patience": 12, "batch_texts": 4}, tuning={"num_samples": 6, "grace_period": 12, "max_concurrent_trials": 2}
+    )
+    process = subprocess.Popen(
+        command(settings, "tune", "--name", "one"), cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stdout is not None
     finished: dict[str, str] = {}
     for line in process.stdout:

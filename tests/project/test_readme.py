@@ -10,7 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(?:console|sh)\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = sorted({line.strip().partition("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.startswith(("python -m ", "make "))})
+COMMANDS = sorted(
+    {
+        line.strip().partition("  #")[0].strip()
+        for block in BLOCKS
+        for line in block.splitlines()
+        if line.startswith(("python -m ", "make "))
+    }
+)
 
 
 def parser_of(folder: str) -> object:
@@ -54,7 +61,12 @@ def test_the_file_tree_is_the_tree() -> None:
             named.add(entry)
         elif folder:
             named |= {folder + name for name in entry.split()}
-    sources = {f"{name}/{path.name}" for name in ("cluster", "training", "serving") for path in (ROOT / name).glob("*.py") if path.name != "__init__.py"}
+    sources = {
+        f"{name}/{path.name}"
+        for name in ("cluster", "training", "serving")
+        for path in (ROOT / name).glob("*.py")
+        if path.name != "__init__.py"
+    }
     assert sources <= named
     assert not [name for name in named if not (ROOT / name).exists()]
 

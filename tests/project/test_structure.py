@@ -18,9 +18,9 @@ def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imported_modules(path: Path, *, top_level: bool) -> set[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if top_level else list(ast.walk(tree))
+def imported_modules(path: Path) -> set[str]:
+    """All modules a file imports anywhere, inside functions too."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     names: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -34,12 +34,12 @@ def imported_modules(path: Path, *, top_level: bool) -> set[str]:
 def test_a_folder_imports_itself_and_those_to_its_left(path: Path) -> None:
     own = FOLDERS.index(path.relative_to(ROOT).parts[0])
     forbidden = FOLDERS[own + 1 :]
-    assert not [name for name in imported_modules(path, top_level=False) if name.partition(".")[0] in forbidden]
+    assert not [name for name in imported_modules(path) if name.partition(".")[0] in forbidden]
 
 
 def test_there_is_no_import_circle() -> None:
     modules = {module_of(path): path for path in SOURCES}
-    graph = {name: {other for other in imported_modules(path, top_level=True) if other in modules and other != name} for name, path in modules.items()}
+    graph = {name: {other for other in imported_modules(path) if other in modules and other != name} for name, path in modules.items()}
     done: set[str] = set()
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
@@ -56,13 +56,23 @@ def test_there_is_no_import_circle() -> None:
 
 def test_only_the_seams_of_training_know_ray() -> None:
     allowed = {"trial", "search_space", "searcher", "progress", "tuning"}
-    knowing = {path.stem for path in (ROOT / "training").glob("*.py") if any(name.partition(".")[0] == "ray" for name in imported_modules(path, top_level=False))}
+    knowing = {
+        path.stem for path in (ROOT / "training").glob("*.py") if any(name.partition(".")[0] == "ray" for name in imported_modules(path))
+    }
     assert knowing <= allowed
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_help_imports_nothing_heavy(folder: str) -> None:
-    code = f"import runpy, sys\nsys.argv = ['{folder}', '--help']\ntry:\n    runpy.run_module('{folder}', run_name='__main__')\nexcept SystemExit:\n    print('modules', *sorted(sys.modules))"
+    code = (
+        f"import runpy, sys
+sys.argv = ['{folder}', '--help']
+"
+        f"try:
+    runpy.run_module('{folder}', run_name='__main__')
+except SystemExit:
+    print('modules', *sorted(sys.modules))"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = result.stdout.rpartition("modules ")[2].split()
     assert folder in loaded or "__main__" in loaded
@@ -95,7 +105,9 @@ def test_the_lock_pins_everything_pyproject_asks_for() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
-    locked = {line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()}
+    locked = {
+        line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    }
     missing = [name for name in asked if re.split(r"[\[<>=]", name)[0].lower() not in locked]
     assert not missing
     assert "torch==2.13.0" in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()

@@ -4,8 +4,8 @@ import pytest
 
 from cluster.storage import Storage
 from serving import app
-from serving.app import Arguments, code_digest, render, replica_environment
-from serving.settings import ServingSettings
+from serving.app import code_digest, render, replica_environment
+from serving.settings import Arguments, ServingSettings
 
 
 def rendered(**settings: Any) -> dict[str, Any]:
