@@ -64,16 +64,15 @@ def test_only_the_seams_of_training_know_ray() -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_help_imports_nothing_heavy(folder: str) -> None:
-    code = (
-        f"import runpy, sys
-sys.argv = ['{folder}', '--help']
-"
-        f"try:
-    runpy.run_module('{folder}', run_name='__main__')
-except SystemExit:
-    print('modules', *sorted(sys.modules))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [
+        "import runpy, sys",
+        f"sys.argv = ['{folder}', '--help']",
+        "try:",
+        f"    runpy.run_module('{folder}', run_name='__main__')",
+        "except SystemExit:",
+        "    print('modules', *sorted(sys.modules))",
+    ]
+    result = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = result.stdout.rpartition("modules ")[2].split()
     assert folder in loaded or "__main__" in loaded
     assert not set(HEAVY) & set(loaded)
