@@ -4,6 +4,6 @@ It does not know HTTP or Ray Serve, and imports only `cluster`. Plain functions 
 `tuning` alone lend them to Ray.
 
 Files in floor order: `errors`, `settings`, `sample`, `findings`, `characters`, `formats`, `table`, `rows`, `split`, `dataset`, `doctor`,
-`encoder`, `tokens`, `model`, `inputs`, `prefix`, `loss`, `metrics`, `device`, `optimiser`, `fit`, `checkpoint`, `search_space`, `searcher`,
+`tokens`, `encoder`, `model`, `inputs`, `prefix`, `loss`, `metrics`, `device`, `optimiser`, `fit`, `checkpoint`, `search_space`, `searcher`,
 `trial`, `progress`, `report`, `winner`, `tuning`, `registry`.
 """

@@ -262,7 +262,9 @@ def load_tokenizer(folder: Path, manifest: Manifest) -> "Tokenizer":
 def load_model(folder: Path) -> "TwoHeadBert":
     """Load a verified checkpoint's model in evaluation mode, on the CPU, in float32."""
     from training.model import TwoHeadBert
+    from training.tokens import hush_transformers
 
+    hush_transformers()
     model = TwoHeadBert.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
     model.eval()
     return model

@@ -16,6 +16,7 @@ from torch import nn
 from cluster.storage import sha256_file
 from training.errors import EncoderError
 from training.settings import EncoderSettings
+from training.tokens import hush_transformers
 
 PACKAGE_PREFIX = "package:"
 WEIGHTS_FILE = "model.safetensors"
@@ -186,12 +187,9 @@ def load_encoder_weights(encoder: nn.Module, source: EncoderSource) -> None:
         EncoderError: The file lacks a weight the encoder needs.
     """
     from transformers import AutoModel
-    from transformers.utils import logging
 
     extra = {"add_pooling_layer": hasattr(encoder, "pooler") and encoder.pooler is not None} if hasattr(encoder, "pooler") else {}
-    # Its progress bar and its table of unused weights would break into our live table of trials.
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    hush_transformers()
     loaded, report = AutoModel.from_pretrained(
         str(source.folder),
         dtype=torch.float32,

@@ -60,6 +60,14 @@ def make_token_table(rows: Iterable[Sequence[int] | NDArray[np.int32]], full_len
     return TokenTable(ids, offsets, np.asarray(full_lengths, dtype=np.int64))
 
 
+def hush_transformers() -> None:
+    """Keep transformers' progress bars, load reports and hints out of our tables and JSON; its errors are still raised."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 class Tokenizer:
     """A pretrained tokenizer with a token limit; `encode` gives ids, special tokens included.
 
@@ -71,6 +79,7 @@ class Tokenizer:
     def __init__(self, folder: Path, max_tokens: int) -> None:
         from transformers import AutoTokenizer
 
+        hush_transformers()
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
