@@ -80,9 +80,8 @@ def main() -> None:
             rows["TF-IDF"] = floor
         for name, predicted in rows.items():
             counts = confusion(truth, predicted, size)
-            print(
-                f"{head:<12} {name:<7} accuracy {np.trace(counts) / counts.sum():.3f}  macro-F1 {macro_f1(counts):.3f}  ({counts.sum()} texts)"
-            )
+            accuracy = np.trace(counts) / counts.sum()
+            print(f"{head:<12} {name:<7} accuracy {accuracy:.3f}  macro-F1 {macro_f1(counts):.3f}  ({counts.sum()} texts)")
     print(f"answers against from_pretrained: at most {max(np.abs(scores[head] - saved[head]).max() for head in heads):.1e} apart")
     apart = max(np.abs(one[head][0] - scores[head][index]).max() for index, one in enumerate(alone) for head in heads)
     print(f"{len(alone)} texts alone against in a batch: at most {apart:.1e} apart")
