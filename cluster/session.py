@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from cluster.errors import ClusterError
 
 MARK_VARIABLE = "TWOHEAD_SESSION"
@@ -75,7 +77,6 @@ class Session:
 
     def processes(self) -> list[Any]:
         """Find the processes that carry this session's mark, as `psutil.Process`; never this one or its parents."""
-        psutil = _psutil()
         myself = psutil.Process()
         spared = {myself.pid, *(parent.pid for parent in myself.parents())}
         return [process for process in psutil.process_iter() if process.pid not in spared and _belongs(process, self.folder)]
@@ -222,7 +223,6 @@ def end_processes(processes: Iterable[Any], grace_s: float) -> int:
 
 
 def _signal(processes: Iterable[Any], method: str) -> None:
-    psutil = _psutil()
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             getattr(process, method)()
@@ -237,7 +237,6 @@ def _outlasting(processes: list[Any], grace_s: float) -> list[Any]:
 
 
 def _lives(process: Any) -> bool:
-    psutil = _psutil()
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -246,7 +245,6 @@ def _lives(process: Any) -> bool:
 
 def is_marked(pid: int, folder: Path) -> bool:
     """Tell whether a process lives and belongs to the session with this folder."""
-    psutil = _psutil()
     try:
         process = psutil.Process(pid)
     except psutil.Error:
@@ -257,14 +255,14 @@ def is_marked(pid: int, folder: Path) -> bool:
 def _name(process: Any) -> str:
     try:
         return str(process.name())
-    except _psutil().Error:
+    except psutil.Error:
         return ""
 
 
 def _belongs(process: Any, folder: Path) -> bool:
     try:
         return _has_mark(process, folder) or _is_titled_and_writes_to(process, folder)
-    except (_psutil().Error, OSError):
+    except (psutil.Error, OSError):
         return False
 
 
@@ -278,12 +276,3 @@ def _has_mark(process: Any, folder: Path) -> bool:
 def _is_titled_and_writes_to(process: Any, folder: Path) -> bool:
     # A process of Ray that gives itself a title overwrites the beginning of its environment, and a short one wholly.
     return bool(str(process.name()).startswith("ray::")) and any(file.path.startswith(f"{folder}/") for file in process.open_files())
-
-
-def _psutil() -> Any:
-    # Ray brings its own copy, which can be imported once Ray is.
-    import ray  # noqa: F401,I001
-
-    import psutil  # type: ignore[import-not-found,import-untyped,unused-ignore]
-
-    return psutil
