@@ -139,11 +139,13 @@ def _see_through(plan: Plan, cluster: ClusterSettings, storage: Storage, dataset
     with connect(cluster) as connection:
         say(f"Ray       {connection.dashboard_url} {'(started for this search)' if connection.is_private else ''}".rstrip())
         results = _tune(plan, storage, assignment, is_resumed=is_resumed)
-        outcomes = [_outcome(result) for result in results]
+        # A resumed search lists its trials in another order than they were proposed in.
+        ended = sorted(((_outcome(result), result) for result in results), key=lambda pair: pair[0].position)
+        outcomes = [outcome for outcome, _ in ended]
         winner = _best(outcomes)
+        best = next(result for outcome, result in ended if outcome is winner)
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint = results[winner.position].checkpoint
-            checkpoint.to_directory(folder)
+            best.checkpoint.to_directory(folder)
             return finish(prepared, outcomes, winner, Path(folder))
 
 
@@ -257,7 +259,14 @@ def _quieten() -> None:
     # The older output obeys verbose=0; the newer one prints a banner all the same.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune.execution.tune_controller").addFilter(_is_news)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drop one message: a resumed search deletes an old checkpoint again that it had deleted just before it was killed."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, FileNotFoundError) and "Error handling checkpoint" in record.msg)
 
 
 def _tune_storage(storage: Storage, name: str) -> tuple[Any, str]:
@@ -276,7 +285,7 @@ def _outcome(result: Any) -> TrialOutcome:
 
     metrics = result.metrics or {}
     return TrialOutcome(
-        position=int(str(result.path).rpartition("-")[2]),
+        position=_position(str(result.path)),
         state="died" if result.error else ended(metrics),
         score=metrics.get("score"),
         epoch=metrics.get("epoch", 0),
@@ -286,6 +295,11 @@ def _outcome(result: Any) -> TrialOutcome:
         seconds=metrics.get("time_total_s", 0.0),
         error=type(result.error).__name__ if result.error else "",
     )
+
+
+def _position(path: str) -> int:
+    # Where a killed search left the folder of a trial it never wrote down, Tune adds a suffix: trial-4_a5b9.
+    return int(path.rpartition("/")[2].removeprefix("trial-").partition("_")[0])
 
 
 def _best(outcomes: Sequence[TrialOutcome]) -> TrialOutcome:

@@ -135,7 +135,7 @@ def test_killed_in_the_middle_it_resumes_and_loses_no_finished_trial(project: Ca
     for victim in [*children, psutil.Process(process.pid)]:
         if victim.is_running():
             os.kill(victim.pid, signal.SIGKILL)
-    process.wait(timeout=30)
+    process.communicate(timeout=30)
     assert not (settings.parent / "storage/searches/one/result.json").exists()
 
     resumed = training(settings, "tune", "--resume", "latest")
