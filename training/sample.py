@@ -255,23 +255,14 @@ class _Writer:
         return [parts[name] for name in order if name in parts]
 
     def _duties(self) -> str:
-        duties = self._dice.shuffled(self._category[self._cell.skill])[: 1 + self._dice.below(2)]  # type: ignore[literal-required]
+        duties = self._dice.shuffled(self._category[self._cell.skill])[:2]  # type: ignore[literal-required]
         duties += self._dice.shuffled(self._occupation["duties"])[: 1 + self._dice.below(2)]
-        duties += self._level_duties()
+        general = 1 if self._stated else 2
+        if not self._stated or self._dice.chance(0.6):
+            duties += self._dice.shuffled(self._wording["levels"][self._cell.education]["duties"])[:general]
         wordings = [self._reword(duty) for duty in self._dice.shuffled(duties)]
         listed = ", ".join(wordings[:-1]) + self._wording["conjunction"] + wordings[-1]
         return self._say(self._dice.pick(self._wording["duty_frames"]), duties=listed)
-
-    def _level_duties(self) -> list[str]:
-        if not self._stated:
-            return self._dice.shuffled(self._wording["levels"][self._cell.education]["duties"])[:2]
-        if not self._dice.chance(0.7):
-            return []
-        education = self._cell.education
-        if self._dice.chance(0.3):
-            place = EDUCATIONS.index(education)
-            education = self._dice.pick(EDUCATIONS[max(place - 1, 0) : place + 2])
-        return [self._dice.pick(self._wording["levels"][education]["duties"])]
 
     def _extras(self) -> dict[str, str]:
         wording, pick, shuffled = self._wording, self._dice.pick, self._dice.shuffled
