@@ -8,8 +8,6 @@ import errno
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -173,20 +171,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def unfinished(folder: Path) -> Iterator[Path]:
-    """Give a fresh folder beside `folder`, renamed to it when the block ends without an error."""
-    import shutil
-
-    draft = folder.parent / f".tmp-{uuid.uuid4().hex}"
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-        draft.replace(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def sha256(content: bytes) -> str:

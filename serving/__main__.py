@@ -102,8 +102,7 @@ def _run(arguments: argparse.Namespace) -> int:
             raise ClusterError("a version is served on this cluster already", "python -m serving ask TEXT; or first python -m serving stop")
         try:
             rollout.deploy(settings, arguments.version)
-            _print_doors(settings.url, arguments.ask)
-            _print_places(cluster, settings.url)
+            _print_places(cluster, _print_doors(settings.url, arguments.ask))
             if not arguments.once:
                 _wait_for_signal()
         finally:
@@ -111,7 +110,8 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _print_doors(url: str, text: str | None) -> None:
+def _print_doors(url: str, text: str | None) -> int:
+    """Print where it answers, and the answer about a text; returns the version that answers."""
     import json
 
     from serving.client import Client
@@ -124,20 +124,19 @@ def _print_doors(url: str, text: str | None) -> None:
     quoted = body.replace("'", "'\\''")
     say(f"version {facts.version} answers at {url}, its API is described at {url}/docs")
     say(f"curl {url}/v1/predict -H 'content-type: application/json' -d '{quoted}'")
+    return facts.version
 
 
-def _print_places(cluster: "ClusterSettings", url: str) -> None:
-    """Say where the version lies, and the report of the search that found it."""
+def _print_places(cluster: "ClusterSettings", version: int) -> None:
+    """Print where the version lies, and the report of the search that found it."""
     from cluster.storage import Storage
-    from serving.client import Client
+    from training.plan import REPORT_FILE, search_path
     from training.registry import Registry
 
-    with Client(url) as client:
-        version = client.version().version
     registry = Registry(Storage(cluster.storage))
     say(f"version {registry.place(version)}")
-    report = f"searches/{registry.manifest(version).search.get('name', '-')}/report.html"
-    if registry.storage.exists(report):
+    name = registry.manifest(version).search.get("name")
+    if name and registry.storage.exists(report := search_path(name, REPORT_FILE)):
         say(f"report  {registry.storage.uri}/{report}")
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
 from serving.errors import BadRequest, InvalidFields
-from training.settings import template_columns, template_parts
+from training.template import template_columns, template_parts
 
 PROBLEM_TYPE = "urn:twohead:problem:"
 

@@ -43,6 +43,13 @@ class ServeClient(Protocol):
         ...
 
 
+def _required(details: Config) -> Config:
+    application = deployed(details)
+    if application is None:
+        raise ClusterError("nothing is deployed on this cluster", "python -m serving deploy")
+    return application
+
+
 class Rollout:
     """Serve in one cluster.
 
@@ -93,9 +100,7 @@ class Rollout:
             ClusterError: It is not deployed.
         """
         details = self._details()
-        application = deployed(details)
-        if application is None:
-            raise ClusterError("nothing is deployed on this cluster", "python -m serving deploy")
+        application = _required(details)
         config: Config = application["deployed_app_config"]
         for deployment in config["deployments"]:
             if deployment["name"] == DEPLOYMENT:
@@ -110,9 +115,7 @@ class Rollout:
             ClusterError: It is not deployed.
         """
         details = self._details()
-        application = deployed(details)
-        if application is None:
-            raise ClusterError("nothing is deployed on this cluster", "python -m serving deploy")
+        application = _required(details)
         return read_status(application, details)
 
     def is_deployed(self) -> bool:

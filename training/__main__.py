@@ -89,8 +89,7 @@ def _judge_failures(result: "SearchResult", allowed: int) -> int:
 
 def publish(options: argparse.Namespace) -> int:
     """Store a checkpoint as the next version."""
-    from training.tuning import read_plan
-    from training.winner import BEST_FOLDER
+    from training.plan import BEST_FOLDER, read_plan, search_path
 
     registry = _registry(options)
     if options.checkpoint:
@@ -98,7 +97,7 @@ def publish(options: argparse.Namespace) -> int:
     else:
         storage = registry.storage
         name = read_plan(storage, options.search).name
-        version = registry.publish_from(f"searches/{name}/{BEST_FOLDER}")
+        version = registry.publish_from(search_path(name, BEST_FOLDER))
     say(f"version {version}  {registry.place(version)}")
     if options.promote:
         registry.promote(version, options.promote)

@@ -24,7 +24,7 @@ from training.loss import head_loss, normalise_weights, total_loss
 from training.metrics import HeadMetrics, joint_accuracy, majority_class, measure_head, selection_score
 from training.model import TwoHeadBert
 from training.optimiser import parameter_groups, schedule
-from training.prefix import load_trainable_state, trainable_state
+from training.prefix import load_trainable_state, rest_frozen, trainable_state
 from training.settings import FitSettings
 
 _TENSORS_FILE = "fit.safetensors"
@@ -171,6 +171,7 @@ class Fit:
     def _train(self, number: int, generator: np.random.Generator) -> float:
         settings = self._settings
         self.model.train()
+        rest_frozen(self.model)
         batches = plan_batches(self._training.inputs.lengths, settings.batch_tokens, settings.batch_texts, generator)
         losses = []
         for position, indices in enumerate(batches):

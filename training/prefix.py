@@ -5,7 +5,6 @@ of a process. It does not know heads, labels or Ray. The idea is old (see e.g. B
 layers inside any architecture, stand-ins that hand their input through, is ours.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -150,19 +149,27 @@ def activation_bytes(table: TokenTable, width: int, *, pooled: bool) -> int:
     return vectors * width * 4
 
 
+def rest_frozen(model: TwoHeadBert) -> None:
+    """Put every part of a training model that does not train into evaluation mode: no dropout where nothing learns."""
+    for module in model.encoder.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
 def trainable_state(model: TwoHeadBert) -> dict[str, torch.Tensor]:
     """Copy the parameters that train, by name; buffers and frozen layers are left out."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def load_trainable_state(model: TwoHeadBert, state: dict[str, torch.Tensor], names: Sequence[str] | None = None) -> None:
+def load_trainable_state(model: TwoHeadBert, state: dict[str, torch.Tensor]) -> None:
     """Put trained parameters back into a model, whole or without its prefix.
 
     Raises:
         EncoderError: A parameter is unknown to the model or of another shape.
     """
     parameters = dict(model.named_parameters())
-    for name in names or list(state):
+    for name in state:
         if name not in parameters or parameters[name].shape != state[name].shape:
             raise EncoderError(f"trained parameter {name!r} does not fit the model")
         with torch.no_grad():

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from training.errors import DataError
 from training.findings import SHOWN_ROWS, Findings, Note, NoteKind, counted
 from training.formats import shown_header
-from training.settings import DataSettings, TrainingSettings, template_columns, template_parts
+from training.settings import DataSettings, TrainingSettings
 from training.table import Table, read_table
+from training.template import template_columns, template_parts
 
 SPLITS = ("training", "validation", "test")
 

@@ -3,14 +3,13 @@
 It does not know the data: classes left out here are found there by `dataset`.
 """
 
-import re
-import string
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from cluster.settings import Section, read_settings_file, validate_section
+from training.template import template_columns, template_parts
 
 HeadName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -95,36 +94,6 @@ class DataSettings(Section):
         return value
 
 
-# A part of a template: the literal text before a column, the column (none after the last), the length of its prefix.
-TemplatePart = tuple[str, str | None, int | None]
-
-
-def template_parts(template: str) -> list[TemplatePart]:
-    """Split a template into literal texts and the columns in braces; doubled braces stand for themselves.
-
-    Raises:
-        ValueError: Unbalanced braces, an empty name, or anything but `{column}` and `{column[:N]}` in braces.
-    """
-    parts: list[TemplatePart] = []
-    for literal, field, format_code, conversion in string.Formatter().parse(template):
-        found = re.fullmatch(r"(?P<column>[^\[\]]+)(?:\[:(?P<length>[1-9][0-9]*)\])?", field) if field else None
-        if field is not None and (found is None or format_code or conversion):
-            shown = field + (f"!{conversion}" if conversion else "") + (f":{format_code}" if format_code else "")
-            raise ValueError(f"must hold {{column}} or {{column[:N]}} in braces, not {{{shown}}}")
-        length = found["length"] if found else None
-        parts.append((literal, found["column"] if found else None, int(length) if length else None))
-    return parts
-
-
-def template_columns(template: str) -> list[str]:
-    """List the columns a template names, in order, each once.
-
-    Raises:
-        ValueError: See `template_parts`.
-    """
-    return list(dict.fromkeys(column for _, column, _ in template_parts(template) if column is not None))
-
-
 class HeadSettings(Section):
     """One question about the text.
 
@@ -194,6 +163,8 @@ class FitSettings(Section):
         batch_texts: Most texts in a batch; what bounds batches of very short texts.
         gradient_accumulation: Batches per optimiser step.
         frozen_layers: The embeddings and this many lower layers stay as pretrained; 0 trains all.
+        activation_bytes: Most memory of one process for what frozen layers say of all texts, computed once;
+            where that needs more, they are computed anew for every batch.
         precision: `auto` is bf16 on a GPU that has it, else fp32.
         gradient_checkpointing: Less memory for more compute.
         seed: Of weights, order and dropout.
@@ -211,6 +182,7 @@ class FitSettings(Section):
     batch_texts: int = Field(default=32, ge=1)
     gradient_accumulation: int = Field(default=1, ge=1)
     frozen_layers: int = Field(default=0, ge=0)
+    activation_bytes: int = Field(default=2_000_000_000, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
     seed: int = 7

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from training.device import choose_device
-from training.encoder import EncoderSource, find_encoder, load_encoder_weights
+from training.encoder import EncoderSource, encoder_layers, find_encoder, load_encoder_weights
 from training.errors import EncoderError
 from training.fit import DivergedError, Epoch, Fit, Fold, Objective
 from training.inputs import Inputs, TokenInputs
 from training.loss import inverse_sqrt_weights
 from training.model import TwoHeadBert, make_config
-from training.prefix import compute_prefix, freeze, remove_prefix
+from training.prefix import activation_bytes, compute_prefix, freeze, remove_prefix
 from training.search_space import TrialSettings, trial_settings
 from training.searcher import HAS_DIVERGED, IS_LAST, SCORE
 from training.settings import EncoderSettings, TrainingSettings
@@ -104,9 +104,11 @@ def prepare_fit(assignment: Assignment, trial: TrialSettings) -> Fit:
     nn.Module.to(model, device)
     depth = trial.fit.frozen_layers
     freeze(model, depth)
-    training, validation = _inputs(assignment, model, depth)
-    if depth:
+    if depth and _activation_bytes(assignment, model, depth) <= trial.fit.activation_bytes:
+        training, validation = _activations(assignment, model, depth)
         remove_prefix(model, depth)
+    else:
+        training, validation = (TokenInputs(table, assignment.pad_id) for table in (assignment.training, assignment.validation))
     weighted = [head for head, head_settings in trial.heads.items() if head_settings.class_weighting == "inverse_sqrt"]
     objective = Objective(
         loss_weights={head: head_settings.loss_weight for head, head_settings in trial.heads.items()},
@@ -151,14 +153,17 @@ def _verified_encoder(settings: EncoderSettings, sha256: str) -> EncoderSource:
 _prefixes: dict[tuple[str, str, int], tuple[Inputs, Inputs]] = {}
 
 
-def _inputs(assignment: Assignment, model: TwoHeadBert, depth: int) -> tuple[Inputs, Inputs]:
-    tables = assignment.training, assignment.validation
-    if depth == 0:
-        training, validation = (TokenInputs(table, assignment.pad_id) for table in tables)
-        return training, validation
+def _activation_bytes(assignment: Assignment, model: TwoHeadBert, depth: int) -> int:
+    width, is_pooled = int(model.config.encoder.hidden_size), depth == len(encoder_layers(model.encoder))
+    return sum(activation_bytes(table, width, pooled=is_pooled) for table in (assignment.training, assignment.validation))
+
+
+def _activations(assignment: Assignment, model: TwoHeadBert, depth: int) -> tuple[Inputs, Inputs]:
     key = assignment.digest, assignment.encoder_sha256, depth
     if key not in _prefixes:
         _prefixes.clear()
-        training_inputs, validation_inputs = (compute_prefix(model, table, assignment.pad_id, depth) for table in tables)
+        training_inputs, validation_inputs = (
+            compute_prefix(model, table, assignment.pad_id, depth) for table in (assignment.training, assignment.validation)
+        )
         _prefixes[key] = training_inputs, validation_inputs
     return _prefixes[key]

@@ -1,20 +1,13 @@
 """The search: Ray Tune drives trials, Optuna proposes them, ASHA stops the hopeless ones, the best becomes a checkpoint.
 
-    searches/NAME/search.json    the settings and the data's digest, pinned when the search began
-    searches/NAME/tune/          Ray Tune's own state, for --resume
-    searches/NAME/best/          the best checkpoint
-    searches/NAME/report.html    what was found
-
-It does not know how one trial trains (`trial`). Source of the early stopping: Li et al. 2020 (ASHA).
+It does not know how one trial trains (`trial`), nor what a search writes down (`plan`, `winner`). Source of the early stopping:
+Li et al. 2020 (ASHA).
 """
 
-import json
 import logging
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +15,17 @@ import numpy as np
 
 from cluster.connection import connect
 from cluster.console import say
-from cluster.errors import ConflictError
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 from training.dataset import Dataset, load_dataset
 from training.encoder import EncoderSource, find_encoder
 from training.errors import TuningError
+from training.plan import TUNE_FOLDER, Plan, check_name, default_name, pin, read_plan, search_path
 from training.search_space import check_space, dimensions, first_points, tune_space
 from training.settings import TrainingSettings
 from training.tokens import Tokenizer
 from training.trial import Assignment, flat, train
 from training.winner import Prepared, SearchResult, TrialOutcome, finish
-
-FOLDER = "searches"
-PLAN_FILE = "search.json"
-_TUNE_FOLDER = "tune"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A search as it was begun: what `--resume` goes on with.
-
-    Attributes:
-        name: Its folder below `searches/`.
-        settings: The section `training`.
-        data_digest: SHA-256 of the data.
-    """
-
-    name: str
-    settings: TrainingSettings
-    data_digest: str
-
-
-def default_name(settings: TrainingSettings) -> str:
-    """Name a search after its heads and the time."""
-    return f"{'-'.join(settings.heads)[:40]}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 def search(settings: TrainingSettings, cluster: ClusterSettings, name: str | None = None) -> SearchResult:
@@ -72,12 +41,16 @@ def search(settings: TrainingSettings, cluster: ClusterSettings, name: str | Non
         SettingsError: The search space reaches values that are not allowed.
         TuningError: The name is taken, or no trial brought a score.
     """
+    name = name or default_name(settings)
+    check_name(name)
     check_space(settings)
     storage = Storage(cluster.storage)
     dataset = load_dataset(settings)
-    plan = Plan(name or default_name(settings), settings, dataset.digest)
-    _pin(storage, plan)
-    return _see_through(plan, cluster, storage, dataset, is_resumed=False)
+    plan = Plan(name, settings, dataset.digest)
+    prepared = _prepare(plan, storage, dataset)
+    # Only now: a search that cannot begin leaves its name free.
+    pin(storage, plan)
+    return _see_through(prepared, cluster, is_resumed=False)
 
 
 def resume(name: str, cluster: ClusterSettings) -> SearchResult:
@@ -96,49 +69,20 @@ def resume(name: str, cluster: ClusterSettings) -> SearchResult:
             f"search {name!r}: its data changed since it began (digest {dataset.digest[:12]}, then {plan.data_digest[:12]})",
             "put the old tables back, or begin a new search",
         )
-    return _see_through(plan, cluster, storage, dataset, is_resumed=True)
+    return _see_through(_prepare(plan, storage, dataset), cluster, is_resumed=True)
 
 
-def read_plan(storage: Storage, name: str) -> Plan:
-    """Read how a search began; `latest` is the one begun last.
-
-    Raises:
-        TuningError: There is no such search.
-    """
-    names = [found for found in storage.names(FOLDER) if storage.exists(f"{FOLDER}/{found}/{PLAN_FILE}")]
-    if name != "latest" and name not in names:
-        raise TuningError(f"search {name!r} is not in {storage.uri}; searches: {', '.join(names) or 'none yet'}")
-    facts = {found: json.loads(storage.read_bytes(f"{FOLDER}/{found}/{PLAN_FILE}")) for found in (names if name == "latest" else [name])}
-    if not facts:
-        raise TuningError(f"there is no search in {storage.uri} yet", "python -m training tune")
-    chosen = max(facts, key=lambda found: str(facts[found]["begun"]))
-    return Plan(chosen, TrainingSettings.model_validate(facts[chosen]["settings"]), facts[chosen]["data_digest"])
-
-
-def _pin(storage: Storage, plan: Plan) -> None:
-    facts = {
-        "name": plan.name,
-        "begun": datetime.now(UTC).isoformat(),
-        "data_digest": plan.data_digest,
-        "settings": plan.settings.model_dump(mode="json"),
-    }
-    try:
-        storage.create(f"{FOLDER}/{plan.name}/{PLAN_FILE}", json.dumps(facts, indent=2).encode())
-    except ConflictError:
-        raise TuningError(
-            f"search {plan.name!r} exists already", f"choose another --name, or go on with it: --resume {plan.name}"
-        ) from None
-
-
-def _see_through(plan: Plan, cluster: ClusterSettings, storage: Storage, dataset: Dataset, *, is_resumed: bool) -> SearchResult:
+def _prepare(plan: Plan, storage: Storage, dataset: Dataset) -> Prepared:
     source = find_encoder(plan.settings.encoder)
     tokenizer = Tokenizer(source.folder, source.max_tokens)
-    assignment = make_assignment(plan.settings, dataset, source, tokenizer)
-    prepared = Prepared(plan.name, storage, dataset, source, tokenizer, assignment)
-    _announce(plan, dataset, assignment, storage)
+    return Prepared(plan.name, storage, dataset, source, tokenizer, make_assignment(plan.settings, dataset, source, tokenizer))
+
+
+def _see_through(prepared: Prepared, cluster: ClusterSettings, *, is_resumed: bool) -> SearchResult:
+    _announce(prepared)
     with connect(cluster) as connection:
         say(f"Ray       {connection.dashboard_url} {'(started for this search)' if connection.is_private else ''}".rstrip())
-        results = _tune(plan, storage, assignment, is_resumed=is_resumed)
+        results = _tune(prepared, is_resumed=is_resumed)
         # A resumed search lists its trials in another order than they were proposed in.
         ended = sorted(((_outcome(result), result) for result in results), key=lambda pair: pair[0].position)
         outcomes = [outcome for outcome, _ in ended]
@@ -164,31 +108,32 @@ def make_assignment(settings: TrainingSettings, dataset: Dataset, source: Encode
     )
 
 
-def _announce(plan: Plan, dataset: Dataset, assignment: Assignment, storage: Storage) -> None:
+def _announce(prepared: Prepared) -> None:
+    dataset, tokens = prepared.dataset, prepared.assignment.training
     sizes = ", ".join(f"{len(examples)} {name}" for name, examples in dataset.splits().items())
-    lengths = assignment.training.lengths
-    say(f"search    {plan.name} in {storage.uri}/{FOLDER}/{plan.name}")
-    say(f"examples  {sizes}; {int(np.mean(lengths))} tokens a text, {int(assignment.training.truncated.sum())} texts cut")
+    say(f"search    {prepared.name} in {prepared.storage.uri}/{search_path(prepared.name)}")
+    say(f"examples  {sizes}; {int(np.mean(tokens.lengths))} tokens a text, {int(tokens.truncated.sum())} texts cut")
     for note in dataset.notes:
         say(f"note      {note}")
-    say(f"searched  {', '.join(dimensions(plan.settings)) or 'nothing: every dimension is fixed'}")
+    say(f"searched  {', '.join(dimensions(prepared.assignment.settings)) or 'nothing: every dimension is fixed'}")
 
 
-def _tune(plan: Plan, storage: Storage, assignment: Assignment, *, is_resumed: bool) -> Any:
+def _tune(prepared: Prepared, *, is_resumed: bool) -> Any:
     from ray import tune
 
     _quieten()
-    tuning = plan.settings.tuning
+    assignment = prepared.assignment
+    tuning = assignment.settings.tuning
     trainable = tune.with_resources(
         tune.with_parameters(train, assignment=assignment), {"cpu": tuning.resources_per_trial.cpu, "gpu": tuning.resources_per_trial.gpu}
     )
-    filesystem, path = _tune_storage(storage, plan.name)
-    if is_resumed and tune.Tuner.can_restore(f"{path}/{_TUNE_FOLDER}", storage_filesystem=filesystem):
-        return tune.Tuner.restore(f"{path}/{_TUNE_FOLDER}", trainable, resume_errored=True, storage_filesystem=filesystem).fit()
-    return _new_tuner(plan, trainable, filesystem, path).fit()
+    filesystem, path = _tune_storage(prepared.storage, prepared.name)
+    if is_resumed and tune.Tuner.can_restore(f"{path}/{TUNE_FOLDER}", storage_filesystem=filesystem):
+        return tune.Tuner.restore(f"{path}/{TUNE_FOLDER}", trainable, resume_errored=True, storage_filesystem=filesystem).fit()
+    return _new_tuner(assignment.settings, trainable, filesystem, path).fit()
 
 
-def _new_tuner(plan: Plan, trainable: Any, filesystem: Any, path: str) -> Any:
+def _new_tuner(settings: TrainingSettings, trainable: Any, filesystem: Any, path: str) -> Any:
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
     from ray.tune.schedulers import ASHAScheduler
@@ -196,7 +141,7 @@ def _new_tuner(plan: Plan, trainable: Any, filesystem: Any, path: str) -> Any:
     from training.progress import Progress
     from training.searcher import SCORE, TrialSearcher
 
-    settings, tuning = plan.settings, plan.settings.tuning
+    tuning = settings.tuning
     searcher: Any = TrialSearcher(tune_space(settings), first_points(settings), tuning.num_samples, tuning.seed)
     scheduler = ASHAScheduler(
         time_attr="training_iteration",
@@ -219,7 +164,7 @@ def _new_tuner(plan: Plan, trainable: Any, filesystem: Any, path: str) -> Any:
             trial_dirname_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
-            name=_TUNE_FOLDER,
+            name=TUNE_FOLDER,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=tuning.max_failures),
@@ -272,12 +217,12 @@ def _is_news(record: logging.LogRecord) -> bool:
 def _tune_storage(storage: Storage, name: str) -> tuple[Any, str]:
     """Return Tune's file system (None for a local one) and the folder of a search in it."""
     if storage.local_root is not None:
-        return None, str(storage.local_root / FOLDER / name)
+        return None, str(storage.local_root / search_path(name))
     import fsspec
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
     filesystem, root = fsspec.core.url_to_fs(storage.uri)
-    return PyFileSystem(FSSpecHandler(filesystem)), f"{root}/{FOLDER}/{name}"
+    return PyFileSystem(FSSpecHandler(filesystem)), f"{root}/{search_path(name)}"
 
 
 def _outcome(result: Any) -> TrialOutcome:

@@ -23,15 +23,12 @@ from training.fit import best_state_in, predict_logits
 from training.inputs import TokenInputs
 from training.metrics import Labels, confusion, joint_accuracy, majority_class, measure_head, selection_score
 from training.model import TwoHeadBert
+from training.plan import BEST_FOLDER, REPORT_FILE, RESULT_FILE, search_path
 from training.prefix import load_trainable_state
 from training.report import write_report
 from training.search_space import trial_settings
 from training.tokens import Tokenizer
 from training.trial import Assignment, build_model
-
-BEST_FOLDER = "best"
-RESULT_FILE = "result.json"
-REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ class Prepared:
     @property
     def folder(self) -> str:
         """Path of the search in its storage."""
-        return f"searches/{self.name}"
+        return search_path(self.name)
 
 
 def finish(prepared: Prepared, outcomes: Sequence[TrialOutcome], winner: TrialOutcome, saved: Path) -> SearchResult:

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 
 from cluster.errors import ConflictError, StorageError
-from cluster.storage import Storage, sha256, sha256_file, unfinished
+from cluster.storage import Storage, sha256, sha256_file
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -180,20 +180,6 @@ def test_of_many_creators_one_wins(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert [storage.read_bytes("name")] == [str(number).encode() for number in won]
-
-
-def test_an_unfinished_folder_appears_whole(tmp_path: Path) -> None:
-    with unfinished(tmp_path / "done") as draft:
-        (draft / "file").write_bytes(b"x")
-        assert not (tmp_path / "done").exists()
-    assert (tmp_path / "done/file").read_bytes() == b"x"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["done"]
-
-
-def test_an_unfinished_folder_vanishes_with_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), unfinished(tmp_path / "done"):
-        raise ZeroDivisionError
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_digests(tmp_path: Path) -> None:

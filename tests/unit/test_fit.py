@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from training.encoder import encoder_layers
 from training.fit import DivergedError, Epoch, Fit, Fold, Objective, best_state_in, predict_logits
 from training.inputs import TokenInputs
 from training.model import TwoHeadBert, make_config
 from training.optimiser import parameter_groups, schedule
-from training.prefix import freeze
+from training.prefix import compute_prefix, freeze, remove_prefix, rest_frozen
 from training.settings import FitSettings
 from training.tokens import Tokenizer
 
@@ -161,3 +162,26 @@ def test_predictions_come_in_the_order_of_the_inputs(start: Callable[..., Fit]) 
 def test_bf16_and_gradient_checkpointing_train_too(start: Callable[..., Fit]) -> None:
     settings = SETTINGS.model_copy(update={"epochs": 2, "precision": "bf16", "gradient_checkpointing": True})
     assert all(math.isfinite(epoch.loss) for epoch in start(settings).epochs())
+
+
+def test_frozen_layers_learn_the_same_from_their_activations_and_anew(start: Callable[..., Fit]) -> None:
+    # Nothing that trains has dropout in this model but the second head, and both ways draw the same numbers for it.
+    anew = start(SETTINGS.model_copy(update={"epochs": 2}), depth=3)
+    expected = [(epoch.loss, epoch.score) for epoch in anew.epochs()]
+    once = start(SETTINGS.model_copy(update={"epochs": 2}), depth=3)
+    inputs = [compute_prefix(once.model, fold.inputs.table, fold.inputs.pad_id, 3) for fold in (once._training, once._validation)]
+    remove_prefix(once.model, 3)
+    once._training, once._validation = (
+        Fold(read, fold.labels) for read, fold in zip(inputs, (once._training, once._validation), strict=True)
+    )
+    assert [(epoch.loss, epoch.score) for epoch in once.epochs()] == [pytest.approx(pair, abs=1e-5) for pair in expected]
+
+
+def test_only_what_trains_has_dropout(start: Callable[..., Fit]) -> None:
+    fit = start(depth=2)
+    fit.model.train()
+    rest_frozen(fit.model)
+    layers = encoder_layers(fit.model.encoder)
+    assert [layer.training for layer in layers] == [False, False, True]
+    assert not any(module.training for module in fit.model.encoder.embeddings.modules())
+    assert all(module.training for module in fit.model.heads.modules())

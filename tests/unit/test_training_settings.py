@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import SettingsError
-from training.settings import Choices, Range, TrainingSettings, load_settings, template_columns, template_parts
+from training.settings import Choices, Range, TrainingSettings, load_settings
+from training.template import template_columns, template_parts
 
 FILE = "twohead.yaml"
 
