@@ -150,6 +150,7 @@ def check_launcher(launcher: dict[str, Any]) -> None:
             ray_util.validate_config(ray_util.prepare_config(copy.deepcopy(launcher)))
     except KeyError as error:
         raise SettingsError(f"cluster.launcher: the key {error} is missing", _LAUNCHER_HINT) from None
+    # What Ray's checks raise for a bad configuration; anything else is a defect and must show.
     except (ValueError, TypeError, NotImplementedError, click.ClickException) as error:
         raise SettingsError(f"cluster.launcher: {error}", _LAUNCHER_HINT) from None
 

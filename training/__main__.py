@@ -1,4 +1,4 @@
-"""The command `python -m training`: sample, check, tune, publish, promote, versions.
+"""The command `python -m training`: sample, check, tune, publish, promote, versions, report, export.
 
 Everything heavy is imported inside the verbs, so that `--help` answers at once.
 """
@@ -6,18 +6,20 @@ Everything heavy is imported inside the verbs, so that `--help` answers at once.
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.console import run_command, say, settings_options, table
 
 if TYPE_CHECKING:
     from training.registry import Registry
-    from training.winner import SearchResult
+    from training.search.plan import Start
+    from training.search.winner import SearchResult
+    from training.settings import TrainingSettings
 
 
 def sample(options: argparse.Namespace) -> int:
     """Write a sample table."""
-    from training.sample import write_sample
+    from training.data.sample import write_sample
 
     summary = write_sample(options.out, options.rows, options.seed)
     say(f"{options.out}: {summary.rows} job ads, {summary.missing['education']} without an education label")
@@ -26,15 +28,16 @@ def sample(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Check settings, encoder and data before anything starts."""
-    from training.doctor import examine, render
-    from training.encoder import find_encoder
-    from training.search_space import check_space
+    from training.data.doctor import examine, render
+    from training.data.tokens import Tokenizer
+    from training.network.encoder import find_encoder
+    from training.search.search_space import check_depth, check_space
     from training.settings import load_settings
-    from training.tokens import Tokenizer
 
     settings = load_settings(options.config, options.overrides)
     check_space(settings)
     source = find_encoder(settings.encoder)
+    check_depth(settings, source.layers)
     examination = examine(settings, Tokenizer(source.folder, source.max_tokens).count, source.max_tokens)
     say(render(examination))
     return 2 if examination.errors else 0
@@ -43,45 +46,56 @@ def check(options: argparse.Namespace) -> int:
 def tune(options: argparse.Namespace) -> int:
     """Search for the best configuration."""
     from cluster.settings import load_settings as load_cluster_settings
+    from training.search.terminal import describe_record
+    from training.search.tuning import resume, search
     from training.settings import load_settings
-    from training.tuning import resume, search
 
     cluster = load_cluster_settings(options.config, options.overrides)
-    result = (
-        resume(options.resume, cluster)
-        if options.resume
-        else search(load_settings(options.config, options.overrides), cluster, options.name)
-    )
-    _print_result(result)
+    if options.resume:
+        _refuse_beside_resume(options)
+        result = resume(options.resume, cluster)
+    else:
+        overrides = [*options.overrides, *(["training.tuning.compare_single=true"] if options.compare_single else [])]
+        settings = load_settings(options.config, overrides)
+        result = search(settings, cluster, options.name, _start(options, settings))
+    say(f"\n{describe_record(result.record)}\n")
+    say(f"checkpoint {result.checkpoint}")
+    say(f"report     {result.report}")
     return _judge_failures(result, options.allow_failed)
 
 
-def _print_result(result: "SearchResult") -> None:
-    split = "test" if "test" in result.metrics else "validation"
-    figures = result.metrics[split]
-    heads = [head for head in figures if head not in ("joint_accuracy", "score")]
-    rows = [
-        [head, figures[head]["macro_f1"], figures[head]["majority_macro_f1"], figures[head]["accuracy"], figures[head]["majority_accuracy"]]
-        for head in heads
-    ]
-    say()
-    best = result.best
-    say(f"best      trial {best.position} of {len(result.outcomes)}, validation score {best.score or 0.0:.3f}, epoch {best.best_epoch}")
-    say(f"\non the {split} split:")
-    say(table(["head", "macro-F1", "majority", "accuracy", "majority"], rows, right=(1, 2, 3, 4)))
-    say(f"all heads right: {figures['joint_accuracy']:.3f}")
-    say()
-    say(f"checkpoint {result.checkpoint}")
-    say(f"report     {result.report}")
+def _refuse_beside_resume(options: argparse.Namespace) -> None:
+    from training.errors import TuningError
+
+    given = {"--name": options.name, "--compare-single": options.compare_single, "--from-version": options.from_version}
+    named = [option for option, value in given.items() if value] + [one for one in options.overrides if one.startswith("training.")]
+    if named:
+        raise TuningError(f"--resume goes on with the settings the search began with, but {named[0]} is given too", "leave it out")
+
+
+def _start(options: argparse.Namespace, settings: "TrainingSettings") -> "Start | None":
+    from training.errors import TuningError
+    from training.search.plan import Start
+    from training.search.search_space import point_of
+
+    if options.from_version is None:
+        if options.with_weights:
+            raise TuningError("--with-weights is given without --from-version", "name the version whose weights to start from")
+        return None
+    registry = _registry(options)
+    version = registry.resolve(options.from_version)
+    manifest = registry.manifest(version)
+    point = point_of(settings, manifest.settings.get("fit", {}), manifest.settings.get("heads", {}))
+    return Start(version, point, registry.path(version) if options.with_weights else "", manifest.data_digest)
 
 
 def _judge_failures(result: "SearchResult", allowed: int) -> int:
     from training.errors import FailedTrials
 
     if len(result.failed) > allowed:
-        causes = ", ".join(f"trial {outcome.position} {outcome.state} {outcome.error}".rstrip() for outcome in result.failed)
+        causes = ", ".join(f"{one.name} {one.state} {one.error}".rstrip() for one in result.failed)
         raise FailedTrials(
-            f"{len(result.failed)} of {len(result.outcomes)} trials failed, but at most {allowed} may: {causes}",
+            f"{len(result.failed)} trials failed, but at most {allowed} may: {causes}",
             "the best of the others is saved all the same; --allow-failed N accepts this",
         )
     return 0
@@ -89,7 +103,7 @@ def _judge_failures(result: "SearchResult", allowed: int) -> int:
 
 def publish(options: argparse.Namespace) -> int:
     """Store a checkpoint as the next version."""
-    from training.plan import BEST_FOLDER, read_plan, search_path
+    from training.search.plan import BEST_FOLDER, read_plan, search_path
 
     registry = _registry(options)
     if options.checkpoint:
@@ -136,6 +150,51 @@ def versions(options: argparse.Namespace) -> int:
     return 0
 
 
+def report(options: argparse.Namespace) -> int:
+    """Judge a version again and write its report and its model card."""
+    from training.checkpoint import CARD_FILE
+    from training.report.card import write_card
+    from training.report.page import write_report
+    from training.search.plan import REPORT_FILE
+    from training.search.review import review
+
+    registry = _registry(options)
+    version = registry.resolve(options.version)
+    record = review(registry, version, with_texts=options.texts)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, page in ((REPORT_FILE, write_report(record)), (CARD_FILE, write_card(record))):
+        (options.out / name).write_text(page, encoding="utf-8")
+    say(f"{record['headline']}\n\n{options.out / REPORT_FILE}\n{options.out / CARD_FILE}")
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write a version in another format."""
+    from tempfile import TemporaryDirectory
+
+    from training.errors import ExportError
+    from training.export.facts import describe
+    from training.export.folder import file_texts, validation_texts, write_export
+    from training.export.onnx import require_onnx
+    from training.settings import load_settings
+
+    if not (options.onnx or options.hub_layout):
+        raise ExportError("neither --onnx nor --hub-layout is given", "give one of them, or both")
+    registry = _registry(options)
+    version = registry.resolve(options.version)
+    texts = None
+    if options.onnx:
+        require_onnx()
+        settings = load_settings(options.config, options.overrides)
+        texts = file_texts(options.texts) if options.texts else validation_texts(settings, registry.manifest(version))
+    with TemporaryDirectory(prefix="twohead-") as scratch:
+        folder = registry.fetch(version, Path(scratch) / "version")
+        manifest = write_export(folder, version, options.out, texts, with_hub_layout=options.hub_layout)
+    say(describe(manifest))
+    say(f"\n{options.out}")
+    return 0
+
+
 def _registry(options: argparse.Namespace) -> "Registry":
     from cluster.settings import load_settings
     from cluster.storage import Storage
@@ -165,8 +224,15 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--allow-failed", type=int, default=0, metavar="N", help="exit with 0 although N trials died or diverged (default: %(default)s)"
     )
+    verb.add_argument("--compare-single", action="store_true", help="also search one model per head, with as many trials each")
+    verb.add_argument("--from-version", metavar="VERSION", help="try this version's configuration right after the default")
+    verb.add_argument("--with-weights", action="store_true", help="with --from-version: start every trial from its weights too")
     verb.set_defaults(verb=tune)
+    _add_version_verbs(verbs, shared)
+    return parser
 
+
+def _add_version_verbs(verbs: Any, shared: list[argparse.ArgumentParser]) -> None:
     verb = verbs.add_parser("publish", help="store a checkpoint as the next version", parents=shared)
     verb.add_argument(
         "--search", default="latest", metavar="NAME", help="publish the best checkpoint of this search (default: %(default)s)"
@@ -185,7 +251,20 @@ def make_parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("versions", help="list versions and names", parents=shared)
     verb.set_defaults(verb=versions)
-    return parser
+
+    verb = verbs.add_parser("report", help="judge a version again: its report and its model card", parents=shared)
+    verb.add_argument("version", help="number of the version, or a name like production")
+    verb.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to write report.html and README.md")
+    verb.add_argument("--texts", action="store_true", help="show the texts of the most confident errors, not only their rows")
+    verb.set_defaults(verb=report)
+
+    verb = verbs.add_parser("export", help="write a version for onnxruntime or for plain transformers", parents=shared)
+    verb.add_argument("version", help="number of the version, or a name like production")
+    verb.add_argument("--onnx", action="store_true", help="as ONNX graphs in fp32 and int8, compared with the version's own answers")
+    verb.add_argument("--hub-layout", action="store_true", help="as a folder that transformers loads with trust_remote_code=True")
+    verb.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder to write")
+    verb.add_argument("--texts", type=Path, metavar="FILE", help="compare on these texts, one a line, not on the validation split")
+    verb.set_defaults(verb=export)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
     weights.safetensors   all parameters
     config.json           the network, for `TwoHeadBert.from_pretrained`
     tokenizer*.json …     the tokenizer
+    report.json           what the search found, for the report
+    README.md             the model card
     manifest.json         heads, text template, limits, metrics, provenance, and the digest of every file
 
 What a model is stands only here; serving has no setting for it. It does not know versions or names (`registry`).
@@ -11,6 +13,7 @@ What a model is stands only here; serving has no setting for it. It does not kno
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from pathlib import Path
@@ -20,20 +23,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.storage import sha256_file
 from training.errors import CheckpointError
+from training.fit_settings import HeadLoss
 
 if TYPE_CHECKING:
-    from training.model import TwoHeadBert
-    from training.tokens import Tokenizer
+    from training.data.tokens import Tokenizer
+    from training.network.model import TwoHeadBert
 
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "config.json"
-# Everything a checkpoint may hold; nothing in this list is ever executed when read.
-ALLOWED_FILES = frozenset(
+RECORD_FILE = "report.json"
+CARD_FILE = "README.md"
+TOKENIZER_FILES = frozenset(
     {
-        MANIFEST_FILE,
-        WEIGHTS_FILE,
-        CONFIG_FILE,
         "tokenizer.json",
         "tokenizer_config.json",
         "special_tokens_map.json",
@@ -45,7 +47,9 @@ ALLOWED_FILES = frozenset(
         "spm.model",
     }
 )
-_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "ray", "optuna", "numpy")
+# Everything a checkpoint may hold; nothing in this list is ever executed when read.
+ALLOWED_FILES = TOKENIZER_FILES | {MANIFEST_FILE, WEIGHTS_FILE, CONFIG_FILE, RECORD_FILE, CARD_FILE}
+_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "ray", "optuna", "scikit-learn", "numpy")
 _MOST_MANIFEST_BYTES = 16_000_000
 
 
@@ -62,6 +66,7 @@ class HeadFacts(_Facts):
         ordered: The classes have a natural order.
         hidden_size: Units of its hidden layer; 0 means linear.
         dropout: Used in training.
+        loss: `softmax`, or `corn` for a chain over ordered classes.
         temperature: Logits are divided by it before the softmax.
         threshold: An answer less probable than this is an abstention; null never abstains.
     """
@@ -71,6 +76,7 @@ class HeadFacts(_Facts):
     ordered: bool = False
     hidden_size: int = 0
     dropout: float = 0.0
+    loss: HeadLoss = "softmax"
     temperature: float = Field(default=1.0, gt=0)
     threshold: float | None = None
 
@@ -125,7 +131,9 @@ class Manifest(ModelFacts):
     files: dict[str, FileFacts]
 
 
-def write_checkpoint(folder: Path, model: "TwoHeadBert", tokenizer: "Tokenizer", facts: ModelFacts) -> Manifest:
+def write_checkpoint(
+    folder: Path, model: "TwoHeadBert", tokenizer: "Tokenizer", facts: ModelFacts, pages: Mapping[str, str] | None = None
+) -> Manifest:
     """Write a checkpoint into an empty folder.
 
     Args:
@@ -133,6 +141,7 @@ def write_checkpoint(folder: Path, model: "TwoHeadBert", tokenizer: "Tokenizer",
         model: With its encoder whole.
         tokenizer: The one it was trained with.
         facts: What the manifest says about the model.
+        pages: File name → text, for the record of the search and the model card.
     """
     from safetensors.torch import save_file
 
@@ -143,16 +152,23 @@ def write_checkpoint(folder: Path, model: "TwoHeadBert", tokenizer: "Tokenizer",
     config |= {"transformers_weights": WEIGHTS_FILE, "architectures": [type(model).__name__]}
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
     tokenizer.save(folder)
+    for name, page in (pages or {}).items():
+        (folder / name).write_text(page, encoding="utf-8")
     files = {file.name: FileFacts(sha256=sha256_file(file), size_bytes=file.stat().st_size) for file in sorted(folder.iterdir())}
     manifest = Manifest(
         **dict(facts),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         code_revision=code_revision(),
-        libraries={"python": platform.python_version()} | {name: library_version(name) for name in _LIBRARIES},
+        libraries=library_versions(),
         files=files,
     )
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return manifest
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that decide how a model trains and answers."""
+    return {"python": platform.python_version()} | {name: library_version(name) for name in _LIBRARIES}
 
 
 def code_revision() -> str:
@@ -236,10 +252,10 @@ def _verify_names(folder: Path, manifest: Manifest) -> None:
 
 def _verify_config(folder: Path, manifest: Manifest) -> None:
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    described = [(head.get("name"), tuple(head.get("classes", ()))) for head in config.get("heads") or ()]
-    expected = [(head.name, head.classes) for head in manifest.heads]
+    described = [(head.get("name"), tuple(head.get("classes", ())), head.get("loss", "softmax")) for head in config.get("heads") or ()]
+    expected = [(head.name, head.classes, head.loss) for head in manifest.heads]
     if described != expected:
-        raise CheckpointError(f"{folder}: config.json and manifest.json name different heads or classes", "publish it again")
+        raise CheckpointError(f"{folder}: config.json and manifest.json name different heads, classes or losses", "publish it again")
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -247,22 +263,23 @@ def _verify_config(folder: Path, manifest: Manifest) -> None:
             shapes = [weights.get_slice(f"heads.{position}.output.weight").get_shape() for position in range(len(expected))]
     except SafetensorError as error:
         raise CheckpointError(f"{folder / WEIGHTS_FILE}: {error}") from None
-    for (name, classes), shape in zip(expected, shapes, strict=True):
-        if shape[0] != len(classes):
-            raise CheckpointError(f"{folder}: head {name!r} has {shape[0]} outputs, but {len(classes)} classes")
+    for head, shape in zip(manifest.heads, shapes, strict=True):
+        outputs = len(head.classes) - (head.loss == "corn")
+        if shape[0] != outputs:
+            raise CheckpointError(f"{folder}: head {head.name!r} has {shape[0]} outputs, but {len(head.classes)} classes")
 
 
 def load_tokenizer(folder: Path, manifest: Manifest) -> "Tokenizer":
     """Load a verified checkpoint's tokenizer with its token limit."""
-    from training.tokens import Tokenizer
+    from training.data.tokens import Tokenizer
 
     return Tokenizer(folder, manifest.max_tokens)
 
 
 def load_model(folder: Path) -> "TwoHeadBert":
     """Load a verified checkpoint's model in evaluation mode, on the CPU, in float32."""
-    from training.model import TwoHeadBert
-    from training.tokens import hush_transformers
+    from training.data.tokens import hush_transformers
+    from training.network.model import TwoHeadBert
 
     hush_transformers()
     model = TwoHeadBert.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)

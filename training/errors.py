@@ -5,6 +5,7 @@ TwoheadError
 ├── EncoderError          the pretrained encoder is missing, unknown or not the expected one
 ├── CheckpointError       a checkpoint's files are missing, changed or contradict each other
 ├── RegistryError         a version or a name does not exist, or moved meanwhile
+├── ExportError           a version cannot be written in another format
 └── TuningError           a search cannot start, go on or name a winner
     └── FailedTrials      the search ended, but trials died or diverged (exit code 4)
 """
@@ -31,6 +32,10 @@ class CheckpointError(TwoheadError):
 
 class RegistryError(TwoheadError):
     """A version or name is unknown, or the name moved while it was being promoted."""
+
+
+class ExportError(TwoheadError):
+    """A version cannot be written in another format, or answers differently there."""
 
 
 class TuningError(TwoheadError):

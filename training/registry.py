@@ -103,9 +103,13 @@ class Registry:
         path = f"{_VERSIONS}/{version:06d}/{MANIFEST_FILE}"
         return parse_manifest(self.storage.read_bytes(path), f"version {version}")
 
+    def path(self, version: int) -> str:
+        """Return the path of a version's folder in its storage."""
+        return f"{_VERSIONS}/{version:06d}"
+
     def place(self, version: int) -> str:
         """Return the path or URI of a version's folder."""
-        return f"{self.storage.uri}/{_VERSIONS}/{version:06d}"
+        return f"{self.storage.uri}/{self.path(version)}"
 
     def fetch(self, version: int, target: Path) -> Path:
         """Bring a version to this machine and verify it.

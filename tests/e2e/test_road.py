@@ -132,15 +132,17 @@ def test_from_a_job_that_is_killed_to_an_answer_from_two_replicas(place: Place) 
 
 
 def probabilities(folder: Path) -> dict[str, list[list[float]]]:
-    """Softmax of the logits that `from_pretrained` gives for each text alone."""
+    """Softmax of the logits that `from_pretrained` gives for each text alone, over the manifest's temperatures."""
     from training.checkpoint import load_tokenizer, read_manifest
-    from training.inputs import TokenInputs
-    from training.model import TwoHeadBert
+    from training.network.inputs import TokenInputs
+    from training.network.model import TwoHeadBert
 
-    tokenizer = load_tokenizer(folder, read_manifest(folder))
+    manifest = read_manifest(folder)
+    tokenizer = load_tokenizer(folder, manifest)
     model = TwoHeadBert.from_pretrained(str(folder)).eval()
     inputs = TokenInputs(tokenizer.encode(TEXTS), tokenizer.pad_id)
     import numpy as np
 
     rows = [model(**inputs.batch(np.array([index]))).logits for index in range(len(TEXTS))]
-    return {head: [row[head].softmax(dim=1)[0].tolist() for row in rows] for head in rows[0]}
+    temperatures = {head.name: head.temperature for head in manifest.heads}
+    return {head: [(row[head] / temperatures[head]).softmax(dim=1)[0].tolist() for row in rows] for head in rows[0]}

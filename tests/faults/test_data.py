@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.dataset import Dataset, load_dataset
+from training.data.dataset import Dataset, load_dataset
 from training.errors import DataError
 from training.settings import TrainingSettings
 
@@ -137,7 +137,7 @@ def test_a7_rows_without_any_label(load):
 def test_a8_label_missing_on_one_head(load):
     import torch
 
-    from training.loss import head_loss
+    from training.fitting.loss import head_loss
 
     dataset = load(table(*[f"half {n},care," for n in range(10)]))
     education = dataset.training.labels["education"]

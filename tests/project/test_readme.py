@@ -53,19 +53,17 @@ def test_the_file_tree_is_the_tree() -> None:
     section = re.search(r"```text\n(.*?)```", README, flags=re.DOTALL)
     assert section is not None
     named: set[str] = set()
-    folder = ""
+    folders: list[str] = []
     for line in section.group(1).splitlines():
-        entry = line.strip().split("  ")[0]
-        if not line.startswith(" "):
-            folder = entry if entry.endswith("/") else ""
-            named.add(entry)
-        elif folder:
-            named |= {folder + name for name in entry.split()}
+        depth, entry = (len(line) - len(line.lstrip())) // 2, line.strip().split("  ")[0]
+        folders[depth:] = [entry]
+        named.add("".join(folders))
+    # A package inside a room is named as a whole.
     sources = {
-        f"{name}/{path.name}"
+        str(path.relative_to(ROOT))
         for name in ("cluster", "training", "serving")
-        for path in (ROOT / name).glob("*.py")
-        if path.name != "__init__.py"
+        for path in [*(ROOT / name).glob("*.py"), *(ROOT / name).glob("*/*.py")]
+        if path.name != "__init__.py" and "hub_code" not in path.parts
     }
     assert sources <= named
     assert not [name for name in named if not (ROOT / name).exists()]

@@ -10,7 +10,7 @@ from transformers import AutoModel
 
 from training.checkpoint import load_model, load_tokenizer, read_manifest, verify_checkpoint
 from training.errors import CheckpointError
-from training.inputs import TokenInputs
+from training.network.inputs import TokenInputs
 
 
 def test_from_pretrained_reads_a_checkpoint_bit_for_bit(tiny_checkpoint: Path) -> None:
@@ -88,7 +88,7 @@ def later_format(folder: Path) -> None:
         (add_pickle, "may not be in a checkpoint"),
         (link_weights, "must be a plain file"),
         (remove_tokenizer, "is missing from the checkpoint"),
-        (shift_classes, "name different heads or classes"),
+        (shift_classes, "name different heads, classes or losses"),
         (later_format, "format_version"),
     ],
 )

@@ -1,4 +1,4 @@
-"""training.dataset and training.rows: from tables to three splits, with everything left out noted."""
+"""training.data.dataset and training.data.rows: from tables to three splits, with everything left out noted."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from training.dataset import MISSING, Dataset, load_dataset
+from training.data.dataset import MISSING, Dataset, load_dataset
+from training.data.rows import is_blank, render
 from training.errors import DataError
-from training.rows import is_blank, render
 from training.settings import TrainingSettings
 
 HEADS = {"category": {}, "education": {}}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.doctor import Examination, FactTable, examine, render
+from training.data.doctor import Examination, FactTable, examine, render
 from training.settings import TrainingSettings
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from training.encoder import find_encoder, load_encoder_weights
 from training.errors import EncoderError
-from training.settings import EncoderSettings
+from training.fit_settings import EncoderSettings
+from training.network.encoder import find_encoder, load_encoder_weights
 
 
 def find(name: object, **changes: object) -> object:
@@ -90,7 +90,7 @@ def test_weights_that_are_missing_are_an_error(make_encoder: Callable[..., Path]
     from safetensors.torch import load_file, save_file
     from transformers import AutoConfig
 
-    from training.encoder import build_encoder
+    from training.network.encoder import build_encoder
 
     folder = make_encoder("bert")
     weights = load_file(folder / "model.safetensors")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training.data.tokens import Tokenizer, make_token_table, pad
 from training.errors import EncoderError
-from training.inputs import TokenInputs, plan_batches
-from training.tokens import Tokenizer, make_token_table, pad
+from training.network.inputs import TokenInputs, plan_batches
 
 
 def test_a_long_text_is_cut_and_keeps_its_special_tokens(make_encoder: Callable[..., Path]) -> None:

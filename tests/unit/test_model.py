@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from training.encoder import SUPPORTED_TYPES, encoder_layers, find_encoder, load_encoder_weights
+from training.data.tokens import Tokenizer
 from training.errors import EncoderError
-from training.inputs import TokenInputs
-from training.model import TwoHeadBert, make_config
-from training.prefix import compute_prefix, freeze, remove_prefix, trainable_state
-from training.settings import EncoderSettings
-from training.tokens import Tokenizer
+from training.fit_settings import EncoderSettings
+from training.network.encoder import SUPPORTED_TYPES, encoder_layers, find_encoder, load_encoder_weights
+from training.network.inputs import TokenInputs
+from training.network.model import TwoHeadBert, make_config
+from training.network.prefix import compute_prefix, freeze, remove_prefix, trainable_state
 
 HEADS = [
     {"name": "category", "classes": ["a", "b", "c"], "hidden_size": 0, "dropout": 0.0},

@@ -6,7 +6,7 @@ import pytest
 
 from cluster.storage import Storage
 from training.errors import TuningError
-from training.plan import Plan, check_name, pin, read_plan
+from training.search.plan import Plan, Start, check_name, checkpoints, next_attempt, pin, read_plan
 from training.settings import TrainingSettings
 
 SETTINGS = TrainingSettings()
@@ -15,8 +15,9 @@ SETTINGS = TrainingSettings()
 def test_a_pinned_search_is_read_back_and_its_name_is_taken(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     for name in ("one", "two"):
-        pin(storage, Plan(name, SETTINGS, f"digest of {name}"))
-    assert read_plan(storage, "one") == Plan("one", SETTINGS, "digest of one")
+        assert pin(storage, Plan(name, SETTINGS, f"digest of {name}")).begun
+    found = read_plan(storage, "one")
+    assert (found.name, found.settings, found.data_digest, found.start) == ("one", SETTINGS, "digest of one", None)
     assert read_plan(storage, "latest").name == "two"
     with pytest.raises(TuningError, match="search 'one' exists already"):
         pin(storage, Plan("one", SETTINGS, "another"))
@@ -38,3 +39,42 @@ def test_a_name_that_is_no_folder_of_its_own_is_refused(name: str) -> None:
 def test_ordinary_names_are_fine() -> None:
     for name in ("ads", "Ads-2026.11", "7", "x" * 80):
         check_name(name)
+
+
+def test_where_it_started_from_is_pinned_too(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    start = Start(7, {"layer_decay": 0.8, "heads/education/loss": "corn"}, "registry/versions/000007")
+    pin(storage, Plan("one", SETTINGS, "digest", start=start))
+    assert read_plan(storage, "one").start == start
+
+
+@pytest.mark.parametrize("damaged", ["search.json", "ledger/000000.json"])
+def test_either_copy_is_enough(tmp_path: Path, damaged: str) -> None:
+    storage = Storage(str(tmp_path))
+    pin(storage, Plan("one", SETTINGS, "digest"))
+    file = tmp_path / "searches/one" / damaged
+    file.write_bytes(file.read_bytes()[:40])
+    assert read_plan(storage, "latest").data_digest == "digest"
+    for copy in ("search.json", "ledger/000000.json"):
+        (tmp_path / "searches/one" / copy).write_bytes(b"")
+    with pytest.raises(TuningError, match=r"neither search\.json nor ledger/000000\.json can be read"):
+        read_plan(storage, "one")
+
+
+def test_checkpoints_are_listed_from_the_newest(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    for path in (
+        "tune-0/trial-3/checkpoint_000001",
+        "tune-0/trial-3/checkpoint_000000",
+        "tune-10/trial-3/checkpoint_000000",
+        "tune-2/trial-4/x",
+    ):
+        (tmp_path / "searches/one" / path).mkdir(parents=True)
+    found = checkpoints(storage, "one", "trial-3")
+    assert [path.removeprefix("searches/one/") for path in found] == [
+        "tune-10/trial-3/checkpoint_000000",
+        "tune-0/trial-3/checkpoint_000001",
+        "tune-0/trial-3/checkpoint_000000",
+    ]
+    assert next_attempt(storage, "one") == "tune-11"
+    assert next_attempt(storage, "two") == "tune-0"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from training.data.sample import COLUMNS, EDUCATIONS, compose_ads, write_sample
 from training.errors import DataError
-from training.sample import COLUMNS, EDUCATIONS, compose_ads, write_sample
 
 ADS = compose_ads(600, seed=7)
 
@@ -93,6 +93,6 @@ def test_what_cannot_be_written_is_said(out: str, rows: int, message: str, tmp_p
 
 
 def test_when_no_new_text_is_found_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.sample._Writer.compose", lambda _: ("title", "the same text"))
+    monkeypatch.setattr("training.data.sample._Writer.compose", lambda _: ("title", "the same text"))
     with pytest.raises(DataError, match="only 1 different texts were composed"):
         compose_ads(60, seed=1)

@@ -3,9 +3,8 @@
 import pytest
 
 from cluster.errors import SettingsError
-from training.search_space import check_space, dimensions, first_points, trial_settings, tune_space
+from training.search.search_space import check_depth, check_space, dimensions, distributions, first_points, point_of, trial_settings
 from training.settings import TrainingSettings
-from training.trial import flat
 
 
 def settings(**changes: object) -> TrainingSettings:
@@ -44,17 +43,37 @@ def test_unequal_default_weights_bring_an_equal_weights_trial() -> None:
     assert [point["heads/b/loss_weight"] for point in points] == [3.0, 1.0]
 
 
-def test_tune_gets_the_space_nested_and_hands_back_the_same_paths() -> None:
-    chosen = settings()
-    assert set(flat(tune_space(chosen))) == set(dimensions(chosen))
+def test_balancing_that_is_searched_is_fixed_in_the_equal_weights_trial() -> None:
+    space = {"balancing": {"choices": ["uncertainty", "fixed"]}}
+    points = first_points(settings(heads={"a": {}, "b": {"loss_weight": 3.0}}, fit={"balancing": "uncertainty"}, search_space=space))
+    assert [point["balancing"] for point in points] == ["uncertainty", "fixed"]
 
 
-def test_whole_numbers_stay_whole_through_a_range() -> None:
+def test_a_chain_is_searched_for_ordered_heads_only() -> None:
+    searched = dimensions(settings())
+    assert searched["heads/education/loss"].choices == ("softmax", "corn")
+    assert "heads/category/loss" not in searched
+    trial = trial_settings(settings(), {"heads/education/loss": "corn"})
+    assert (trial.heads["education"].loss, trial.heads["category"].loss) == ("corn", "softmax")
+
+
+def test_optuna_gets_the_same_paths_and_whole_numbers_stay_whole() -> None:
     chosen = settings(search_space={"frozen_layers": {"low": 0, "high": 3}, "batch_tokens": {"low": 64, "high": 4096, "log": True}})
-    samples = [flat({name: tune_space(chosen)[name].sample() for name in ("frozen_layers", "batch_tokens")}) for _ in range(200)]
-    assert {sample["frozen_layers"] for sample in samples} == {0, 1, 2, 3}
-    assert all(64 <= sample["batch_tokens"] <= 4096 for sample in samples)
-    assert isinstance(trial_settings(chosen, samples[0]).fit.batch_tokens, int)
+    found = distributions(chosen)
+    assert set(found) == set(dimensions(chosen))
+    assert (found["frozen_layers"].low, found["frozen_layers"].high) == (0, 3)
+    assert isinstance(found["batch_tokens"].high, int)
+    assert found["batch_tokens"].log
+    assert found["heads/education/hidden_size"].choices == (0, 128, 256)
+
+
+def test_an_earlier_configuration_is_moved_into_the_space() -> None:
+    chosen = settings(search_space={"encoder_learning_rate": {"low": 1e-5, "high": 1e-4, "log": True}})
+    point = point_of(chosen, {"encoder_learning_rate": 5e-3, "batch_tokens": 3000}, {"education": {"loss": "corn", "hidden_size": 100}})
+    assert point["encoder_learning_rate"] == 1e-4
+    assert point["batch_tokens"] in (2048, 4096)
+    assert (point["heads/education/loss"], point["heads/education/hidden_size"]) == ("corn", 128)
+    assert point["heads/category/dropout"] == 0.1
 
 
 @pytest.mark.parametrize(
@@ -70,5 +89,16 @@ def test_an_end_that_is_not_allowed_is_found_before_any_trial(space: dict[str, o
         check_space(settings(search_space=space))
 
 
-def test_a_flat_configuration_joins_nested_keys() -> None:
-    assert flat({"a": 1, "heads": {"x": {"dropout": 0.1}}}) == {"a": 1, "heads/x/dropout": 0.1}
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"fit": {"frozen_layers": 7}}, "fit.frozen_layers reaches 7"),
+        ({"search_space": {"frozen_layers": {"low": 0, "high": 8}}}, "search_space.frozen_layers reaches 8"),
+        ({"search_space": {"frozen_layers": {"choices": [5, 7]}}}, "search_space.frozen_layers reaches 7"),
+        ({"search_space": {"frozen_layers": 9}}, "search_space.frozen_layers reaches 9"),
+    ],
+)
+def test_more_frozen_layers_than_the_encoder_has_are_found_before_any_trial(changes: dict[str, object], where: str) -> None:
+    with pytest.raises(SettingsError, match=where):
+        check_depth(settings(**changes), 6)
+    check_depth(settings(**changes), 9)

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from training.split import connected, stratified_split
+from training.data.split import connected, stratified_split
 
 FRACTIONS = (0.15, 0.15)
 

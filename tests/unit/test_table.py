@@ -11,9 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from training.data.table import Table, read_table, shown_path
+from training.data_settings import DataSettings
 from training.errors import DataError
-from training.settings import DataSettings
-from training.table import Table, read_table, shown_path
 
 COLUMNS = ("text", "label")
 

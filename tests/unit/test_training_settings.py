@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import SettingsError
-from training.settings import Choices, Range, TrainingSettings, load_settings
+from training.search_settings import Choices, Range
+from training.settings import TrainingSettings, load_settings
 from training.template import template_columns, template_parts
 
 FILE = "twohead.yaml"

@@ -1,0 +1,146 @@
+"""What Ray Tune is handed, and when: explorations, then a wait for all of them, then what confirms."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from optuna.distributions import FloatDistribution
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from cluster.storage import Storage
+from training.search.agenda import Agenda, Exploration, GroupScheduler, Recorder, state_of
+from training.search.contest import confirmations, group_heads
+from training.search.ledger import Ledger
+from training.search.searcher import FirstPoint, Proposer
+from training.search_settings import TuningSettings
+
+TUNING = TuningSettings(num_samples=2, confirm_top=1, confirm_seeds=1)
+
+
+class Judge(FIFOScheduler):  # type: ignore[misc]
+    """Stops everybody."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return str(TrialScheduler.STOP)
+
+
+def make(tmp_path: Path, groups: Sequence[str] = ("trial",), **changes: Any) -> Agenda:
+    explorations = []
+    for group in groups:
+        heads = group_heads(group, ["a", "b"])
+        proposer = Proposer({"rate": FloatDistribution(0.0, 1.0)}, [FirstPoint("default", {"rate": 0.5})], heads, TUNING)
+        explorations.append(Exploration(group, heads, proposer, Judge(), seed=7))
+    return Agenda(
+        explorations=explorations,
+        confirmations=lambda histories: confirmations(histories, TUNING),
+        heads_of=lambda group: group_heads(group, ["a", "b"]),
+        ledger=Ledger(Storage(str(tmp_path)), "ledger"),
+        most_concurrent=2,
+        **changes,
+    )
+
+
+def report(score: float, epoch: int = 1, **changes: Any) -> dict[str, Any]:
+    return {"score": score, "head_scores": {"a": score, "b": score}, "epoch": epoch, "is_last": True, "time_total_s": 3.0, **changes}
+
+
+def end(agenda: Agenda, trial_id: str, score: float) -> None:
+    agenda.heard(trial_id, report(score))
+    agenda.ended(trial_id, "finished")
+
+
+def test_what_confirms_waits_for_every_exploration(tmp_path: Path) -> None:
+    agenda = make(tmp_path, ("trial", "single-a"))
+    first, second = agenda.suggest("t0"), agenda.suggest("t1")
+    assert (first["name"], first["heads"], first["point"], first["answers"]) == ("trial-0", ("a", "b"), {"rate": 0.5}, False)
+    assert second["name"] == "trial-1"
+    assert agenda.suggest("t2") is None  # two at once are enough
+    end(agenda, "t0", 0.5)
+    third = agenda.suggest("t2")
+    assert (third["name"], third["heads"]) == ("single-a-0", ("a",))
+    end(agenda, "t1", 0.6)
+    assert agenda.suggest("t3")["name"] == "single-a-1"
+    end(agenda, "t2", 0.4)
+    assert agenda.suggest("t4") is None  # one exploration has not ended
+    end(agenda, "t3", 0.3)
+    fourth = agenda.suggest("t4")
+    assert (fourth["name"], fourth["seed"], fourth["answers"], fourth["group"]) == ("confirm-1-8", 8, True, "confirm-trial")
+    assert agenda.suggest("t5")["name"] == "confirm-0-8"
+    end(agenda, "t4", 0.6)
+    end(agenda, "t5", 0.5)
+    assert agenda.suggest("t6")["name"] == "confirm-single-a-0-8"
+    assert not agenda.is_handed_out
+    assert agenda.suggest("t7") == Searcher.FINISHED
+    assert agenda.is_handed_out
+
+
+def test_the_ledger_holds_everything_that_was_heard(tmp_path: Path) -> None:
+    agenda = make(tmp_path)
+    agenda.suggest("t0")
+    agenda.heard("t0", report(0.5, point={"rate": 0.25}))
+    agenda.ended("t0", "finished")
+    found = Ledger(Storage(str(tmp_path)), "ledger").histories()["trial-0"]
+    # Population based training moved the point on the way.
+    assert (found.state, found.point, found.last["score"]) == ("finished", {"rate": 0.25}, 0.5)
+    assert "time_total_s" not in found.last
+
+
+def test_interrupted_trials_come_first_with_their_checkpoints(tmp_path: Path) -> None:
+    begun = make(tmp_path)
+    begun.suggest("t0")
+    begun.heard("t0", report(0.5, is_last=False))
+    again = make(tmp_path)
+    again.histories = again.ledger.histories()
+    history = again.histories["trial-0"]
+    again.explorations[0].proposer.remember(history)
+    again.pending.append((history, ("tune-0/trial-0/checkpoint_000000",)))
+    order = again.suggest("t5")
+    assert (order["name"], order["checkpoints"]) == ("trial-0", ("tune-0/trial-0/checkpoint_000000",))
+    assert again.suggest("t6")["name"] == "trial-1"
+    assert [event["trial"]["name"] for event in again.ledger.events("proposed")] == ["trial-0", "trial-1"]
+
+
+def test_a_spent_budget_begins_no_trial_but_what_confirms(tmp_path: Path) -> None:
+    agenda = make(tmp_path, budget_s=100.0)
+    agenda.suggest("t0")
+    agenda.spent_s = 200.0
+    end(agenda, "t0", 0.5)
+    assert agenda.suggest("t1")["name"] == "confirm-0-8"
+
+
+def test_a_trial_that_died_is_told_and_one_that_recovers_works_in_smaller_parts(tmp_path: Path) -> None:
+    agenda = make(tmp_path)
+    recorder = Recorder(agenda)
+    config = agenda.suggest("t0")
+    trial = SimpleNamespace(trial_id="t0", config=config, get_pickled_error=lambda: MemoryError())
+    recorder.on_trial_recover(0, [], trial)
+    assert config["parts"] == 2
+    recorder.on_trial_error(0, [], trial)
+    assert (agenda.histories["trial-0"].state, agenda.histories["trial-0"].error) == ("out of memory", "MemoryError")
+    agenda.suggest("t1")
+    recorder.on_trial_error(0, [], SimpleNamespace(trial_id="t1", config={}, get_pickled_error=lambda: ValueError()))
+    assert agenda.histories["trial-1"].state == "died"
+    assert agenda.suggest("t2") == Searcher.FINISHED
+
+
+@pytest.mark.parametrize(
+    ("last", "state"),
+    [
+        ({"is_last": True, "has_diverged": True}, "diverged"),
+        ({"is_last": True, "has_no_memory": True}, "out of memory"),
+        ({"is_last": True}, "finished"),
+        ({"is_last": False}, "stopped"),
+        ({}, "stopped"),
+    ],
+)
+def test_ends_have_names(last: dict[str, Any], state: str) -> None:
+    assert state_of(last) == state
+
+
+def test_nobody_stops_a_trial_that_confirms() -> None:
+    scheduler = GroupScheduler({"trial": Judge()})
+    trials = [SimpleNamespace(trial_id=group, config={"group": group}) for group in ("trial", "confirm-trial")]
+    assert [scheduler.on_trial_result(None, trial, report(0.1)) for trial in trials] == [TrialScheduler.STOP, TrialScheduler.CONTINUE]

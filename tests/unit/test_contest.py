@@ -1,0 +1,70 @@
+"""Who wins: the best mean over other seeds, never the luckiest training."""
+
+from typing import Any
+
+import pytest
+
+from training.errors import TuningError
+from training.search.contest import confirmations, group_heads, pareto_front, single_group, standings, winner
+from training.search.ledger import TrialHistory
+from training.search_settings import TuningSettings
+
+
+def history(number: int, score: float, *, group: str = "trial", seed: int = 7, state: str = "finished", **heads: float) -> TrialHistory:
+    origin = {0: "default", 1: "equal weights"}.get(number, "sampler")
+    report = {"epoch": 1, "score": score, "head_scores": heads or {"a": score, "b": score}}
+    return TrialHistory(f"{group}-{number}", group, number, {"rate": number}, seed, origin, [report], state)
+
+
+def tuning(**changes: Any) -> TuningSettings:
+    return TuningSettings.model_validate(changes)
+
+
+def test_the_best_few_the_default_and_equal_weights_are_trained_again() -> None:
+    ended = [history(number, score) for number, score in enumerate((0.1, 0.2, 0.9, 0.8, 0.7))] + [history(5, 0.99, state="diverged")]
+    named = confirmations(ended, tuning(confirm_top=2, confirm_seeds=2))
+    assert [one.name for one in named] == [f"confirm-{number}-{seed}" for seed in (8, 9) for number in (2, 3, 0, 1)]
+    assert {(one.group, one.seed, one.origin) for one in named} == {("confirm-trial", seed, "confirmation") for seed in (8, 9)}
+    assert named[0].point == {"rate": 2}
+    assert confirmations(ended, tuning(confirm_top=0)) == []
+
+
+def test_a_default_among_the_best_is_not_trained_twice() -> None:
+    named = confirmations([history(0, 0.9), history(2, 0.8)], tuning(confirm_top=2, confirm_seeds=1))
+    assert [one.number for one in named] == [0, 2]
+
+
+def test_each_heads_own_model_is_confirmed_by_its_best() -> None:
+    ended = [history(0, 0.5), *(history(number, score, group=single_group("a"), a=score) for number, score in enumerate((0.3, 0.4)))]
+    named = confirmations(ended, tuning(confirm_top=1, confirm_seeds=1))
+    assert [one.name for one in named] == ["confirm-0-8", "confirm-single-a-1-8"]
+    assert group_heads(named[1].group, ["a", "b"]) == ("a",)
+    assert group_heads(named[0].group, ["a", "b"]) == ("a", "b")
+
+
+def test_the_best_mean_wins_not_the_luckiest_training() -> None:
+    lucky = [history(2, 0.9), history(2, 0.6, group="confirm-trial", seed=8), history(2, 0.62, group="confirm-trial", seed=9)]
+    steady = [history(3, 0.8), history(3, 0.75, group="confirm-trial", seed=8), history(3, 0.76, group="confirm-trial", seed=9)]
+    best, note = winner(standings([*lucky, *steady]), tuning())
+    assert (best.number, note) == (3, "")
+    assert best.score == pytest.approx(0.755)
+    assert best.best.seed == 7
+    # Published is the training with the best validation score of that configuration.
+    assert winner(standings(lucky), tuning())[0].best.last["score"] == 0.9
+
+
+def test_without_confirmation_the_search_decides_and_of_equals_the_earlier() -> None:
+    best, _ = winner(standings([history(0, 0.8), history(2, 0.8), history(3, 0.7)]), tuning())
+    assert best.number == 0
+    with pytest.raises(TuningError, match="no trial brought a score"):
+        winner(standings([history(0, 0.0, state="died")]), tuning())
+
+
+def test_pareto_picks_by_its_rule_and_says_when_nobody_meets_it() -> None:
+    table = standings([history(0, 0.6, a=0.5, b=0.7), history(1, 0.6, a=0.7, b=0.5), history(2, 0.5, a=0.5, b=0.5)])
+    assert pareto_front(table) == [0, 1]
+    assert winner(table, tuning(mode="pareto", pick="b >= 0.6, then a"))[0].number == 0
+    assert winner(table, tuning(mode="pareto", pick="b >= 0.5, then a"))[0].number == 1
+    best, note = winner(table, tuning(mode="pareto", pick="b >= 0.9, then a"))
+    assert best.number == 0
+    assert "no trial meets every condition" in note

@@ -1,0 +1,44 @@
+"""What the record says beside its figures: heads that answer nothing, baselines that are missing, searches that were cut short."""
+
+from typing import Any
+
+import pytest
+
+from training.judging.abstention import ALWAYS_ABSTAIN
+from training.search.ledger import TrialHistory
+from training.search.record import _cut_short, _equal_weights, _unreached
+from training.settings import TrainingSettings
+
+
+def settings(**changes: Any) -> TrainingSettings:
+    return TrainingSettings.model_validate({"heads": {"a": {}, "b": {}}} | changes)
+
+
+def history(group: str, number: int, origin: str = "sampler") -> TrialHistory:
+    return TrialHistory(f"{group}-{number}", group, number, {}, 7, origin)
+
+
+def test_a_head_that_answers_nothing_is_named() -> None:
+    judged = {"abstention": {"a": {"threshold": ALWAYS_ABSTAIN}, "b": {"threshold": 0.7}, "c": {"threshold": None}}}
+    assert [note.split(":")[0] for note in _unreached(judged)] == ["head 'a' abstains always"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "the default configuration has equal loss weights"),
+        ({"heads": {"a": {}, "b": {"loss_weight": 3.0}}, "search_space": {"loss_weight": None}}, "no trial had equal loss weights"),
+        ({"fit": {"balancing": "uncertainty"}}, "no trial had equal loss weights"),
+    ],
+)
+def test_the_missing_baseline_is_named_as_what_it_is(changes: dict[str, Any], said: str) -> None:
+    assert _equal_weights(settings(**changes), [history("trial", 0, "default")])[0].startswith(said)
+    assert _equal_weights(settings(**changes), [history("trial", 1, "equal weights")]) == []
+
+
+def test_a_comparison_cut_short_says_so() -> None:
+    own = settings(tuning={"num_samples": 2, "compare_single": True})
+    histories = [history("single-a", 0), history("single-a", 1), history("single-b", 0)]
+    assert [note for note in _cut_short(own, histories) if "head 'b' alone short: 1 of 2 trials" in note] == _cut_short(own, histories)
+    assert len(_cut_short(own, histories)) == 1
+    assert _cut_short(settings(), histories) == []

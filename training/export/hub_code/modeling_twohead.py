@@ -1,0 +1,114 @@
+"""A twohead model: one pretrained encoder, pooled once, and classification heads side by side on the pooled vector.
+
+It stands alone: it needs torch and transformers and nothing else. Probabilities of a head are softmax(logits / temperature), with the
+temperature that `manifest.json` names for it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModel, PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from .configuration_twohead import TwoHeadConfig
+
+
+@dataclass
+class TwoHeadOutput(ModelOutput):
+    """What the model answers.
+
+    Attributes:
+        logits: Head name → (texts, classes of that head).
+        pooled: The vector every head read, (texts, width).
+    """
+
+    logits: dict[str, torch.Tensor] | None = None
+    pooled: torch.Tensor | None = None
+
+
+class Head(nn.Module):
+    """Dropout and one linear layer, or with a hidden size a hidden layer with GELU between two.
+
+    Args:
+        width: Size of the pooled vector.
+        facts: The head's dictionary in the configuration.
+    """
+
+    def __init__(self, width: int, facts: dict[str, Any]) -> None:
+        super().__init__()
+        hidden_size, classes = int(facts["hidden_size"]), len(facts["classes"])
+        self.is_chain = facts.get("loss", "softmax") == "corn"
+        self.dropout = nn.Dropout(facts["dropout"])
+        self.hidden = nn.Linear(width, hidden_size) if hidden_size else None
+        self.output = nn.Linear(hidden_size or width, classes - 1 if self.is_chain else classes)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Map pooled vectors (texts, width) to logits (texts, classes); those of a CORN head are log-probabilities."""
+        if self.hidden is not None:
+            pooled = functional.gelu(self.hidden(self.dropout(pooled)))
+        logits: torch.Tensor = self.output(self.dropout(pooled))
+        if not self.is_chain:
+            return logits
+        # "Above class k, given above class k-1" (Shi, Cao and Raschka 2021): climb to a class, then stay.
+        steps = logits.float()
+        climbed = functional.pad(functional.logsigmoid(steps).cumsum(dim=-1), (1, 0))
+        stayed = functional.pad(functional.logsigmoid(-steps), (0, 1))
+        return climbed + stayed
+
+
+class TwoHeadBert(PreTrainedModel):
+    """A BERT-family encoder with classification heads side by side."""
+
+    config_class = TwoHeadConfig
+    base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: TwoHeadConfig) -> None:
+        super().__init__(config)
+        self.encoder = AutoModel.from_config(config.encoder)
+        if config.pooling != "pooler" and hasattr(self.encoder, "pooler"):
+            # A pooler that nothing reads was not stored.
+            self.encoder.pooler = None
+        self.head_names = tuple(str(head["name"]) for head in config.heads)
+        self.heads = nn.ModuleList(Head(int(config.encoder.hidden_size), head) for head in config.heads)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave each part as its own class made it."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        inputs_embeds: torch.Tensor | None = None,
+        **_: Any,
+    ) -> TwoHeadOutput:
+        """Answer every head's question with one pass through the encoder.
+
+        Args:
+            input_ids: Token ids, (texts, tokens).
+            attention_mask: 1 for a real token, (texts, tokens).
+            inputs_embeds: Instead of `input_ids`: (texts, tokens, width).
+        """
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds)
+        pooled = self._pool(output, attention_mask)
+        return TwoHeadOutput(logits={name: head(pooled) for name, head in zip(self.head_names, self.heads, strict=True)}, pooled=pooled)
+
+    def _pool(self, output: Any, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        if self.config.pooling == "pooler":
+            pooled: torch.Tensor = output.pooler_output
+            return pooled
+        hidden: torch.Tensor = output.last_hidden_state
+        if self.config.pooling == "cls":
+            return hidden[:, 0]
+        if attention_mask is None:
+            return hidden.mean(dim=1)
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)

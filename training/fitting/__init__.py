@@ -1,0 +1,6 @@
+"""Trains one model.
+
+It does not know the search or Ray.
+
+Files in floor order: `loss`, `optimiser`, `device`, `workers`, `step`, `memory`, `fit`.
+"""

@@ -1,0 +1,239 @@
+"""Trains one model: batches, optimiser, schedule, early stopping; the best epoch is kept.
+
+It does not know Ray, files of a search, or how the inputs were made (`inputs`). Stopped after any epoch and restored, it goes
+on as if it had never stopped: every epoch has a seed of its own.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from training.errors import TuningError
+from training.fit_settings import FitSettings
+from training.fitting.device import to_device
+from training.fitting.step import Fold as Fold
+from training.fitting.step import Objective as Objective
+from training.fitting.step import Step, under
+from training.fitting.workers import OneWorker, Workers
+from training.judging.metrics import HeadMetrics, head_scores, joint_accuracy, majority_class, measure_head, probabilities, selection_score
+from training.network.inputs import Inputs, plan_batches
+from training.network.model import TwoHeadBert
+from training.network.prefix import load_trainable_state, rest_frozen, trainable_state
+
+_TENSORS_FILE = "fit.safetensors"
+_FACTS_FILE = "fit.json"
+# Several times as many tokens as in training fit into a batch that keeps no activations for the backward pass.
+_EVALUATION_FACTOR = 4
+_SEED_STRIDE = 1_000_000_007
+
+
+class DivergedError(TuningError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the training texts brought.
+
+    Attributes:
+        number: From 1.
+        loss: Mean training loss a step, balanced as the settings say.
+        score: Selection score on the validation texts.
+        best_score: The best so far, this epoch included.
+        best_number: The epoch it was reached in.
+        metrics: Head → its validation metrics in this epoch.
+        best_metrics: The same in the best epoch.
+        joint_accuracy: Share of validation texts with all heads right in this epoch.
+        is_last: Nothing will follow: the epochs or the patience are used up.
+    """
+
+    number: int
+    loss: float
+    score: float
+    best_score: float
+    best_number: int
+    metrics: dict[str, dict[str, float]]
+    best_metrics: dict[str, dict[str, float]]
+    joint_accuracy: float
+    is_last: bool
+
+
+class Fit:
+    """One training, epoch by epoch.
+
+    Args:
+        model: Trained in place; only parameters that require gradients.
+        training: Texts to learn from.
+        validation: Texts that choose the epoch.
+        settings: See `FitSettings`.
+        objective: Weights of losses and scores.
+        device: Where to compute.
+        workers: Who trains together; each has the same model and the same texts.
+    """
+
+    def __init__(
+        self,
+        model: TwoHeadBert,
+        training: Fold,
+        validation: Fold,
+        settings: FitSettings,
+        objective: Objective,
+        device: torch.device,
+        workers: Workers | None = None,
+    ) -> None:
+        nn.Module.to(model, device)
+        self.model = model
+        self._training, self._validation = training, validation
+        self._settings, self._objective = settings, objective
+        self._device = device
+        self._workers = workers or OneWorker()
+        classes = {str(head["name"]): len(head["classes"]) for head in model.config.heads}
+        self._majority = {head: majority_class(training.labels[head], count) for head, count in classes.items()}
+        if settings.gradient_checkpointing:
+            encoder: Any = model.encoder
+            encoder.activation_checkpointing_enable()
+        self._step = Step(model, training, settings, objective, self._workers)
+        self._last: Epoch | None = None
+        self._best_state = trainable_state(model)
+
+    def epochs(self) -> Iterator[Epoch]:
+        """Train and yield after each epoch; goes on where `restore` left off.
+
+        Raises:
+            DivergedError: The loss is no longer a number.
+        """
+        self._workers.copy_first(list(self.model.parameters()))
+        if self._last is not None and self._last.is_last:
+            # Restored after its end: whoever listens may have died before hearing of it.
+            yield self._last
+        while self._last is None or not self._last.is_last:
+            self._last = self._epoch(self._last.number + 1 if self._last else 1)
+            yield self._last
+
+    @property
+    def best_state(self) -> dict[str, torch.Tensor]:
+        """Trained parameters of the best epoch, by name."""
+        return self._best_state
+
+    @property
+    def evaluation_tokens(self) -> int:
+        """What to give `predict_logits` as `batch_tokens`: fewer where batches had to be divided for lack of memory."""
+        return max(1, self._settings.batch_tokens // self._settings.micro_batches)
+
+    def _epoch(self, number: int) -> Epoch:
+        seed = self._settings.seed * 100_003 + number
+        # Workers read different texts, so their dropout must differ too.
+        torch.manual_seed(seed + self._workers.rank * _SEED_STRIDE)
+        loss = self._train(number, np.random.default_rng(seed))
+        logits = predict_logits(self.model, self._validation.inputs, self.evaluation_tokens, self._workers)
+        if not all(np.isfinite(values).all() for values in logits.values()):
+            raise _diverged(number, "an answer about a validation text is no number")
+        figures = {head: one.to_dict() for head, one in self._measure(logits).items()}
+        score = selection_score(head_scores(figures, self._objective.score_metrics), self._objective.score_weights)
+        is_better = self._last is None or score > self._last.best_score
+        if is_better:
+            self._best_state = trainable_state(self.model)
+        best = (
+            (score, number, figures)
+            if is_better or self._last is None
+            else (self._last.best_score, self._last.best_number, self._last.best_metrics)
+        )
+        is_last = number >= self._settings.epochs or number - best[1] >= self._settings.patience
+        joint = joint_accuracy(self._validation.labels, {head: values.argmax(axis=1) for head, values in logits.items()})
+        return Epoch(number, loss, score, best[0], best[1], figures, best[2], joint, is_last)
+
+    def _measure(self, logits: Mapping[str, NDArray[np.float32]]) -> dict[str, HeadMetrics]:
+        truth, ordered = self._validation.labels, self._objective.ordered
+        return {
+            head: measure_head(truth[head], probabilities(values), self._majority[head], is_ordered=head in ordered)
+            for head, values in logits.items()
+        }
+
+    def _train(self, number: int, generator: np.random.Generator) -> float:
+        settings = self._settings
+        self.model.train()
+        rest_frozen(self.model)
+        batches = plan_batches(self._training.inputs.lengths, settings.batch_tokens, settings.batch_texts, generator)
+        self._step.balancer.begin_epoch(number)
+        losses = []
+        for first in range(0, len(batches), settings.gradient_accumulation):
+            together = batches[first : first + settings.gradient_accumulation]
+            # By share of the epoch, not by steps: their number differs a little from epoch to epoch.
+            self._step.set_rates((number - 1 + (first + len(together) - 1) / len(batches)) / settings.epochs)
+            losses.append(self._step.take(together))
+            # At once, not after a whole epoch of nonsense; the loss is the same on every worker.
+            if not math.isfinite(float(losses[-1])):
+                raise _diverged(number, f"the training loss is {float(losses[-1])}")
+        self._step.balancer.finish_epoch()
+        return float(torch.stack(losses).mean())
+
+    def save(self, folder: Path) -> None:
+        """Write what `restore` needs: trained and best parameters, the optimiser's and the balancing's state, and where we are.
+
+        With several workers one of them is enough. After the last epoch only the best parameters are written: nothing will go on
+        from the others.
+        """
+        tensors = {f"best/{name}": tensor for name, tensor in self._best_state.items()}
+        steps: dict[str, float] = {}
+        if self._last is None or not self._last.is_last:
+            tensors |= {f"current/{name}": tensor for name, tensor in trainable_state(self.model).items()}
+            state, steps = self._step.state()
+            tensors |= state
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, folder / _TENSORS_FILE)
+        facts = {"last": asdict(self._last) if self._last else None, "steps": steps}
+        (folder / _FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
+
+    def restore(self, folder: Path) -> None:
+        """Continue from what `save` wrote for the same model and settings."""
+        tensors = load_file(folder / _TENSORS_FILE)
+        facts = json.loads((folder / _FACTS_FILE).read_text(encoding="utf-8"))
+        load_trainable_state(self.model, under("current/", tensors))
+        self._best_state = under("best/", tensors)
+        self._last = Epoch(**facts["last"]) if facts["last"] else None
+        self._step.load(tensors, facts["steps"])
+
+
+def _diverged(epoch: int, found: str) -> DivergedError:
+    return DivergedError(f"epoch {epoch}: {found}", "a lower learning rate or a longer warm-up keeps it finite")
+
+
+def best_state_in(folder: Path) -> dict[str, torch.Tensor]:
+    """Read the best epoch's trained parameters from a folder written by `Fit.save`."""
+    return under("best/", load_file(folder / _TENSORS_FILE))
+
+
+def predict_logits(model: TwoHeadBert, inputs: Inputs, batch_tokens: int, workers: Workers | None = None) -> dict[str, NDArray[np.float32]]:
+    """Compute all heads' logits for all texts, without dropout.
+
+    Args:
+        model: Put into evaluation mode.
+        inputs: The texts.
+        batch_tokens: Of training; a batch here may be several times as large.
+        workers: Who computes together; each gets all logits.
+
+    Returns:
+        Head → (texts, classes), float32, in the order of the inputs.
+    """
+    workers = workers or OneWorker()
+    device = next(model.parameters()).device
+    model.eval()
+    texts = len(inputs.lengths)
+    rows = {str(head["name"]): torch.zeros(texts, len(head["classes"])) for head in model.config.heads}
+    batches = plan_batches(inputs.lengths, batch_tokens * _EVALUATION_FACTOR, batch_texts=512)
+    for indices in batches[workers.rank :: workers.count]:
+        with torch.inference_mode():
+            logits = model(**to_device(inputs.batch(indices), device)).logits
+        for head, values in logits.items():
+            rows[head][torch.from_numpy(indices)] = values.float().cpu()
+    # Every row is in one share and 0 in the others.
+    workers.sum(list(rows.values()))
+    return {head: table.numpy() for head, table in rows.items()}

@@ -1,0 +1,99 @@
+"""Is it real? The searched model against its baselines, on the same texts, with paired bootstrap intervals.
+
+It knows probabilities and labels, not who made them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from training.data.dataset import MISSING, Examples
+from training.judging.bootstrap import paired_difference, score_of, selection_score_of
+from training.judging.metrics import Probabilities
+from training.settings import TrainingSettings
+
+DEFAULT = "default"
+EQUAL = "equal weights"
+SINGLE = "one model per head"
+WORD_COUNTS = "TF-IDF + logistic regression"
+LIKELIHOOD = "exp(-log_loss)"
+
+# Head → (texts, classes), of one training.
+Answers = Mapping[str, Probabilities]
+
+
+def compare(
+    settings: TrainingSettings, examples: Examples, against: str, ours: Sequence[Answers], theirs: Sequence[Answers]
+) -> list[dict[str, Any]]:
+    """Compare two sides head by head and in the selection score.
+
+    Args:
+        settings: Metrics and weights of the heads.
+        examples: The texts both answered.
+        against: What theirs is called.
+        ours: One answer a training.
+        theirs: One answer a training.
+
+    Returns:
+        One entry a head and, with several heads, one for the selection score, head null.
+    """
+    labelled = [head for head in settings.heads if (examples.labels[head] != MISSING).any()]
+    metrics = {head: settings.tuning.score_metrics.get(head, "macro_f1") for head in labelled}
+    sides = [
+        [{head: score_of(examples.labels[head], one[head], metrics[head]) for head in metrics} for one in side] for side in (ours, theirs)
+    ]
+    found = []
+    for head, metric in metrics.items():
+        own = [[one[head] for one in side] for side in sides]
+        # What is compared grows with quality, also where the metric does not.
+        named = LIKELIHOOD if metric == "log_loss" else metric
+        found.append({"against": against, "head": head, "metric": named} | _entry(own[0], own[1], examples))
+    if len(metrics) > 1:
+        whole = [[selection_score_of(one, settings.tuning.score_weights) for one in side] for side in sides]
+        found.append({"against": against, "head": None, "metric": "score"} | _entry(whole[0], whole[1], examples))
+    return found
+
+
+def _entry(ours: Sequence[Any], theirs: Sequence[Any], examples: Examples) -> dict[str, Any]:
+    difference = paired_difference(ours, theirs, len(examples), groups=examples.groups)
+    return difference.to_dict() | {"runs": [len(ours), len(theirs)]}
+
+
+def headline(record: Mapping[str, Any], split: str) -> str:
+    """Say in a sentence or two what the search found and whether it is real.
+
+    Args:
+        record: With `metrics`, `intervals`, `comparisons`, `best` and `trials`.
+        split: The reported one.
+    """
+    score, (low, high) = record["metrics"][split]["score"], record["intervals"]["score"]
+    overall = {entry["against"]: entry for entry in record["comparisons"] if entry["head"] is None or len(record["heads"]) == 1}
+    flatters = ", which chose it, so this flatters" if split == "validation" else ""
+    sentences = [f"Trial {record['best']} scores {score:.3f} [{low:.3f}, {high:.3f}] on the {split} texts{flatters}."]
+    origin = next(trial["origin"] for trial in record["trials"] if trial["position"] == record["best"])
+    if origin == DEFAULT:
+        sentences.append(_about_the_default(record))
+    said = [_said(overall[name], name) for name in (DEFAULT, EQUAL, SINGLE, WORD_COUNTS) if name in overall]
+    if said:
+        sentences.append(_sentence(said))
+    if any(entry["runs"][0] == 1 for entry in overall.values()):
+        sentences.append("With one training a side, the noise of seeds is not in these intervals.")
+    return " ".join(sentences)
+
+
+def _about_the_default(record: Mapping[str, Any]) -> str:
+    if len(record["trials"]) == 1:
+        return "It is the default configuration: nothing else was tried."
+    if record["tuning"]["mode"] == "pareto":
+        return "It is the default configuration: the rule picked it."
+    return "It is the default configuration: the search found nothing better."
+
+
+def _said(entry: Mapping[str, Any], name: str) -> str:
+    named = {DEFAULT: "the default configuration", EQUAL: "equal loss weights"}.get(name, name)
+    than = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}[entry["verdict"]]
+    return f"{than} {named} ({entry['difference']:+.3f} [{entry['low']:+.3f}, {entry['high']:+.3f}])"
+
+
+def _sentence(said: Sequence[str]) -> str:
+    joined = said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
+    return f"It is {joined}."

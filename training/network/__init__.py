@@ -1,0 +1,6 @@
+"""The model: one encoder, pooled once, and heads side by side.
+
+It does not know losses, optimisation or Ray.
+
+Files in floor order: `encoder`, `ordinal`, `model`, `inputs`, `prefix`.
+"""

@@ -1,0 +1,160 @@
+"""The model: one encoder, pooled once, and heads side by side on the pooled vector.
+
+Each head reads the pooled vector and none reads another, so the number of heads costs almost nothing and one
+backward pass trains them all. It does not know texts, losses or the search.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from training.fit_settings import HeadLoss
+from training.network.encoder import build_encoder
+from training.network.ordinal import class_log_probabilities
+
+MODEL_TYPE = "twohead"
+
+
+class TwoHeadConfig(PreTrainedConfig):
+    """What the network is: its encoder, how it pools, and its heads.
+
+    Args:
+        encoder: The encoder's own configuration, or its dictionary.
+        heads: One dictionary a head: `name`, `classes` (in order), `hidden_size` (0 = linear), `dropout`, and `loss` if it is `corn`.
+        pooling: `cls` (first token), `pooler` (the encoder's own layer on it) or `mean` (of real tokens).
+    """
+
+    model_type = MODEL_TYPE
+    sub_configs = {"encoder": AutoConfig}
+
+    encoder: Any = None
+    heads: Any = None
+    pooling: str = "mean"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.encoder, Mapping):
+            self.encoder = AutoConfig.for_model(**dict(self.encoder))
+        elif self.encoder is None:
+            # transformers makes an empty configuration when it prints only what differs from the defaults.
+            self.encoder = AutoConfig.for_model("bert")
+        self.heads = [dict(head) for head in self.heads or ()]
+        super().__post_init__(**kwargs)
+
+
+@dataclass
+class TwoHeadOutput(ModelOutput):
+    """What the model answers.
+
+    Attributes:
+        logits: Head name → (texts, classes of that head).
+        pooled: The vector every head read, (texts, width).
+    """
+
+    logits: dict[str, torch.Tensor] | None = None
+    pooled: torch.Tensor | None = None
+
+
+class Head(nn.Module):
+    """Dropout and one linear layer, or with `hidden_size` a hidden layer with GELU between two.
+
+    Args:
+        width: Size of the pooled vector.
+        classes: Number of classes.
+        hidden_size: Units of the hidden layer; 0 for none.
+        dropout: Before each linear layer.
+        loss: With `corn` the logits are the log-probabilities that its chain gives the classes.
+    """
+
+    def __init__(self, width: int, classes: int, hidden_size: int, dropout: float, loss: HeadLoss = "softmax") -> None:
+        super().__init__()
+        self.loss = loss
+        self.dropout = nn.Dropout(dropout)
+        self.hidden = nn.Linear(width, hidden_size) if hidden_size else None
+        self.output = nn.Linear(hidden_size or width, classes - 1 if loss == "corn" else classes)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Map pooled vectors (texts, width) to logits (texts, classes)."""
+        if self.hidden is not None:
+            pooled = nn.functional.gelu(self.hidden(self.dropout(pooled)))
+        logits: torch.Tensor = self.output(self.dropout(pooled))
+        return class_log_probabilities(logits.float()) if self.loss == "corn" else logits
+
+
+class TwoHeadBert(PreTrainedModel):
+    """Any BERT-family encoder with classification heads side by side.
+
+    `save_pretrained` and `from_pretrained` round-trip bit for bit; `from_pretrained` also reads a published version.
+    """
+
+    config_class = TwoHeadConfig
+    base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: TwoHeadConfig) -> None:
+        super().__init__(config)
+        self.encoder = build_encoder(config.encoder, config.pooling)
+        width = int(config.encoder.hidden_size)
+        # A list, not a ModuleDict: that refuses names like "type" or "values", which are fine names for a head.
+        self.head_names = tuple(str(head["name"]) for head in config.heads)
+        self.heads = nn.ModuleList(
+            Head(width, len(head["classes"]), head["hidden_size"], head["dropout"], head.get("loss", "softmax")) for head in config.heads
+        )
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave each part as its own class made it: the encoder and torch's linear layers know best."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        inputs_embeds: torch.Tensor | None = None,
+        pooled: torch.Tensor | None = None,
+        **_: Any,
+    ) -> TwoHeadOutput:
+        """Answer every head's question with one pass through the encoder.
+
+        Args:
+            input_ids: Token ids, (texts, tokens).
+            attention_mask: 1 for a real token, (texts, tokens).
+            inputs_embeds: Instead of `input_ids`: what the encoder's first layer reads, (texts, tokens, width).
+            pooled: Instead of both: vectors pooled earlier, (texts, width); the encoder is skipped.
+        """
+        if pooled is None:
+            output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds)
+            pooled = self.pool(output, attention_mask)
+        return TwoHeadOutput(logits={name: head(pooled) for name, head in zip(self.head_names, self.heads, strict=True)}, pooled=pooled)
+
+    def pool(self, output: Any, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Turn the encoder's output (texts, tokens, width) into one vector a text, (texts, width)."""
+        if self.config.pooling == "pooler":
+            pooled: torch.Tensor = output.pooler_output
+            return pooled
+        hidden: torch.Tensor = output.last_hidden_state
+        if self.config.pooling == "cls":
+            return hidden[:, 0]
+        if attention_mask is None:
+            return hidden.mean(dim=1)
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+
+
+def make_config(encoder_config: Any, pooling: str, heads: Sequence[Mapping[str, Any]]) -> TwoHeadConfig:
+    """Describe a model over an encoder; see `TwoHeadConfig` for the heads' keys."""
+    encoder = encoder_config.to_dict()
+    # Where the encoder lay on the training machine is nobody's business.
+    encoder.pop("_name_or_path", None)
+    return TwoHeadConfig(encoder=encoder, heads=[dict(head) for head in heads], pooling=pooling)
+
+
+AutoConfig.register(MODEL_TYPE, TwoHeadConfig, exist_ok=True)
+AutoModel.register(TwoHeadConfig, TwoHeadBert, exist_ok=True)

@@ -1,0 +1,176 @@
+"""Freezes the encoder's lower layers, computes them once, and takes them out of the model that trains.
+
+A frozen layer runs without dropout, so what it says of a text never changes: it is computed once for all epochs and trials
+of a process. It does not know heads, labels or Ray. The idea is old (see e.g. Brock et al. 2017, FreezeOut); the way to skip
+layers inside any architecture, stand-ins that hand their input through, is ours.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from training.data.tokens import TokenTable
+from training.errors import EncoderError
+from training.network.encoder import encoder_layers
+from training.network.inputs import ActivationInputs, Inputs, PooledInputs, TokenInputs, plan_batches
+from training.network.model import TwoHeadBert
+
+# Parts of an encoder that come after its layers, and so can train while lower layers are frozen.
+_AFTER_LAYERS = ("pooler", "final_norm")
+# Parts that are applied between the embeddings and the first layer, or to all layers alike.
+_BEFORE_LAYERS = ("embeddings_project",)
+
+
+class _Reached(Exception):  # not an error: ends a forward pass at the layer we wanted
+    def __init__(self, hidden: torch.Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+class _SkippedEmbeddings(nn.Module):
+    def forward(
+        self, input_ids: torch.Tensor | None = None, inputs_embeds: torch.Tensor | None = None, *_: Any, **__: Any
+    ) -> torch.Tensor | None:
+        return inputs_embeds
+
+
+class _SkippedLayer(nn.Module):
+    """Stands where a frozen layer stood; MPNet and DeBERTa expect a tuple back, ModernBERT reads `attention_type`."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.attention_type = getattr(layer, "attention_type", None)
+        self.answers_tuple = type(layer).__name__ in ("MPNetLayer", "DebertaV2Layer")
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        return (hidden_states, None) if self.answers_tuple else hidden_states
+
+
+class _SkippedConvolution(nn.Module):
+    """DeBERTa-v2's convolution joins the embeddings to the first layer's output, which is frozen here."""
+
+    def forward(self, _: torch.Tensor, residual: torch.Tensor, __: torch.Tensor) -> torch.Tensor:
+        return residual
+
+
+def freeze(model: TwoHeadBert, depth: int) -> None:
+    """Stop training of the embeddings and the lowest `depth` layers.
+
+    Args:
+        model: Changed in place.
+        depth: 0 trains the whole encoder; the number of its layers trains only the heads.
+
+    Raises:
+        EncoderError: The encoder has fewer layers.
+    """
+    layers = encoder_layers(model.encoder)
+    if depth > len(layers):
+        raise EncoderError(f"training.fit.frozen_layers is {depth}, but the encoder has {len(layers)} layers")
+    if depth == 0:
+        return
+    model.encoder.requires_grad_(False)
+    if depth < len(layers):
+        for layer in layers[depth:]:
+            layer.requires_grad_(True)
+        for name in _AFTER_LAYERS:
+            part = getattr(model.encoder, name, None)
+            if part is not None:
+                part.requires_grad_(True)
+
+
+def compute_prefix(model: TwoHeadBert, table: TokenTable, pad_id: int, depth: int, batch_tokens: int = 4096) -> Inputs:
+    """Encode every text once with the frozen lower layers.
+
+    Args:
+        model: With its encoder whole; used in evaluation mode.
+        table: The texts.
+        pad_id: Token that fills batches.
+        depth: Frozen layers, at least 1.
+        batch_tokens: Most tokens at once, padding included.
+
+    Returns:
+        Pooled vectors when all layers are frozen, else the input of layer `depth`.
+    """
+    layers = encoder_layers(model.encoder)
+    tokens = TokenInputs(table, pad_id)
+    device = next(model.parameters()).device
+    model.eval()
+    rows: list[torch.Tensor | None] = [None] * len(table)
+    for indices in plan_batches(table.lengths, batch_tokens, batch_texts=512):
+        batch = {name: tensor.to(device) for name, tensor in tokens.batch(indices).items()}
+        with torch.no_grad():
+            hidden = model(**batch).pooled if depth == len(layers) else _input_of(layers[depth], model, batch)
+        for position, index in enumerate(indices):
+            row = hidden[position]
+            rows[index] = (row if row.dim() == 1 else row[: table.lengths[index]]).cpu()
+    filled = [row for row in rows if row is not None]
+    if depth == len(layers):
+        return PooledInputs(torch.stack(filled), table.lengths)
+    return ActivationInputs(torch.cat(filled), table.offsets)
+
+
+def _input_of(layer: nn.Module, model: TwoHeadBert, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def stop(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        raise _Reached(arguments[0] if arguments else named["hidden_states"])
+
+    hook = layer.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        model.encoder(**batch)
+    except _Reached as reached:
+        return reached.hidden
+    finally:
+        hook.remove()
+    raise EncoderError(f"encoder {type(model.encoder).__name__}: layer {type(layer).__name__} was never reached")
+
+
+def remove_prefix(model: TwoHeadBert, depth: int) -> None:
+    """Take the frozen layers out, so that the model reads what `compute_prefix` made.
+
+    The names of all remaining parameters stay as they were. Changes the model in place, for good.
+    """
+    encoder = model.encoder
+    layers = encoder_layers(encoder)
+    encoder.embeddings = _SkippedEmbeddings()
+    for index in range(depth):
+        layers[index] = _SkippedLayer(layers[index])
+    for name in _BEFORE_LAYERS:
+        if hasattr(encoder, name):
+            setattr(encoder, name, nn.Identity())
+    stack: Any = getattr(encoder, "encoder", None)
+    if getattr(stack, "conv", None) is not None:
+        stack.conv = _SkippedConvolution()
+
+
+def activation_bytes(table: TokenTable, width: int, *, pooled: bool) -> int:
+    """Tell how much memory `compute_prefix` will need for its result, in bytes."""
+    vectors = len(table) if pooled else int(np.sum(table.lengths))
+    return vectors * width * 4
+
+
+def rest_frozen(model: TwoHeadBert) -> None:
+    """Put every part of a training model that does not train into evaluation mode: no dropout where nothing learns."""
+    for module in model.encoder.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def trainable_state(model: TwoHeadBert) -> dict[str, torch.Tensor]:
+    """Copy the parameters that train, by name; buffers and frozen layers are left out."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def load_trainable_state(model: TwoHeadBert, state: dict[str, torch.Tensor]) -> None:
+    """Put trained parameters back into a model, whole or without its prefix.
+
+    Raises:
+        EncoderError: A parameter is unknown to the model or of another shape.
+    """
+    parameters = dict(model.named_parameters())
+    for name in state:
+        if name not in parameters or parameters[name].shape != state[name].shape:
+            raise EncoderError(f"trained parameter {name!r} does not fit the model")
+        with torch.no_grad():
+            parameters[name].copy_(state[name])

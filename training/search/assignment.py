@@ -1,0 +1,81 @@
+"""What trials are given: the assignment all of them share, and the order of each.
+
+It does not know Ray; both travel to other processes by pickling.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.tokens import TokenTable
+from training.search.search_space import Point, TrialSettings, trial_settings
+from training.settings import TrainingSettings, of_heads
+
+Labels = dict[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What all trials of a search share; Ray's object store lends its arrays to every process without copies.
+
+    Attributes:
+        settings: The section `training`.
+        encoder_sha256: The encoder every process must find.
+        classes: Head → ordered classes.
+        pad_id: Token that fills batches.
+        tokens: `training`, `validation` and `test` → tokens of their texts.
+        labels: `training` and `validation` → head → (texts,); test labels are not here.
+        digest: SHA-256 of the data.
+        storage: URI of the storage searches are in.
+        start: Folder in it of an earlier version whose weights every trial starts from; "" starts from the pretrained encoder.
+    """
+
+    settings: TrainingSettings
+    encoder_sha256: str
+    classes: dict[str, tuple[str, ...]]
+    pad_id: int
+    tokens: Mapping[str, TokenTable]
+    labels: Mapping[str, Labels]
+    digest: str
+    storage: str = ""
+    start: str = ""
+
+    def of_heads(self, heads: Sequence[str]) -> "Assignment":
+        """Return the same with some of the heads only."""
+        labels = {split: {head: labels[head] for head in heads} for split, labels in self.labels.items()}
+        classes = {head: self.classes[head] for head in heads}
+        return replace(self, settings=of_heads(self.settings, heads), classes=classes, labels=labels)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one trial is asked to do; it travels as Ray Tune's configuration.
+
+    Attributes:
+        name: Of the trial.
+        group: Trials that are compared while they train.
+        number: Its place in the group.
+        heads: Those it trains.
+        point: Searched values by path.
+        seed: Of weights, order and dropout.
+        parts: What to multiply `fit.micro_batches` by; more than 1 after the trial died, maybe for lack of memory.
+        checkpoints: Folders in the storage to go on from, the best first; the first whole one is taken.
+        answers: Write the logits of validation and test texts beside the last checkpoint.
+    """
+
+    name: str
+    group: str
+    number: int
+    heads: tuple[str, ...]
+    point: Point
+    seed: int
+    parts: int = 1
+    checkpoints: tuple[str, ...] = ()
+    answers: bool = False
+
+    def settings(self, settings: TrainingSettings) -> TrialSettings:
+        """Decide every value of the trial."""
+        trial = trial_settings(settings, self.point)
+        return replace(trial, fit=trial.fit.model_copy(update={"seed": self.seed, "micro_batches": trial.fit.micro_batches * self.parts}))

@@ -1,0 +1,188 @@
+"""From an assignment and a configuration to a model, and to a fit ready to train.
+
+Everything that costs once a process, not once a trial, is kept between the trials of a reused actor: the verified encoder and the
+activations of its frozen layers. Nothing that trains is kept. It does not know Ray.
+"""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from cluster.storage import Storage
+from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from training.errors import EncoderError
+from training.fit_settings import EncoderSettings
+from training.fitting.device import choose_device
+from training.fitting.fit import Fit, Fold, Objective, predict_logits
+from training.fitting.loss import inverse_sqrt_weights
+from training.fitting.workers import Workers
+from training.judging.metrics import Logits
+from training.network.encoder import EncoderSource, encoder_layers, find_encoder, load_encoder_weights
+from training.network.inputs import Inputs, TokenInputs
+from training.network.model import TwoHeadBert, make_config
+from training.network.prefix import activation_bytes, compute_prefix, freeze, load_trainable_state, remove_prefix
+from training.search.assignment import Assignment
+from training.search.search_space import TrialSettings
+
+
+def prepare_fit(assignment: Assignment, trial: TrialSettings, *, with_test: bool = False, workers: Workers | None = None) -> Fit:
+    """Build a trial's model and what it reads.
+
+    Args:
+        assignment: What all trials share.
+        trial: Its configuration.
+        with_test: The test texts will be answered too, so that their activations are computed while the encoder is whole.
+        workers: Who trains together; by default this process alone.
+    """
+    model = build_model(assignment, trial)
+    device = choose_device()
+    nn.Module.to(model, device)
+    depth = trial.fit.frozen_layers
+    freeze(model, depth)
+    splits = [split for split in (*_TRAINED, *(["test"] if with_test else [])) if len(assignment.tokens[split])]
+    if reads_activations(assignment, model, trial):
+        inputs = _activations(assignment, model, trial, splits)
+        remove_prefix(model, depth)
+    else:
+        inputs = {split: TokenInputs(assignment.tokens[split], assignment.pad_id) for split in splits}
+    weighted = [head for head, head_settings in trial.heads.items() if head_settings.class_weighting == "inverse_sqrt"]
+    labels = assignment.labels["training"]
+    objective = Objective(
+        loss_weights={head: head_settings.loss_weight for head, head_settings in trial.heads.items()},
+        class_weights={head: inverse_sqrt_weights(labels[head], len(assignment.classes[head])) for head in weighted},
+        score_weights=assignment.settings.tuning.score_weights,
+        score_metrics=assignment.settings.tuning.score_metrics,
+        ordered=frozenset(head for head, head_settings in trial.heads.items() if head_settings.ordered),
+    )
+    training, validation = (Fold(inputs[split], assignment.labels[split]) for split in ("training", "validation"))
+    return Fit(model, training, validation, trial.fit, objective, device, workers)
+
+
+def answer_all(assignment: Assignment, trial: TrialSettings, fit: Fit) -> dict[str, Logits]:
+    """Answer the validation and test texts with the best epoch of an ended fit.
+
+    Args:
+        assignment: What it was prepared with.
+        trial: Its configuration.
+        fit: Of `prepare_fit(…, with_test=True)`; its model is left with the best epoch's parameters.
+
+    Returns:
+        Split → head → logits, (texts, classes); a split without texts is left out.
+    """
+    load_trainable_state(fit.model, fit.best_state)
+    kept = _prefixes.get(_prefix_key(assignment, trial.fit.frozen_layers), {})
+    answers = {}
+    for split in ("validation", "test"):
+        if len(assignment.tokens[split]):
+            inputs = kept.get(split) or TokenInputs(assignment.tokens[split], assignment.pad_id)
+            answers[split] = predict_logits(fit.model, inputs, fit.evaluation_tokens)
+    return answers
+
+
+def build_model(assignment: Assignment, trial: TrialSettings) -> TwoHeadBert:
+    """Make a trial's model: pretrained encoder, random heads by the trial's seed."""
+    from transformers import AutoConfig
+
+    source = _verified_encoder(assignment.settings.encoder, assignment.encoder_sha256)
+    heads = [
+        {
+            "name": name,
+            "classes": list(assignment.classes[name]),
+            "hidden_size": head.hidden_size,
+            "dropout": head.dropout,
+            "loss": head.loss,
+        }
+        for name, head in trial.heads.items()
+    ]
+    torch.manual_seed(trial.fit.seed)
+    model = TwoHeadBert(make_config(AutoConfig.from_pretrained(str(source.folder), local_files_only=True), source.pooling, heads))
+    load_encoder_weights(model.encoder, source)
+    if assignment.start:
+        load_matching_weights(model, Storage(assignment.storage), assignment.start)
+    return model
+
+
+def load_matching_weights(model: TwoHeadBert, storage: Storage, version: str) -> None:
+    """Put an earlier version's weights into a model: its encoder, and every head of the same name, classes and shape.
+
+    Args:
+        model: Changed in place.
+        storage: Where the version is.
+        version: Its folder.
+
+    Raises:
+        EncoderError: The version's encoder is another one.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        found = storage.download(version, Path(folder) / "version")
+        weights = load_file(found / WEIGHTS_FILE)
+        earlier = json.loads((found / CONFIG_FILE).read_text(encoding="utf-8"))["heads"]
+    encoder = {name.removeprefix("encoder."): value for name, value in weights.items() if name.startswith("encoder.")}
+    try:
+        model.encoder.load_state_dict(encoder)
+    except RuntimeError as error:
+        raise EncoderError(f"{version}: its encoder is not the one of this search: {str(error).splitlines()[-1].strip()}") from None
+    positions = {head["name"]: (position, head["classes"]) for position, head in enumerate(earlier)}
+    for head, module in zip(model.config.heads, model.heads, strict=True):
+        position, classes = positions.get(head["name"], (-1, []))
+        own = {name: weights.get(f"heads.{position}.{name}") for name in module.state_dict()}
+        fits = all(
+            found is not None and found.shape == value.shape
+            for found, value in zip(own.values(), module.state_dict().values(), strict=True)
+        )
+        if list(classes) == list(head["classes"]) and fits:
+            module.load_state_dict(own)
+
+
+_encoders: dict[tuple[EncoderSettings, str], EncoderSource] = {}
+
+
+def _verified_encoder(settings: EncoderSettings, sha256: str) -> EncoderSource:
+    key = settings, sha256
+    if key not in _encoders:
+        source = find_encoder(settings)
+        if source.sha256 != sha256:
+            raise EncoderError(
+                f"encoder {settings.name!r} has SHA-256 {source.sha256} on this node, but {sha256} on the one that started the search"
+            )
+        _encoders[key] = source
+    return _encoders[key]
+
+
+_TRAINED = ("training", "validation")
+_PREFIX_TOKENS = 4096
+
+_PrefixKey = tuple[str, str, str, int]
+# Only the latest: a search usually has one depth, and activations are large.
+_prefixes: dict[_PrefixKey, dict[str, Inputs]] = {}
+
+
+def _prefix_key(assignment: Assignment, depth: int) -> _PrefixKey:
+    return assignment.digest, assignment.encoder_sha256, assignment.start, depth
+
+
+def reads_activations(assignment: Assignment, model: TwoHeadBert, trial: TrialSettings) -> bool:
+    """Tell whether frozen layers are computed once; else they are computed anew for every batch."""
+    depth = trial.fit.frozen_layers
+    width, is_pooled = int(model.config.encoder.hidden_size), depth == len(encoder_layers(model.encoder))
+    needed = sum(activation_bytes(table, width, pooled=is_pooled) for table in assignment.tokens.values())
+    return bool(depth) and needed <= trial.fit.activation_bytes
+
+
+def _activations(assignment: Assignment, model: TwoHeadBert, trial: TrialSettings, splits: Sequence[str]) -> dict[str, Inputs]:
+    depth = trial.fit.frozen_layers
+    key = _prefix_key(assignment, depth)
+    # Where memory ran out, fewer at once here too.
+    batch_tokens = max(1, _PREFIX_TOKENS // trial.fit.micro_batches)
+    if key not in _prefixes:
+        _prefixes.clear()
+    kept = _prefixes.setdefault(key, {})
+    for split in splits:
+        if split not in kept:
+            kept[split] = compute_prefix(model, assignment.tokens[split], assignment.pad_id, depth, batch_tokens)
+    return kept

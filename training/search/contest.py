@@ -1,0 +1,165 @@
+"""Which configuration wins: the best mean over seeds, not the luckiest training.
+
+A search looks at so many trials that its best score flatters. So the best few, the default configuration and equal weights are trained
+again with other seeds, and those trainings alone decide. It does not know Ray, and not the test split.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from training.errors import TuningError
+from training.search.ledger import TrialHistory, sound
+from training.search.pareto import Pick, front, parse_pick, pick
+from training.search.searcher import HEAD_SCORES, SCORE
+from training.search_settings import TuningSettings
+
+MAIN_GROUP = "trial"
+_CONFIRM = "confirm-"
+_SINGLE = "single-"
+EQUAL_WEIGHTS = "equal weights"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One configuration and how it did.
+
+    Attributes:
+        number: Of its trial in the search.
+        origin: Who proposed it.
+        searched: That trial.
+        confirmed: The same with other seeds; empty when nothing was confirmed.
+        picked: The one of these trainings that a Pareto rule picks.
+    """
+
+    number: int
+    origin: str
+    searched: TrialHistory
+    confirmed: tuple[TrialHistory, ...]
+    picked: TrialHistory | None = None
+
+    @property
+    def judged(self) -> tuple[TrialHistory, ...]:
+        """The trainings that count: those with other seeds, or else the one of the search."""
+        return self.confirmed or (self.searched,)
+
+    @property
+    def score(self) -> float:
+        """Mean selection score over the trainings that count."""
+        return float(np.mean([one.last[SCORE] for one in self.judged]))
+
+    @property
+    def head_scores(self) -> dict[str, float]:
+        """Mean score of each head over the trainings that count."""
+        heads = self.searched.last[HEAD_SCORES]
+        return {head: float(np.mean([one.last[HEAD_SCORES][head] for one in self.judged])) for head in heads}
+
+    @property
+    def best(self) -> TrialHistory:
+        """The training whose checkpoint is published: the best on validation; of equals the one of the search."""
+        return self.picked or max((self.searched, *self.confirmed), key=lambda one: float(one.last[SCORE]))
+
+
+def single_group(head: str) -> str:
+    """Name the group of trials that train one head alone."""
+    return f"{_SINGLE}{head}"
+
+
+def group_heads(group: str, heads: Sequence[str]) -> tuple[str, ...]:
+    """Return the heads that trials of a group train.
+
+    Args:
+        group: Of an exploration, or of the trials that confirm one.
+        heads: All.
+    """
+    explored = group.removeprefix(_CONFIRM)
+    return (explored.removeprefix(_SINGLE),) if explored.startswith(_SINGLE) else tuple(heads)
+
+
+def confirmations(histories: Sequence[TrialHistory], tuning: TuningSettings) -> list[TrialHistory]:
+    """Name the trainings that will confirm: other seeds of the best few, the default, equal weights, and each head's own best.
+
+    Args:
+        histories: All trials so far, the explorations' ended.
+        tuning: How many of the best, how many seeds.
+    """
+    if not tuning.confirm_top:
+        return []
+    named = []
+    for group in dict.fromkeys(one.group for one in histories if not one.group.startswith(_CONFIRM)):
+        ended = sound(histories, group)
+        is_main = group == MAIN_GROUP
+        chosen = _ranked(ended, tuning if is_main else _scored(tuning))[: tuning.confirm_top if is_main else 1]
+        if is_main:
+            chosen += [one for one in ended if one.origin in ("default", EQUAL_WEIGHTS) and one not in chosen]
+        named += [_again(one, one.seed + step) for step in range(1, tuning.confirm_seeds + 1) for one in chosen]
+    return named
+
+
+def _scored(tuning: TuningSettings) -> TuningSettings:
+    # A model of one head has one score, and no rule over several.
+    return tuning.model_copy(update={"mode": "score"})
+
+
+def _again(history: TrialHistory, seed: int) -> TrialHistory:
+    name = f"{_CONFIRM}{history.name.removeprefix(f'{MAIN_GROUP}-')}-{seed}"
+    return TrialHistory(name, f"{_CONFIRM}{history.group}", history.number, dict(history.best_point), seed, "confirmation")
+
+
+def _ranked(ended: Sequence[TrialHistory], tuning: TuningSettings) -> list[TrialHistory]:
+    """Order trials from the best; in Pareto mode the rule picks again and again among those that are left."""
+    left = sorted(ended, key=lambda one: (-float(one.last[SCORE]), one.number))
+    if tuning.mode != "pareto" or not left:
+        return left
+    rule, ranked = parse_pick(tuning.pick, list(left[0].last[HEAD_SCORES])), []
+    while left:
+        chosen = pick({one.number: one.last[HEAD_SCORES] for one in left}, rule).trial
+        ranked += [one for one in left if one.number == chosen]
+        left = [one for one in left if one.number != chosen]
+    return ranked
+
+
+def standings(histories: Sequence[TrialHistory], group: str = MAIN_GROUP) -> list[Standing]:
+    """Put each configuration of a group together with the trainings that confirm it, by number."""
+    confirmed: dict[int, list[TrialHistory]] = {}
+    for one in sound(histories, f"{_CONFIRM}{group}"):
+        confirmed.setdefault(one.number, []).append(one)
+    return [
+        Standing(one.number, one.origin, one, tuple(sorted(confirmed.get(one.number, []), key=lambda again: again.seed)))
+        for one in sound(histories, group)
+    ]
+
+
+def winner(group: Sequence[Standing], tuning: TuningSettings) -> tuple[Standing, str]:
+    """Choose among the confirmed configurations, or among all where none is; of equals the earlier.
+
+    Returns:
+        The winner, and what a person should know about the choice ("" if nothing).
+
+    Raises:
+        TuningError: There is none.
+    """
+    if not group:
+        raise TuningError("no trial brought a score", "look into Ray's log of a trial, or try one with --set training.tuning.num_samples=1")
+    # A configuration whose trainings partly died would be judged by fewer, the lucky ones.
+    most = max(len(one.confirmed) for one in group)
+    candidates = [one for one in group if len(one.confirmed) == most]
+    if tuning.mode == "pareto" and len(candidates[0].head_scores) > 1:
+        rule = _rule(candidates, tuning)
+        picked = pick({one.number: one.head_scores for one in candidates}, rule)
+        best = next(one for one in candidates if one.number == picked.trial)
+        trainings = [best.searched, *best.confirmed]
+        kept = pick({at: one.last[HEAD_SCORES] for at, one in enumerate(trainings)}, rule)
+        return replace(best, picked=trainings[kept.trial]), picked.note
+    return max(candidates, key=lambda one: (one.score, -one.number)), ""
+
+
+def _rule(candidates: Sequence[Standing], tuning: TuningSettings) -> Pick:
+    return parse_pick(tuning.pick, list(candidates[0].head_scores))
+
+
+def pareto_front(group: Sequence[Standing]) -> list[int]:
+    """Return the numbers of the configurations no other is better than in every head, by what the search itself measured."""
+    scores: list[Mapping[str, float]] = [one.searched.last[HEAD_SCORES] for one in group]
+    return [group[position].number for position in front([list(one.values()) for one in scores])] if group else []

@@ -1,0 +1,150 @@
+"""What happened in a search, event by event: the truth from which it is resumed.
+
+    searches/NAME/ledger/000000.json   begun, with the settings
+    searches/NAME/ledger/000017.json   trial-3 ended its second epoch
+
+Every event is a file of its own, created whole and exclusively, so a crash cannot tear one, a full disk loses at most the newest, and two
+processes cannot go on with the same search. Every event of a trial carries all that is known of the trial: losing one loses no other.
+It does not know Ray: what Ray Tune writes for itself is never read back.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.errors import ConflictError
+from cluster.storage import Storage
+from training.errors import TuningError
+from training.search.search_space import Point
+
+_DIGITS = 6
+
+
+@dataclass
+class TrialHistory:
+    """What is known of one trial.
+
+    Attributes:
+        name: Like `trial-3`, `confirm-3-8` (trial 3 with seed 8) or `single-category-2`.
+        group: Trials that are compared while they train, like `trial` or `single-category`.
+        number: Its place in the group; 0 is the default configuration.
+        point: Searched values by path, as they were in its last epoch.
+        seed: Of weights, order and dropout.
+        origin: Who proposed it: `default`, `equal weights`, `version N`, `sampler`, `confirmation`.
+        epochs: What each epoch reported, from epoch 1.
+        state: How it ended, or "" while it has not.
+        error: Class of the error that ended it.
+    """
+
+    name: str
+    group: str
+    number: int
+    point: Point
+    seed: int
+    origin: str
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    state: str = ""
+    error: str = ""
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """What its last epoch reported; empty before the first."""
+        return self.epochs[-1] if self.epochs else {}
+
+    @property
+    def best_point(self) -> Point:
+        """The point that its best epoch was trained with; a population changes points on the way."""
+        return dict(self.last.get("best_point") or self.point)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it has a score that counts."""
+        return self.state in ("finished", "stopped") and bool(self.epochs)
+
+
+class Ledger:
+    """The events of one search.
+
+    Args:
+        storage: Where searches are.
+        path: Folder of the ledger in it.
+    """
+
+    def __init__(self, storage: Storage, path: str) -> None:
+        self._storage = storage
+        self.path = path
+        self.damaged: list[str] = []
+        self._events = self._read()
+        self._next = 1 + max((int(name.partition(".")[0]) for name in self._names()), default=-1)
+
+    def append(self, kind: str, facts: Mapping[str, Any]) -> None:
+        """Write the next event.
+
+        Raises:
+            TuningError: Another process wrote it.
+        """
+        event = {"kind": kind, **facts}
+        try:
+            self._storage.create(f"{self.path}/{self._next:0{_DIGITS}d}.json", json.dumps(event).encode())
+        except ConflictError:
+            raise TuningError(
+                f"{self._storage.uri}/{self.path}: another process goes on with this search", "wait until it ends, or stop it"
+            ) from None
+        self._events.append(event)
+        self._next += 1
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """Return all events of a kind, oldest first."""
+        return [event for event in self._events if event["kind"] == kind]
+
+    @property
+    def elapsed_s(self) -> float:
+        """Wall seconds the search had taken at its last event."""
+        return max((float(event.get("elapsed_s", 0.0)) for event in self._events), default=0.0)
+
+    def histories(self) -> dict[str, TrialHistory]:
+        """Put together what is known of each trial, by its name, in the order they began."""
+        histories: dict[str, TrialHistory] = {}
+        for event in self._events:
+            if event["kind"] not in ("proposed", "epoch", "ended"):
+                continue
+            facts = event["trial"]
+            history = histories.setdefault(facts["name"], TrialHistory(**facts))
+            history.point = facts["point"]
+            if event["kind"] == "epoch":
+                _remember(history.epochs, event["report"])
+            elif event["kind"] == "ended":
+                history.state, history.error = event["state"], event["error"]
+                # An epoch whose own event was lost.
+                if event["report"]:
+                    _remember(history.epochs, event["report"])
+        return histories
+
+    def _names(self) -> list[str]:
+        return [name for name in self._storage.names(self.path) if name.endswith(".json")]
+
+    def _read(self) -> list[dict[str, Any]]:
+        events = []
+        for name in self._names():
+            try:
+                event = json.loads(self._storage.read_bytes(f"{self.path}/{name}"))
+                events.append({"kind": str(event["kind"]), **event})
+            except (ValueError, KeyError, TypeError):
+                self.damaged.append(name)
+        return events
+
+
+def _remember(epochs: list[dict[str, Any]], report: dict[str, Any]) -> None:
+    # A trial that goes on from an older checkpoint reports an epoch a second time; the newer report replaces the older.
+    epochs[:] = sorted([*(one for one in epochs if one["epoch"] != report["epoch"]), report], key=lambda one: int(one["epoch"]))
+
+
+def trial_facts(history: TrialHistory) -> dict[str, Any]:
+    """Return what every event of a trial repeats."""
+    return {key: getattr(history, key) for key in ("name", "group", "number", "point", "seed", "origin")}
+
+
+def sound(histories: Sequence[TrialHistory], group: str) -> list[TrialHistory]:
+    """Return the trials of a group with a score that counts, by number."""
+    return sorted((one for one in histories if one.group == group and one.is_sound), key=lambda one: one.number)

@@ -1,0 +1,190 @@
+"""The record of a search: everything it found, as JSON, for the report, the model card and the manifest.
+
+It holds rows and classes, never texts. It does not know Ray, files, or how anything was measured.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from training.checkpoint import EncoderFacts, HeadFacts, ModelFacts, code_revision, library_versions
+from training.judging.abstention import ALWAYS_ABSTAIN
+from training.judging.comparison import headline
+from training.judging.judge import HeadCalibration, reported_split
+from training.judging.metrics import head_scores
+from training.search.contest import EQUAL_WEIGHTS, Standing, pareto_front, single_group, standings
+from training.search.importance import importance
+from training.search.ledger import TrialHistory
+from training.search.prepared import Prepared
+from training.search.search_space import TrialSettings, first_points, trial_settings
+from training.search_settings import Metric
+from training.settings import TrainingSettings
+
+
+def make_record(
+    prepared: Prepared,
+    histories: Sequence[TrialHistory],
+    best: Standing,
+    judged: Mapping[str, Any],
+    comparisons: list[dict[str, Any]],
+    elapsed_s: float,
+) -> dict[str, Any]:
+    """Put the record together.
+
+    Args:
+        prepared: The search.
+        histories: All its trials.
+        best: The winning configuration.
+        judged: Of `judge.account`, about the published model.
+        comparisons: Of `comparison.compare`.
+        elapsed_s: Wall seconds the search took, without the time it lay interrupted.
+    """
+    settings, dataset, source = prepared.settings, prepared.dataset, prepared.source
+    table = standings(histories)
+    trial = trial_settings(settings, best.best.best_point)
+    main = [one for one in histories if one.group == best.searched.group]
+    record: dict[str, Any] = {
+        "name": prepared.name,
+        "created": prepared.plan.begun,
+        "seconds": elapsed_s,
+        "cpu_seconds": sum(_seconds(one, "epoch_cpu_s") for one in histories),
+        "version": None,
+        "heads": {head: _head(head, trial, prepared, judged) for head in settings.heads},
+        "tuning": settings.tuning.model_dump(mode="json"),
+        "best": best.number,
+        "published": {"name": best.best.name, "seed": best.best.seed, "score": best.best.last["score"]},
+        "trials": [_trial(one, settings.tuning.score_metrics) for one in sorted(main, key=lambda one: one.number)],
+        "confirmed": sorted((_confirmed(one) for one in table if one.confirmed), key=lambda one: (-one["mean"], one["position"])),
+        "front": pareto_front(table) if settings.tuning.mode == "pareto" else [],
+        "importance": importance(settings, main),
+        "splits": {split: len(examples) for split, examples in dataset.splits().items()},
+        **judged,
+        "comparisons": comparisons,
+        "notes": [
+            *(str(note) for note in dataset.notes),
+            *_unreached(judged),
+            *_equal_weights(settings, main),
+            *_cut_short(settings, histories),
+        ],
+        "data_digest": dataset.digest,
+        "encoder": _encoder(prepared).model_dump() | {"sha256": source.sha256},
+        "settings": settings.model_dump(mode="json"),
+        "libraries": library_versions(),
+        "code_revision": code_revision(),
+    }
+    return record | {"headline": headline(record, reported_split(dataset))}
+
+
+def _unreached(judged: Mapping[str, Any]) -> list[str]:
+    """Say which heads answer nothing, because no threshold reaches what was wanted."""
+    heads = [head for head, one in judged["abstention"].items() if one["threshold"] == ALWAYS_ABSTAIN]
+    return [f"head {head!r} abstains always: no threshold reaches its target on the validation texts" for head in heads]
+
+
+def _equal_weights(settings: TrainingSettings, histories: Sequence[TrialHistory]) -> list[str]:
+    if any(one.origin == EQUAL_WEIGHTS for one in histories):
+        return []
+    default = trial_settings(settings, first_points(settings)[0])
+    is_equal = len({one.loss_weight for one in default.heads.values()}) == 1 and default.fit.balancing == "fixed"
+    said = "the default configuration has equal loss weights, so it is that baseline too"
+    return [said if is_equal else "no trial had equal loss weights"]
+
+
+def _cut_short(settings: TrainingSettings, histories: Sequence[TrialHistory]) -> list[str]:
+    """Say where a time budget left one model per head with fewer trials than it was promised."""
+    if not settings.tuning.compare_single or len(settings.heads) == 1:
+        return []
+    begun = {head: sum(one.group == single_group(head) for one in histories) for head in settings.heads}
+    planned = settings.tuning.num_samples
+    return [
+        f"the time budget cut the search for head {head!r} alone short: {count} of {planned} trials, so that comparison is unfair to it"
+        for head, count in begun.items()
+        if count < planned
+    ]
+
+
+def _head(head: str, trial: TrialSettings, prepared: Prepared, judged: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = trial.heads[head]
+    return {
+        "classes": list(prepared.dataset.classes[head]),
+        "ordered": chosen.ordered,
+        "loss": chosen.loss,
+        "metric": prepared.settings.tuning.score_metrics.get(head, "macro_f1"),
+        "weight": chosen.loss_weight,
+        "hidden_size": chosen.hidden_size,
+        "dropout": chosen.dropout,
+        "temperature": judged["calibration"][head]["temperature"],
+        "threshold": judged["abstention"][head]["threshold"],
+        "target": judged["abstention"][head]["target"],
+    }
+
+
+def _seconds(history: TrialHistory, key: str) -> float:
+    return sum(float(epoch.get(key, 0.0)) for epoch in history.epochs)
+
+
+def _trial(history: TrialHistory, score_metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    last = history.last
+    return {
+        "position": history.number,
+        "state": history.state,
+        "error": history.error,
+        "score": last["score"] if history.is_sound else None,
+        "epoch": last.get("epoch", 0),
+        "best_epoch": last.get("best_number", 0),
+        "seconds": _seconds(history, "epoch_s"),
+        "cpu_seconds": _seconds(history, "epoch_cpu_s"),
+        "point": history.best_point,
+        "origin": history.origin,
+        "metrics": last.get("best_metrics", {}),
+        "epochs": [
+            {
+                "number": epoch["epoch"],
+                "loss": epoch["loss"],
+                "score": epoch["epoch_score"],
+                "heads": head_scores(epoch["metrics"], score_metrics),
+            }
+            for epoch in history.epochs
+            if "metrics" in epoch
+        ],
+    }
+
+
+def _confirmed(standing: Standing) -> dict[str, Any]:
+    scores = [{"seed": one.seed, "score": one.last["score"], "heads": one.last["head_scores"]} for one in standing.confirmed]
+    return {"position": standing.number, "scores": scores, "mean": standing.score}
+
+
+def _encoder(prepared: Prepared) -> EncoderFacts:
+    source = prepared.source
+    return EncoderFacts(name=source.name, model_type=source.model_type, sha256=source.sha256, pooling=source.pooling)
+
+
+def describe(prepared: Prepared, best: Standing, calibrations: Mapping[str, HeadCalibration], metrics: Mapping[str, Any]) -> ModelFacts:
+    """State what the manifest says about the winner."""
+    settings = prepared.settings
+    chosen = trial_settings(settings, best.best.best_point)
+    trial = replace(chosen, fit=chosen.fit.model_copy(update={"seed": best.best.seed}))
+    heads = tuple(
+        HeadFacts(
+            name=head,
+            classes=prepared.dataset.classes[head],
+            ordered=one.ordered,
+            hidden_size=one.hidden_size,
+            dropout=one.dropout,
+            loss=one.loss,
+            temperature=calibrations[head].temperature,
+            threshold=calibrations[head].threshold,
+        )
+        for head, one in trial.heads.items()
+    )
+    return ModelFacts(
+        heads=heads,
+        text_template=settings.data.text,
+        max_tokens=prepared.source.max_tokens,
+        encoder=_encoder(prepared),
+        settings={"fit": trial.fit.model_dump(), "heads": {head: one.model_dump() for head, one in trial.heads.items()}},
+        metrics=dict(metrics),
+        data_digest=prepared.dataset.digest,
+        search={"name": prepared.name, "trial": best.best.name},
+    )

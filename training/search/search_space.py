@@ -1,0 +1,179 @@
+"""What the search varies: settings → Optuna's distributions → the configuration of one trial.
+
+It does not know how proposals are made or trials executed.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from cluster.errors import SettingsError
+from training.fit_settings import FitSettings, HeadSettings
+from training.search_settings import Choices, Dimension, HeadSpace, Range
+from training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+Value = int | float | str
+Point = dict[str, Value]
+
+_FIT_DIMENSIONS = (
+    "encoder_learning_rate",
+    "head_learning_rate",
+    "layer_decay",
+    "warmup_fraction",
+    "batch_tokens",
+    "frozen_layers",
+    "balancing",
+)
+_HEAD_DIMENSIONS = ("hidden_size", "dropout", "loss_weight", "loss")
+_INTEGERS = frozenset({"batch_tokens", "frozen_layers", "hidden_size"})
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """The configuration of one trial, every value decided."""
+
+    fit: FitSettings
+    heads: Mapping[str, HeadSettings]
+
+
+def dimensions(settings: TrainingSettings) -> dict[str, Range | Choices]:
+    """List the searched dimensions by path, like `heads/education/dropout`."""
+    return {path: dimension for path, dimension in _all(settings) if isinstance(dimension, Range | Choices)}
+
+
+def _all(settings: TrainingSettings) -> Iterator[tuple[str, Dimension]]:
+    space = settings.search_space
+    for name in _FIT_DIMENSIONS:
+        yield name, getattr(space, name)
+    for position, (head, defaults) in enumerate(settings.heads.items()):
+        own: HeadSpace = space.heads.get(head, space)
+        for name in _HEAD_DIMENSIONS:
+            # Only the ratio between heads matters, so the first head's weight stays where it is; a chain needs ordered classes.
+            has_no_choice = (name == "loss_weight" and position == 0) or (name == "loss" and not defaults.ordered)
+            chosen = own if name in own.model_fields_set else space
+            yield f"heads/{head}/{name}", None if has_no_choice else getattr(chosen, name)
+
+
+def distributions(settings: TrainingSettings) -> "dict[str, BaseDistribution]":
+    """Express the searched dimensions in Optuna's own terms, by path."""
+    return {path: _distribution(path, dimension) for path, dimension in dimensions(settings).items()}
+
+
+def _distribution(path: str, dimension: Range | Choices) -> "BaseDistribution":
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(dimension, Choices):
+        return CategoricalDistribution(dimension.choices)
+    if path.rpartition("/")[2] in _INTEGERS:
+        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def first_points(settings: TrainingSettings) -> list[Point]:
+    """Return the configurations that every search begins with, by path.
+
+    Returns:
+        Trial 0, the default configuration, moved to the nearest point of the space where it lies outside; then, if its
+        loss weights are not equal, the same with equal ones.
+    """
+    searched = dimensions(settings)
+    default = {path: _nearest(dimension, _default(settings, path)) for path, dimension in searched.items()}
+    reference = next(iter(settings.heads.values())).loss_weight
+    equal = {path: _nearest(searched[path], reference) if path.endswith("/loss_weight") else value for path, value in default.items()}
+    if "balancing" in equal:
+        equal["balancing"] = _nearest(searched["balancing"], "fixed")
+    return [default] if equal == default else [default, equal]
+
+
+def point_of(settings: TrainingSettings, fit: Mapping[str, Any], heads: Mapping[str, Mapping[str, Any]]) -> Point:
+    """Return the point of the space nearest to a configuration, like that of an earlier version.
+
+    Args:
+        settings: The section `training`.
+        fit: Fields of `FitSettings`; what is left out is as in the default configuration.
+        heads: Head → fields of `HeadSettings`, likewise.
+    """
+    point = {}
+    for path, dimension in dimensions(settings).items():
+        parts = path.split("/")
+        own = fit if len(parts) == 1 else heads.get(parts[1], {})
+        point[path] = _nearest(dimension, own.get(parts[-1], _default(settings, path)))
+    return point
+
+
+def _default(settings: TrainingSettings, path: str) -> Value:
+    parts = path.split("/")
+    value: Value = getattr(settings.fit, path) if len(parts) == 1 else getattr(settings.heads[parts[1]], parts[2])
+    return value
+
+
+def _nearest(dimension: Range | Choices, value: Value) -> Value:
+    if isinstance(dimension, Range):
+        return min(max(float(value), dimension.low), dimension.high)
+    if value in dimension.choices or isinstance(value, str):
+        return value if value in dimension.choices else dimension.choices[0]
+    return min(dimension.choices, key=lambda choice: abs(float(choice) - value))
+
+
+def trial_settings(settings: TrainingSettings, point: Mapping[str, Any]) -> TrialSettings:
+    """Decide every value of a trial: the searched ones, then fixed dimensions, then the defaults.
+
+    Args:
+        settings: The section `training`.
+        point: Searched values by path, flat.
+
+    Raises:
+        SettingsError: A fixed or searched value is not allowed.
+    """
+    fixed = {path: dimension for path, dimension in _all(settings) if isinstance(dimension, int | float | str)}
+    values = {path: int(value) if path.rpartition("/")[2] in _INTEGERS else value for path, value in (fixed | dict(point)).items()}
+    fit = {path: value for path, value in values.items() if "/" not in path}
+    try:
+        heads = {}
+        for head, defaults in settings.heads.items():
+            own = {name: values[path] for name in _HEAD_DIMENSIONS if (path := f"heads/{head}/{name}") in values}
+            heads[head] = HeadSettings.model_validate(defaults.model_dump() | own)
+        return TrialSettings(FitSettings.model_validate(settings.fit.model_dump() | fit), heads)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise SettingsError(f"training.search_space.{first['loc'][0]} reaches {first['input']}, but {first['msg'].lower()}") from None
+
+
+def check_depth(settings: TrainingSettings, layers: int) -> None:
+    """Refuse to freeze more layers than the encoder has.
+
+    Args:
+        settings: The section `training`.
+        layers: Of the encoder.
+
+    Raises:
+        SettingsError: The default or the search space reaches too far.
+    """
+    dimension = settings.search_space.frozen_layers
+    ends = dimension.choices if isinstance(dimension, Choices) else (dimension.high,) if isinstance(dimension, Range) else (dimension or 0,)
+    for where, depth in (("fit", settings.fit.frozen_layers), *(("search_space", float(end)) for end in ends)):
+        if depth > layers:
+            raise SettingsError(
+                f"training.{where}.frozen_layers reaches {depth:g}, but encoder {settings.encoder.name!r} has {layers} layers",
+                f"{layers} trains only the heads",
+            )
+
+
+def check_space(settings: TrainingSettings) -> None:
+    """Try both ends of every dimension, so that no trial meets a value that is not allowed.
+
+    Raises:
+        SettingsError: An end is not allowed, or an integer dimension has a fractional end.
+    """
+    for path, dimension in dimensions(settings).items():
+        ends = dimension.choices if isinstance(dimension, Choices) else (dimension.low, dimension.high)
+        if path.rpartition("/")[2] in _INTEGERS and any(not isinstance(end, int | float) or end != int(end) for end in ends):
+            raise SettingsError(f"training.search_space: {path} is searched over {list(ends)}, but must be whole numbers")
+        for end in ends:
+            trial_settings(settings, {path: end})
+    trial_settings(settings, {})

@@ -1,0 +1,315 @@
+"""The search: Ray Tune drives trials, Optuna proposes them, hopeless ones are stopped, the best becomes a checkpoint.
+
+It does not know how one trial trains (`trial`), what a search writes down (`ledger`, `plan`), or how its winner is judged (`winner`).
+"""
+
+import logging
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from cluster.connection import connect
+from cluster.console import say
+from cluster.errors import StorageError
+from cluster.settings import ClusterSettings
+from cluster.storage import Storage
+from training.data.dataset import Dataset, load_dataset
+from training.errors import TuningError
+from training.search.agenda import Agenda, Exploration, GroupScheduler, Recorder
+from training.search.contest import MAIN_GROUP, confirmations, group_heads, single_group
+from training.search.ledger import Ledger
+from training.search.pareto import parse_pick
+from training.search.plan import LEDGER_FOLDER, STUDY_FILE, Plan, Start, check_name, checkpoints, default_name, next_attempt, pin, read_plan
+from training.search.prepared import Prepared, announce, prepare
+from training.search.samplers import grid_note
+from training.search.schedulers import make_scheduler, replay
+from training.search.search_space import check_depth, check_space, dimensions, distributions, first_points
+from training.search.searcher import SCORE, FirstPoint, Proposer
+from training.search.trial import train
+from training.search.winner import SearchResult, finish, last_checkpoint
+from training.search_settings import TuningSettings
+from training.settings import TrainingSettings, of_heads
+
+_ROUNDING = 1e-6
+
+
+def search(settings: TrainingSettings, cluster: ClusterSettings, name: str | None = None, start: Start | None = None) -> SearchResult:
+    """Begin a search and see it through.
+
+    Args:
+        settings: The section `training`.
+        cluster: The section `cluster`.
+        name: Of a new search; by default made from heads and time.
+        start: The earlier version to start from, if any.
+
+    Raises:
+        DataError: The data cannot be used.
+        SettingsError: The search space reaches values that are not allowed.
+        TuningError: The name is taken, or no trial brought a score.
+    """
+    name = name or default_name(settings)
+    check_name(name)
+    check_space(settings)
+    parse_pick(settings.tuning.pick, list(settings.heads))
+    storage = Storage(cluster.storage)
+    dataset = load_dataset(settings)
+    if start is not None:
+        _check_start(start, settings, dataset)
+    plan = Plan(name, settings, dataset.digest, start=start)
+    prepared = prepare(plan, storage, dataset)
+    check_depth(settings, prepared.source.layers)
+    _trackers(prepared)
+    # Only now: a search that cannot begin leaves its name free.
+    return _see_through(replace(prepared, plan=pin(storage, plan)), cluster)
+
+
+def _check_start(start: Start, settings: TrainingSettings, dataset: Dataset) -> None:
+    """Refuse weights that may have been trained on what is to be validated and tested with."""
+    has_own_files = settings.data.validation_files and settings.data.test_files
+    if start.weights and start.data_digest != dataset.digest and not has_own_files:
+        raise TuningError(
+            f"--with-weights: version {start.version} was trained on other data (digest {start.data_digest[:12]}, "
+            f"here {dataset.digest[:12]}), so its weights may know texts that are validated and tested with here",
+            "give those in files of their own (data.validation_files, data.test_files), or leave --with-weights out",
+        )
+
+
+def resume(name: str, cluster: ClusterSettings) -> SearchResult:
+    """Go on with a search that was interrupted, with the settings it began with.
+
+    Ended trials stay as they are; interrupted ones go on from their last whole checkpoint.
+
+    Raises:
+        TuningError: There is no such search, or its data changed.
+    """
+    storage = Storage(cluster.storage)
+    plan = read_plan(storage, name)
+    dataset = load_dataset(plan.settings)
+    if dataset.digest != plan.data_digest:
+        raise TuningError(
+            f"search {name!r}: its data changed since it began (digest {dataset.digest[:12]}, then {plan.data_digest[:12]})",
+            "put the old tables back, or begin a new search",
+        )
+    return _see_through(prepare(plan, storage, dataset), cluster)
+
+
+def _see_through(prepared: Prepared, cluster: ClusterSettings) -> SearchResult:
+    _quieten()
+    announce(prepared)
+    ledger = Ledger(prepared.storage, f"{prepared.folder}/{LEDGER_FOLDER}")
+    for file in ledger.damaged:
+        say(f"note      {ledger.path}/{file} is damaged and left out; the trial goes on from its last whole checkpoint")
+    with connect(cluster) as connection:
+        say(f"Ray       {connection.dashboard_url} {'(started for this search)' if connection.is_private else ''}".rstrip())
+        agenda = _make_agenda(prepared, ledger)
+        _fit(prepared, agenda)
+        return finish(prepared, list(agenda.histories.values()), agenda.elapsed_s)
+
+
+def _fit(prepared: Prepared, agenda: Agenda) -> None:
+    """Let Tune train everything; a trial that fails is an outcome, which the ledger has.
+
+    Raises:
+        TuningError: Tune itself cannot go on, with a full disk for example.
+    """
+    from ray.tune.error import TuneError
+
+    try:
+        _tuner(prepared, agenda).fit()
+    except (TuneError, OSError, StorageError) as error:
+        cause = str(error).strip().splitlines()[-1]
+        hint = f"see to the cause, then go on: python -m training tune --resume {prepared.name}"
+        raise TuningError(f"search {prepared.name!r} cannot go on: {cause}", hint) from error
+    if agenda.live or not agenda.is_handed_out:
+        # Tune catches Ctrl-C and returns as if all were done.
+        raise TuningError(f"search {prepared.name!r} was stopped before its end", f"python -m training tune --resume {prepared.name}")
+
+
+def _make_agenda(prepared: Prepared, ledger: Ledger) -> Agenda:
+    settings = prepared.settings
+    tuning, heads = settings.tuning, tuple(settings.heads)
+    groups = {MAIN_GROUP: heads}
+    if tuning.compare_single and len(heads) > 1:
+        groups |= {single_group(head): (head,) for head in heads}
+    explorations = [_exploration(prepared, group, of_heads(settings, own)) for group, own in groups.items()]
+    agenda = Agenda(
+        explorations=explorations,
+        confirmations=lambda histories: confirmations(histories, tuning),
+        heads_of=lambda group: group_heads(group, heads),
+        ledger=ledger,
+        most_concurrent=_most_concurrent(tuning),
+        budget_s=tuning.time_budget_s,
+    )
+    _remember(prepared, agenda)
+    return agenda
+
+
+def _exploration(prepared: Prepared, group: str, settings: TrainingSettings) -> Exploration:
+    searched = distributions(settings)
+    first = [FirstPoint(origin, point) for origin, point in zip(("default", "equal weights"), first_points(settings), strict=False)]
+    if (start := prepared.plan.start) is not None:
+        own = {path: value for path, value in start.point.items() if path in searched}
+        first.insert(1, FirstPoint(f"version {start.version}", own))
+    if settings.tuning.sampler == "grid" and (note := grid_note(searched, settings.tuning.num_samples)):
+        say(f"note      {note}")
+    proposer = Proposer(searched, first, list(settings.heads), settings.tuning, _study_storage(prepared) if group == MAIN_GROUP else None)
+    scheduler = make_scheduler(settings.tuning, settings.fit.epochs, dimensions(settings))
+    return Exploration(group, tuple(settings.heads), proposer, scheduler, settings.fit.seed)
+
+
+def _study_storage(prepared: Prepared) -> BaseStorage | None:
+    """Keep the study in a file that optuna-dashboard opens; it is rebuilt from the ledger by every resume."""
+    if prepared.storage.local_root is None:
+        return None
+    path = prepared.storage.local_root / prepared.folder / STUDY_FILE
+    path.unlink(missing_ok=True)
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+def _remember(prepared: Prepared, agenda: Agenda) -> None:
+    """Take over what an interrupted search did."""
+    agenda.histories = agenda.ledger.histories()
+    damaged = set()
+    for history in agenda.histories.values():
+        if history.state == "died":
+            # What killed it, a full disk or a lost machine, may be over.
+            history.state = ""
+        with tempfile.TemporaryDirectory() as folder:
+            if history.is_sound and last_checkpoint(prepared, history, Path(folder)) is None:
+                say(f"note      the last checkpoint of {history.name} is damaged; it goes on from the one before")
+                history.state = ""
+                damaged.add(history.name)
+    ordered = sorted(agenda.histories.values(), key=lambda history: history.number)
+    reports = [(event["trial"]["group"], event["trial"]["number"], event["report"]) for event in agenda.ledger.events("epoch")]
+    for one in agenda.explorations:
+        # In the order in which they came: whether a trial goes on depends on those before it.
+        stopped = replay(one.scheduler, [(number, [report]) for group, number, report in reports if group == one.group])
+        for history in (history for history in ordered if history.group == one.group):
+            was_decided = stopped.get(history.number) == history.last.get("epoch", -1)
+            if not history.state and was_decided and history.name not in damaged:
+                # And not carried out before the kill.
+                agenda.close(history, "stopped")
+            one.proposer.remember(history)
+    for history in ordered:
+        if not history.state:
+            agenda.pending.append((history, tuple(checkpoints(prepared.storage, prepared.name, history.name))))
+    agenda.spent_s = agenda.ledger.elapsed_s
+
+
+def _tuner(prepared: Prepared, agenda: Agenda) -> Any:
+    from ray import tune
+    from ray.tune.logger import JsonLoggerCallback
+
+    from training.search.progress import Progress
+
+    settings = prepared.settings
+    tuning = settings.tuning
+    filesystem, path = _tune_storage(prepared)
+    trainable = tune.with_resources(tune.with_parameters(train, assignment=prepared.assignment), _resources(tuning))
+    progress = Progress(list(settings.heads))
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            metric=SCORE,
+            mode="max",
+            search_alg=agenda,
+            scheduler=GroupScheduler({one.group: one.scheduler for one in agenda.explorations}),
+            # As many as the agenda hands out.
+            num_samples=-1,
+            # A trial of several processes ends with them; a reused one would leave those of a stopped trial at work.
+            reuse_actors=tuning.workers_per_trial == 1,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=next_attempt(prepared.storage, prepared.name),
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=tune.FailureConfig(max_failures=tuning.max_failures),
+            # Two: a crash between writing one and noting it must leave the one before. A population's members copy each other's.
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=4 if tuning.scheduler == "pbt" else 2),
+            callbacks=[Recorder(agenda), progress, JsonLoggerCallback(), *_trackers(prepared)],
+            verbose=0,
+        ),
+    )
+
+
+def _trial_name(trial: Any) -> str:
+    return str(trial.config["name"])
+
+
+def _resources(tuning: TuningSettings) -> dict[str, float]:
+    if tuning.workers_per_trial > 1:
+        # Its processes reserve what they need beside the trial; Tune refuses a trial that reserves nothing at all.
+        return {"cpu": 0, "memory": 2**20}
+    return {"cpu": tuning.resources_per_trial.cpu, "gpu": tuning.resources_per_trial.gpu}
+
+
+def _most_concurrent(tuning: TuningSettings) -> int:
+    import ray
+
+    total = ray.cluster_resources()
+    cpu = tuning.resources_per_trial.cpu * tuning.workers_per_trial
+    gpu = tuning.resources_per_trial.gpu * tuning.workers_per_trial
+    # Five fifths are one, whatever floating point says.
+    by_cpu = int(total.get("CPU", 0.0) / cpu + _ROUNDING)
+    by_gpu = int(total.get("GPU", 0.0) / gpu + _ROUNDING) if gpu else by_cpu
+    if min(by_cpu, by_gpu) < 1:
+        raise TuningError(
+            f"a trial reserves {cpu:g} CPUs and {gpu:g} GPUs, but the cluster has {total.get('CPU', 0):g} and {total.get('GPU', 0):g}",
+            "lower training.tuning.resources_per_trial",
+        )
+    if tuning.scheduler == "pbt":
+        # A population is alive together; those without resources wait their turn.
+        return tuning.num_samples
+    return tuning.max_concurrent_trials or min(by_cpu, by_gpu)
+
+
+def _trackers(prepared: Prepared) -> list[Any]:
+    """Make the callbacks that follow the search elsewhere.
+
+    Raises:
+        TuningError: The tracker's package is not installed.
+    """
+    made: list[Any] = []
+    for tracker in prepared.settings.tuning.trackers:
+        try:
+            if tracker == "tensorboard":
+                from ray.tune.logger import TBXLoggerCallback
+
+                made.append(TBXLoggerCallback())
+            else:
+                from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+                made.append(MLflowLoggerCallback(experiment_name=prepared.name, save_artifact=False))
+        except (ImportError, RuntimeError) as error:
+            raise TuningError(f"training.tuning.trackers names {tracker!r}, but {error}", "pip install 'twohead[trackers]'") from None
+    return made
+
+
+def _quieten() -> None:
+    # Only ours: the loggers Tune adds by itself write each result three times.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # The older output obeys verbose=0; the newer one prints a banner all the same.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # A stopped trial's process gets this long before Tune gives it up, silently, with the trial after it: 2 s are few on a busy machine.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+
+
+def _tune_storage(prepared: Prepared) -> tuple[Any, str]:
+    """Return Tune's file system (None for a local one) and the folder of a search in it."""
+    storage = prepared.storage
+    if storage.local_root is not None:
+        return None, str(storage.local_root / prepared.folder)
+    import fsspec
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    filesystem, root = fsspec.core.url_to_fs(storage.uri)
+    return PyFileSystem(FSSpecHandler(filesystem)), f"{root}/{prepared.folder}"

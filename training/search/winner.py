@@ -1,0 +1,196 @@
+"""From the trials of a search to its winner: the checkpoint, its one look at the test split, and the record of the search.
+
+It does not know Ray: it reads the ledger's histories and the checkpoints the trials left in the storage.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cluster.storage import Storage
+from training.checkpoint import CARD_FILE, MANIFEST_FILE, RECORD_FILE, write_checkpoint
+from training.errors import TuningError
+from training.fitting.device import choose_device
+from training.fitting.fit import best_state_in, predict_logits
+from training.judging.calibration import fit_temperature
+from training.judging.comparison import DEFAULT, EQUAL, SINGLE, WORD_COUNTS, Answers, compare
+from training.judging.judge import account, calibrate, reported_split
+from training.judging.metrics import Logits, probabilities
+from training.judging.word_counts import WordCounts
+from training.network.inputs import TokenInputs
+from training.network.model import TwoHeadBert
+from training.network.prefix import load_trainable_state
+from training.report.card import write_card
+from training.report.page import write_report
+from training.search.assignment import Assignment, Order
+from training.search.build import build_model
+from training.search.contest import EQUAL_WEIGHTS, Standing, single_group, standings, winner
+from training.search.ledger import TrialHistory
+from training.search.plan import BEST_FOLDER, REPORT_FILE, RESULT_FILE, checkpoints
+from training.search.prepared import Prepared
+from training.search.record import describe, make_record
+from training.search.saved import read_answers, whole_epoch
+from training.search.search_space import TrialSettings
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        name: Of the search.
+        record: Everything that was found; see `report`.
+        checkpoint: Path or URI of the best checkpoint's folder.
+        report: Path or URI of the HTML report.
+        failed: Trials that died, diverged or did not fit into the memory.
+    """
+
+    name: str
+    record: Mapping[str, Any]
+    checkpoint: str
+    report: str
+    failed: tuple[TrialHistory, ...]
+
+
+def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: float) -> SearchResult:
+    """Choose the winner, judge it, and write its checkpoint and the report into the search's folder.
+
+    Args:
+        prepared: The search.
+        histories: All its trials, ended.
+        elapsed_s: Wall seconds it took so far.
+
+    Raises:
+        TuningError: No trial brought a score.
+    """
+    table = standings(histories)
+    best, note = winner(table, prepared.settings.tuning)
+    model = load_best(prepared, best.best)
+    logits = answer_splits(model, prepared)
+    calibrations = calibrate(prepared.settings.heads, logits["validation"], prepared.dataset.validation.labels)
+    comparisons = compare_all(prepared, histories, best)
+    judged = account(prepared.settings, prepared.dataset, logits, calibrations)
+    record = make_record(prepared, histories, best, judged, comparisons, elapsed_s)
+    record["notes"] += [note] if note else []
+    facts = describe(prepared, best, calibrations, record["metrics"])
+    storage, place = prepared.storage, prepared.folder
+    with tempfile.TemporaryDirectory() as folder:
+        texts = {RECORD_FILE: json.dumps(record, indent=2), CARD_FILE: write_card(record)}
+        write_checkpoint(Path(folder), model, prepared.tokenizer, facts, texts)
+        _replace_folder(storage, f"{place}/{BEST_FOLDER}", Path(folder))
+    storage.write_bytes(f"{place}/{RESULT_FILE}", json.dumps(record, indent=2).encode())
+    storage.write_bytes(f"{place}/{REPORT_FILE}", write_report(record).encode())
+    root = f"{storage.uri}/{place}"
+    failed = tuple(history for history in histories if history.state not in ("finished", "stopped"))
+    return SearchResult(prepared.name, record, f"{root}/{BEST_FOLDER}", f"{root}/{REPORT_FILE}", failed)
+
+
+def _replace_folder(storage: Storage, path: str, source: Path) -> None:
+    # A resumed search that had ended already writes the same folder again.
+    if storage.local_root is not None:
+        shutil.rmtree(storage.local_root / path, ignore_errors=True)
+    for file in sorted(source.iterdir(), key=lambda file: file.name == MANIFEST_FILE):
+        storage.write_bytes(f"{path}/{file.name}", file.read_bytes())
+
+
+def load_best(prepared: Prepared, history: TrialHistory, heads: Sequence[str] | None = None) -> TwoHeadBert:
+    """Put the best epoch's parameters of a trial into a whole model.
+
+    Raises:
+        TuningError: No checkpoint of it is whole.
+    """
+    assignment, trial = _of(prepared.assignment, history, heads)
+    with tempfile.TemporaryDirectory() as folder:
+        model = build_model(assignment, trial)
+        load_trainable_state(model, best_state_in(_checkpoint(prepared, history, Path(folder))))
+    nn.Module.to(model, choose_device())
+    return model
+
+
+def _of(assignment: Assignment, history: TrialHistory, heads: Sequence[str] | None) -> tuple[Assignment, TrialSettings]:
+    own = tuple(heads or assignment.settings.heads)
+    share = assignment.of_heads(own)
+    return share, Order(history.name, history.group, history.number, own, history.point, history.seed).settings(share.settings)
+
+
+def _checkpoint(prepared: Prepared, history: TrialHistory, folder: Path) -> Path:
+    found = last_checkpoint(prepared, history, folder)
+    if found is None:
+        hint = f"python -m training tune --resume {prepared.name} trains it again from what is left"
+        raise TuningError(f"search {prepared.name!r}: the last checkpoint of {history.name} is damaged", hint)
+    return found
+
+
+def last_checkpoint(prepared: Prepared, history: TrialHistory, folder: Path) -> Path | None:
+    """Bring the checkpoint of a trial's last epoch to this machine; nothing where it is gone or damaged.
+
+    Args:
+        prepared: The search.
+        history: Of the trial.
+        folder: Where to put it when the storage is remote.
+    """
+    for position, path in enumerate(checkpoints(prepared.storage, prepared.name, history.name)):
+        found = prepared.storage.download(path, folder / str(position))
+        if whole_epoch(found) == history.last["epoch"]:
+            return found
+    return None
+
+
+def answer_splits(model: TwoHeadBert, prepared: Prepared) -> dict[str, Logits]:
+    """Answer validation and test texts with a whole model; for the published one this is the one look at the test split."""
+    assignment, batch_tokens = prepared.assignment, prepared.settings.fit.batch_tokens
+    return {
+        split: predict_logits(model, TokenInputs(assignment.tokens[split], assignment.pad_id), batch_tokens)
+        for split in ("validation", "test")
+        if len(assignment.tokens[split])
+    }
+
+
+def compare_all(prepared: Prepared, histories: Sequence[TrialHistory], best: Standing) -> list[dict[str, Any]]:
+    """Compare the winning configuration with the default, equal weights, one model per head, and word counts.
+
+    Each side is the mean over its trainings with the same other seeds; where nothing was confirmed, the search's own training.
+    """
+    settings, dataset = prepared.settings, prepared.dataset
+    split = reported_split(dataset)
+    examples = dataset.splits()[split]
+    ours = [_answers(prepared, one, split) for one in best.judged]
+    found = []
+    for against, origin in ((DEFAULT, "default"), (EQUAL, EQUAL_WEIGHTS)):
+        sides = [one for one in standings(histories) if one.origin == origin and one.number != best.number]
+        for side in sides:
+            found += compare(settings, examples, against, ours, [_answers(prepared, one, split) for one in side.judged])
+    if single := _single_answers(prepared, histories, split):
+        found += compare(settings, examples, SINGLE, ours, single)
+    counts = WordCounts(dataset.training.texts, [examples.texts])
+    floor = {head: counts.probabilities(dataset.training.labels[head], len(classes))[0] for head, classes in dataset.classes.items()}
+    return found + compare(settings, examples, WORD_COUNTS, ours, [floor])
+
+
+def _single_answers(prepared: Prepared, histories: Sequence[TrialHistory], split: str) -> list[Answers]:
+    """Put the trainings of each head's own best model side by side, as if one model had answered."""
+    sides: list[list[Answers]] = []
+    for head in prepared.settings.heads:
+        group = standings(histories, single_group(head))
+        if not group:
+            return []
+        best, _ = winner(group, prepared.settings.tuning.model_copy(update={"mode": "score"}))
+        sides.append([_answers(prepared, one, split, (head,)) for one in best.judged])
+    return [{head: values for side in aligned for head, values in side.items()} for aligned in zip(*sides, strict=False)]
+
+
+def _answers(prepared: Prepared, history: TrialHistory, split: str, heads: Sequence[str] | None = None) -> Answers:
+    """Return what a training answers: what it wrote down when it ended, or else what its checkpoint answers now."""
+    with tempfile.TemporaryDirectory() as folder:
+        written = read_answers(_checkpoint(prepared, history, Path(folder)))
+    logits = written or answer_splits(load_best(prepared, history, heads), prepared)
+    labels = prepared.dataset.validation.labels
+    # As in serving: each training with its own temperature. Only a log loss sees the difference.
+    temperatures = {head: fit_temperature(values, labels[head]) for head, values in logits["validation"].items()}
+    return {head: probabilities(values, temperatures[head]) for head, values in logits[split].items()}
