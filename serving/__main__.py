@@ -119,7 +119,7 @@ def _print_doors(url: str, text: str | None) -> int:
     with Client(url) as client:
         facts = client.version()
         if text is not None:
-            say(client.predict([text]).model_dump_json(by_alias=True, exclude_none=True, indent=2))
+            say(client.predict([text]).model_dump_json(by_alias=True, indent=2))
     body = json.dumps({"texts": [text or "Nurse for our intensive care unit, completed training required."]}, ensure_ascii=False)
     quoted = body.replace("'", "'\\''")
     say(f"version {facts.version} answers at {url}, its API is described at {url}/docs")
@@ -130,8 +130,8 @@ def _print_doors(url: str, text: str | None) -> int:
 def _print_places(cluster: "ClusterSettings", version: int) -> None:
     """Print where the version lies, and the report of the search that found it."""
     from cluster.storage import Storage
-    from training.plan import REPORT_FILE, search_path
     from training.registry import Registry
+    from training.search.plan import REPORT_FILE, search_path
 
     registry = Registry(Storage(cluster.storage))
     say(f"version {registry.place(version)}")
@@ -162,7 +162,7 @@ def _ask(arguments: argparse.Namespace) -> int:
     url = arguments.url or load_settings(arguments.config, arguments.overrides).url
     with Client(url, retries=2) as client:
         prediction = client.predict(texts)
-    say(prediction.model_dump_json(by_alias=True, exclude_none=True, indent=2) if arguments.json else _shown(texts, prediction))
+    say(prediction.model_dump_json(by_alias=True, indent=2) if arguments.json else _shown(texts, prediction))
     return 0
 
 
@@ -171,7 +171,7 @@ def _shown(texts: list[str], prediction: "Prediction") -> str:
     rows = []
     for text, answer in zip(texts, prediction.answers, strict=True):
         short = " ".join(text.split())
-        cells = [cell for head in heads for cell in (answer.heads[head].class_, answer.heads[head].probability)]
+        cells = [cell for head in heads for cell in (answer.heads[head].class_ or "(abstains)", answer.heads[head].probability)]
         rows.append([short if len(short) <= _LONGEST_SHOWN else short[: _LONGEST_SHOWN - 1] + "…", *cells])
     header = ["text", *(cell for head in heads for cell in (head, "probability"))]
     return table(header, rows, right=range(2, len(header), 2)) + f"\nversion {prediction.version}"

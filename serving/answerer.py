@@ -6,12 +6,14 @@ Three threads work beside the event loop: one tokenises, one computes, one loads
 import asyncio
 import logging
 import time
+from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from serving.errors import NotReady
 from serving.follower import Follower
-from serving.messages import HeadFacts, Limits, Prediction, PredictRequest, VersionFacts, finished_texts
+from serving.messages import Answer, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts, finished_texts
 from serving.predictor import Predictor
 from serving.scheduler import Scheduler
 from serving.settings import ServingSettings
@@ -44,6 +46,10 @@ class Answerer:
     Args:
         settings: The section `serving`.
         follower: Where the current version comes from.
+
+    Attributes:
+        scheduler: Composes the batches.
+        abstained: Head → how often it named no class, since the start.
     """
 
     def __init__(self, settings: ServingSettings, follower: Follower) -> None:
@@ -51,6 +57,7 @@ class Answerer:
         self._follower = follower
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._following: asyncio.Task[None] | None = None
+        self.abstained: Counter[str] = Counter()
         self.scheduler = Scheduler(settings.batch_tokens, settings.max_queue_s)
 
     async def start(self) -> None:
@@ -107,6 +114,7 @@ class Answerer:
         tokens = await asyncio.get_running_loop().run_in_executor(self._tokenizing, predictor.tokenize, texts)
         tokenize_s = time.monotonic() - started
         done = await self.scheduler.submit(predictor, tokens, deadline_s - tokenize_s)
+        self._count_abstentions(done.answers)
         prediction = Prediction.model_construct(version=predictor.version, answers=done.answers)
         return Answered(prediction, tokenize_s, done.queue_s, done.compute_s, done.batch_texts)
 
@@ -129,7 +137,12 @@ class Answerer:
         return VersionFacts(
             version=predictor.version,
             name=self._follower.name,
-            heads=[HeadFacts(name=head.name, classes=list(head.classes), ordered=head.ordered) for head in manifest.heads],
+            heads=[
+                HeadFacts(
+                    name=head.name, classes=list(head.classes), ordered=head.ordered, temperature=head.temperature, threshold=head.threshold
+                )
+                for head in manifest.heads
+            ],
             text_template=manifest.text_template,
             limits=self._limits(predictor),
             encoder=manifest.encoder.name,
@@ -140,6 +153,9 @@ class Answerer:
             dtype=engine.dtype,
             last_failure=self._follower.last_failure,
         )
+
+    def _count_abstentions(self, answers: Iterable[Answer]) -> None:
+        self.abstained.update(head for answer in answers for head, told in answer.heads.items() if told.abstained)
 
     def _limits(self, predictor: Predictor) -> Limits:
         settings = self._settings

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from training.tokens import pad
+from training.data.tokens import pad
 
 Logits = Mapping[str, NDArray[np.float32]]
 

@@ -58,14 +58,20 @@ class PredictRequest(Message):
         return self
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class HeadAnswer(Message):
     """One head's answer about one text."""
 
-    class_: str = Field(alias="class", description="The most probable class.")
-    probability: float = Field(ge=0.0, le=1.0, description="Of that class.")
+    class_: str | None = Field(alias="class", description="The most probable class; null where the head abstains.")
+    probability: float = Field(ge=0.0, le=1.0, description="Of the most probable class, told or not.")
     scores: dict[str, float] = Field(description="Probability of every class, in the head's order; they sum to 1.")
     abstained: bool | None = Field(
-        default=None, description="Whether the probability is below the version's threshold; left out where it has none."
+        default=None,
+        exclude_if=_is_none,
+        description="Whether the probability is below the head's threshold, so that no class is named; left out where it has none.",
     )
 
 
@@ -90,6 +96,10 @@ class HeadFacts(Message):
     name: str
     classes: list[str] = Field(description="In the order of the scores.")
     ordered: bool = Field(description="Whether the classes stand in a meaningful order.")
+    temperature: float = Field(default=1.0, description="What its logits are divided by, so that probabilities are what they say.")
+    threshold: float | None = Field(
+        default=None, description="Below this probability the head abstains; null answers always, above 1 never."
+    )
 
 
 class Failure(Message):
@@ -109,7 +119,7 @@ class VersionFacts(Message):
     text_template: str = Field(description="How fields were joined into the texts it learned from.")
     limits: Limits
     encoder: str = Field(description="What its training started from.")
-    metrics: dict[str, Any] = Field(description="Measured on the test split when it was made.")
+    metrics: dict[str, Any] = Field(description="By split, measured when it was made when it was made.")
     created: str = Field(description="UTC, ISO 8601.")
     engine: str = Field(description="What computes the forward pass.")
     device: str

@@ -6,7 +6,7 @@ asks every node's exporter and keeps what is ours and Serve's. Figures reach the
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from serving.errors import NotReady
@@ -42,17 +42,29 @@ class Figures:
 
         self._last = Counters()
         self._counters: dict[str, Any] = {name: Counter(f"twohead_{name}", description=text) for name, text in _COUNTERS.items()}
+        self._last_abstained: dict[str, int] = {}
+        self._abstained: Any = Counter("twohead_abstained", description="Answers in which a head named no class.", tag_keys=("head",))
         self._version: Any = Gauge("twohead_version", description="The version that answers.")
         self._queued_tokens: Any = Gauge("twohead_queued_tokens", description="Tokens that wait for a batch.")
         self._queued_texts: Any = Gauge("twohead_queued_texts", description="Texts that wait for a batch.")
 
-    def publish(self, scheduler: "Scheduler", version: int) -> None:
-        """Add what was counted since the last call."""
+    def publish(self, scheduler: "Scheduler", abstained: Mapping[str, int], version: int) -> None:
+        """Add what was counted since the last call.
+
+        Args:
+            scheduler: Counts batches and texts.
+            abstained: Head → abstentions since the start.
+            version: The one that answers.
+        """
         for name, counter in self._counters.items():
             added = getattr(scheduler.counters, name) - getattr(self._last, name)
             if added > 0:
                 counter.inc(added)
                 setattr(self._last, name, getattr(self._last, name) + added)
+        for head, count in abstained.items():
+            if added := count - self._last_abstained.get(head, 0):
+                self._abstained.inc(added, tags={"head": head})
+                self._last_abstained[head] = count
         self._version.set(version)
         self._queued_tokens.set(scheduler.queued_tokens)
         self._queued_texts.set(scheduler.queued_texts)

@@ -1,7 +1,7 @@
 """One version of a checkpoint, ready to answer: text → tokens → logits → calibrated probabilities → answer.
 
-Everything it knows about the model stands in the manifest. It knows neither Ray nor HTTP nor where versions come from, and
-is used from several threads at once: `tokenize` in one, `compute` in another.
+Everything it knows about the model stands in the manifest; below its threshold a head names no class. It knows neither Ray nor HTTP nor
+where versions come from, and is used from several threads at once: `tokenize` in one, `compute` in another.
 """
 
 import time
@@ -17,7 +17,9 @@ from serving.engine import Engine, Logits, TorchEngine
 from serving.errors import ServingError
 from serving.messages import Answer, HeadAnswer
 from training.checkpoint import HeadFacts, Manifest, load_tokenizer, read_manifest
-from training.tokens import Tokenizer
+from training.data.tokens import Tokenizer
+from training.judging.abstention import PROBABILITY_DECIMALS
+from training.judging.metrics import probabilities
 
 # Texts of the forward pass that proves a version works and gives the first measure of its speed.
 _WARM_TEXTS = 4
@@ -114,28 +116,13 @@ class Predictor:
                 raise ServingError(f"version {self.version}: head {head.name!r} answers something that is no number")
 
 
-def probabilities(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-    """Turn logits into probabilities, softmax(logits / temperature), row by row.
-
-    Args:
-        logits: (texts, classes).
-        temperature: Above 1 softens, below 1 sharpens; the order of classes stays.
-
-    Source:
-        Guo et al. 2017, On Calibration of Modern Neural Networks.
-    """
-    scaled = logits.astype(np.float32) / np.float32(temperature)
-    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    result: NDArray[np.float32] = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return result
-
-
 def _head_answer(head: HeadFacts, scores: NDArray[np.float32]) -> HeadAnswer:
     best = int(scores.argmax())
-    values = [round(float(score), 6) for score in scores]
+    values = [round(float(score), PROBABILITY_DECIMALS) for score in scores]
+    abstained = None if head.threshold is None else values[best] < head.threshold
     return HeadAnswer.model_construct(
-        class_=head.classes[best],
+        class_=None if abstained else head.classes[best],
         probability=values[best],
         scores=dict(zip(head.classes, values, strict=True)),
-        abstained=None if head.threshold is None else values[best] < head.threshold,
+        abstained=abstained,
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from serving.messages import Answer, HeadAnswer, Prediction, VersionFacts
+from serving.messages import Answer, HeadAnswer, HeadFacts, Prediction, VersionFacts
 
 _FOLDER = Path(__file__).parent / "page"
 _STYLE = (_FOLDER / "reference.css").read_text(encoding="utf-8")
@@ -65,7 +65,9 @@ def _links(operations: list[tuple[str, str, str, Tree]]) -> str:
 def _served(facts: VersionFacts | None) -> str:
     if facts is None:
         return '<div class="served"><h2>No version is loaded yet</h2></div>'
-    heads = "\n".join(f'<div class="head"><b>{escape(head.name)}</b><span>{_chips(head.classes)}</span></div>' for head in facts.heads)
+    heads = "\n".join(
+        f'<div class="head"><b>{escape(head.name)}</b><span>{_chips(head.classes)}{_abstention(head)}</span></div>' for head in facts.heads
+    )
     followed = f"follows “{facts.name}”" if facts.name else "fixed"
     limits = f"reads {facts.limits.max_tokens} tokens a text, {facts.limits.max_texts} texts a request"
     line = " · ".join([followed, f"{facts.engine}, {facts.dtype}, {facts.device}", limits])
@@ -74,6 +76,13 @@ def _served(facts: VersionFacts | None) -> str:
 
 def _chips(names: list[str]) -> str:
     return "".join(f'<span class="chip">{escape(name)}</span>' for name in names)
+
+
+def _abstention(head: HeadFacts) -> str:
+    if head.threshold is None:
+        return ""
+    when = "always: no threshold reached its target" if head.threshold > 1 else f"below a probability of {head.threshold:g}"
+    return f'<span class="fact">abstains {when}</span>'
 
 
 def _section(document: Tree, base_url: str, facts: VersionFacts | None, path: str, method: str, operation: Tree) -> str:
@@ -113,9 +122,12 @@ def _example(facts: VersionFacts) -> str:
     for head in facts.heads:
         rest = round(0.2 / (len(head.classes) - 1), 3)
         scores = {name: rest if position else 0.8 for position, name in enumerate(head.classes)}
-        heads[head.name] = HeadAnswer.model_construct(class_=head.classes[0], probability=0.8, scores=scores)
+        abstained = None if head.threshold is None else head.threshold > 0.8
+        heads[head.name] = HeadAnswer.model_construct(
+            class_=None if abstained else head.classes[0], probability=0.8, scores=scores, abstained=abstained
+        )
     prediction = Prediction(version=facts.version, answers=[Answer(heads=heads, tokens=112, truncated=False)])
-    return json.dumps(prediction.model_dump(by_alias=True, exclude_none=True), indent=2, ensure_ascii=False)
+    return json.dumps(prediction.model_dump(by_alias=True), indent=2, ensure_ascii=False)
 
 
 def _curl(base_url: str, path: str, body: Tree) -> str:

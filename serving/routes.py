@@ -125,7 +125,7 @@ def _add_answers(app: FastAPI, answering: Answering) -> None:
         limits = answering.limits()
         _require_json(request)
         answered = await answering.predict(parse_request(await _read_body(request, limits.max_body_bytes), limits))
-        content = answered.prediction.model_dump_json(by_alias=True, exclude_none=True)
+        content = answered.prediction.model_dump_json(by_alias=True)
         return Response(content, media_type="application/json", headers={"server-timing": _server_timing(answered)})
 
     @app.get(

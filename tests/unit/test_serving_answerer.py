@@ -12,8 +12,21 @@ from serving.errors import DeadlineExceeded, InvalidFields, NotReady
 from serving.follower import Follower
 from serving.messages import PredictRequest
 from serving.settings import ServingSettings
+from training.checkpoint import HeadFacts
 
 LONG_S = 60.0
+HEADS = (
+    HeadFacts(name="category", classes=("sales", "nurse"), temperature=1.5, threshold=0.75),
+    HeadFacts(name="education", classes=("none", "school"), ordered=True),
+)
+
+
+class FakeAnswer(str):
+    """An answer that is compared as text; "shy" texts make the head abstain."""
+
+    @property
+    def heads(self) -> dict[str, SimpleNamespace]:
+        return {"category": SimpleNamespace(abstained="shy" in self), "education": SimpleNamespace(abstained=None)}
 
 
 class FakePredictor:
@@ -26,7 +39,7 @@ class FakePredictor:
         self.entered = threading.Event()
         self.engine = SimpleNamespace(name="fake", device="cpu", dtype="float32")
         self.manifest = SimpleNamespace(
-            max_tokens=8, text_template="{title}: {text}", heads=(), encoder=SimpleNamespace(name="tiny"), metrics={}, created="now"
+            max_tokens=8, text_template="{title}: {text}", heads=HEADS, encoder=SimpleNamespace(name="tiny"), metrics={}, created="now"
         )
 
     def warm(self) -> float:
@@ -35,10 +48,10 @@ class FakePredictor:
     def tokenize(self, texts: list[str]) -> list[str]:
         return [text.lower() for text in texts]
 
-    def compute(self, texts: list[str]) -> list[str]:
+    def compute(self, texts: list[str]) -> list[FakeAnswer]:
         self.entered.set()
         assert self.gate.wait(LONG_S)
-        return [f"{self.version} {text}" for text in texts]
+        return [FakeAnswer(f"{self.version} {text}") for text in texts]
 
 
 class FakeVersions:
@@ -128,5 +141,17 @@ def test_facts_name_version_and_limits() -> None:
         facts = answerer.facts()
         assert (facts.version, facts.name, facts.engine, facts.limits) == (1, "production", "fake", answerer.limits())
         assert (facts.limits.max_texts, facts.limits.max_tokens) == (5, 8)
+        told = [(head.name, head.ordered, head.temperature, head.threshold) for head in facts.heads]
+        assert told == [("category", False, 1.5, 0.75), ("education", True, 1.0, None)]
 
     run(test, max_texts=5)
+
+
+def test_abstentions_are_counted_by_head() -> None:
+    async def test(answerer: Answerer, _: FakeVersions, __: dict[int, FakePredictor]) -> None:
+        await answerer.predict(PredictRequest(texts=["shy", "a", "shy b"]))
+        assert answerer.abstained == {"category": 2}
+        await answerer.predict(PredictRequest(texts=["shy"]))
+        assert answerer.abstained == {"category": 3}
+
+    run(test)

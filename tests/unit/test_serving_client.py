@@ -72,6 +72,13 @@ def test_an_answer_is_typed(ask: Ask) -> None:
     assert json.loads(sent.content) == {"texts": ["a"], "deadline_ms": 500}
 
 
+def test_an_abstention_is_typed(ask: Ask) -> None:
+    shy = {"class": None, "probability": 0.5, "scores": {"sales": 0.5, "nurse": 0.5}, "abstained": True}
+    prediction, _ = ask([httpx.Response(200, json={"version": 7, "answers": [ANSWER | {"heads": {"category": shy}}]})])
+    head = prediction.answers[0].heads["category"]
+    assert (head.class_, head.probability, head.abstained) == (None, 0.5, True)
+
+
 def test_examples(ask: Ask) -> None:
     _, (sent,) = ask([httpx.Response(200, json=PREDICTION)], None, examples=[{"title": "a"}])
     assert json.loads(sent.content) == {"examples": [{"title": "a"}]}

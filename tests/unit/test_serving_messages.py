@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from serving.errors import BadRequest, InvalidFields, Overloaded
-from serving.messages import Limits, PredictRequest, finished_texts, parse_request
+from serving.messages import HeadAnswer, Limits, PredictRequest, finished_texts, parse_request
 
 LIMITS = Limits(max_texts=3, max_characters=10, max_tokens=8, max_body_bytes=1000, deadline_ms=1000)
 TEMPLATE = "{title}: {text}"
@@ -68,6 +68,23 @@ def test_what_is_not_json_is_400_and_not_repeated(body: bytes) -> None:
         parse_request(body, LIMITS)
     assert caught.value.status == 400
     assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "abstained", "expected"),
+    [
+        ("sales", None, {"class": "sales", "probability": 0.6, "scores": {"sales": 0.6, "nurse": 0.4}}),
+        ("sales", False, {"class": "sales", "probability": 0.6, "scores": {"sales": 0.6, "nurse": 0.4}, "abstained": False}),
+        (None, True, {"class": None, "probability": 0.6, "scores": {"sales": 0.6, "nurse": 0.4}, "abstained": True}),
+    ],
+)
+def test_an_abstention_names_no_class_and_a_head_without_a_threshold_says_nothing(
+    name: str | None, abstained: bool | None, expected: dict[str, Any]
+) -> None:
+    answer = HeadAnswer(**{"class": name}, probability=0.6, scores={"sales": 0.6, "nurse": 0.4}, abstained=abstained)
+    sent = answer.model_dump_json(by_alias=True)
+    assert json.loads(sent) == expected
+    assert HeadAnswer.model_validate_json(sent) == answer
 
 
 def test_errors_travel_between_processes() -> None:

@@ -9,6 +9,7 @@ from serving.engine import TorchEngine
 from serving.errors import ServingError
 from serving.predictor import Predictor, probabilities
 from training.checkpoint import load_model, load_tokenizer, read_manifest
+from training.judging.abstention import ALWAYS_ABSTAIN, answered, choose_threshold
 
 TEXTS = ["nurse", "the sales driver and the teacher", "x " * 200, "school", "9 a b c d", "master " * 20]
 
@@ -48,13 +49,53 @@ def test_classes_keep_the_manifest_order(tiny_checkpoint: Path) -> None:
     }
 
 
-def test_a_threshold_makes_an_abstention(tiny_checkpoint: Path) -> None:
+def with_facts(predictor: Predictor, **changes: float | None) -> Predictor:
+    """Change the facts of the first head."""
+    first, *others = predictor.manifest.heads
+    predictor.manifest = predictor.manifest.model_copy(update={"heads": (first.model_copy(update=changes), *others)})
+    return predictor
+
+
+def test_a_threshold_that_is_reached_exactly_is_answered(tiny_checkpoint: Path) -> None:
     predictor = Predictor.load(tiny_checkpoint, 1)
-    first, second = predictor.manifest.heads
-    heads = (first.model_copy(update={"threshold": 1.0}), second)
-    predictor.manifest = predictor.manifest.model_copy(update={"heads": heads})
-    (answer,) = predictor.compute(predictor.tokenize(["nurse"]))
-    assert (answer.heads[first.name].abstained, answer.heads[second.name].abstained) == (True, None)
+    tokens = predictor.tokenize(["nurse"])
+    plain = predictor.compute(tokens)[0].heads
+    (first, second) = plain
+    assert [head.abstained for head in plain.values()] == [None, None]
+    told = plain[first].probability
+    given = with_facts(predictor, threshold=told).compute(tokens)[0].heads
+    assert (given[first].class_, given[first].abstained) == (plain[first].class_, False)
+    kept = with_facts(predictor, threshold=told + 1e-6).compute(tokens)[0].heads
+    assert (kept[first].class_, kept[first].abstained) == (None, True)
+    assert (kept[first].probability, kept[first].scores) == (told, plain[first].scores)
+    assert kept[second] == plain[second]
+    assert with_facts(predictor, threshold=ALWAYS_ABSTAIN).compute(tokens)[0].heads[first].class_ is None
+    assert with_facts(predictor, threshold=0.0).compute(tokens)[0].heads[first].class_ == plain[first].class_
+
+
+def test_the_threshold_is_of_the_calibrated_probability(tiny_checkpoint: Path) -> None:
+    predictor = Predictor.load(tiny_checkpoint, 1)
+    tokens = predictor.tokenize(["nurse"])
+    name = predictor.manifest.heads[0].name
+    told = predictor.compute(tokens)[0].heads[name].probability
+    softer = with_facts(predictor, temperature=3.0, threshold=told).compute(tokens)[0].heads[name]
+    assert (softer.class_, softer.abstained) == (None, True)
+    assert softer.probability < told
+    sharper = with_facts(predictor, temperature=0.2, threshold=told).compute(tokens)[0].heads[name]
+    assert (sharper.class_ is not None, sharper.abstained) == (True, False)
+    assert sharper.probability > told
+
+
+def test_serving_answers_what_the_threshold_was_chosen_to_answer(tiny_checkpoint: Path) -> None:
+    predictor = Predictor.load(tiny_checkpoint, 1)
+    head = predictor.manifest.heads[0]
+    texts = [f"{word} {letter}" for word in ("nurse", "sales", "driver") for letter in "abcdefgh"]
+    tokens = predictor.tokenize(texts)
+    found = probabilities(predictor.engine.forward([one.ids for one in tokens])[head.name], 0.7)
+    labels = np.arange(len(texts)) % 3
+    threshold = choose_threshold(found, labels, coverage=0.5)
+    told = [answer.heads[head.name] for answer in with_facts(predictor, temperature=0.7, threshold=threshold).compute(tokens)]
+    assert sum(not one.abstained for one in told) == answered(found, labels, threshold)["answered"] == 12
 
 
 @pytest.mark.parametrize(
