@@ -17,10 +17,10 @@ from cluster.storage import Storage
 from serving.client import Client
 from serving.settings import load_settings as load_serving_settings
 from training.checkpoint import load_model, load_tokenizer
-from training.dataset import Dataset, load_dataset
-from training.fit import predict_logits
-from training.inputs import TokenInputs
-from training.metrics import confusion, macro_f1
+from training.data.dataset import Dataset, load_dataset
+from training.fitting.fit import predict_logits
+from training.judging.metrics import confusion, macro_f1, probabilities
+from training.network.inputs import TokenInputs
 from training.registry import Registry
 from training.settings import load_settings
 
@@ -39,8 +39,7 @@ def softmax_of(folder: Path, texts: list[str], registry: Registry, version: int)
     manifest = registry.manifest(version)
     tokenizer, model = load_tokenizer(folder, manifest), load_model(folder)
     logits = predict_logits(model, TokenInputs(tokenizer.encode(texts), tokenizer.pad_id), 1024)
-    exponents = {head: np.exp(values - values.max(axis=1, keepdims=True)) for head, values in logits.items()}
-    return {head: values / values.sum(axis=1, keepdims=True) for head, values in exponents.items()}
+    return {head.name: probabilities(logits[head.name], head.temperature) for head in manifest.heads}
 
 
 def tfidf(dataset: Dataset, head: str) -> np.ndarray | None:
