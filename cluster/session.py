@@ -195,15 +195,22 @@ def applied(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def applied_to_ray(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the length of the block, and make Ray in this process heed them."""
-    with applied(variables):
-        # Ray reads these when it is imported, which may have been long ago.
-        constants: Any = importlib.import_module("ray._private.ray_constants")
-        raylet: Any = importlib.import_module("ray._raylet")
-        constants.ENABLE_RAY_CLUSTER = os.environ.get(LOOPBACK_VARIABLE) != "0"
-        raylet.Config.initialize("")
-        raylet.AuthenticationTokenLoader.instance().reset_cache()
-        yield
+    """Set environment variables for the length of the block, and make Ray in this process heed them; afterwards, those of before."""
+    try:
+        with applied(variables):
+            _heed_environment()
+            yield
+    finally:
+        _heed_environment()
+
+
+def _heed_environment() -> None:
+    # Ray reads these when it is imported, which may have been long ago, and keeps the first token it sees.
+    constants: Any = importlib.import_module("ray._private.ray_constants")
+    raylet: Any = importlib.import_module("ray._raylet")
+    constants.ENABLE_RAY_CLUSTER = os.environ.get(LOOPBACK_VARIABLE) != "0"
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def end_processes(processes: Iterable[Any], grace_s: float) -> int:

@@ -188,6 +188,7 @@ def test_a_ray_that_was_imported_long_ago_takes_the_token_of_the_block(session: 
     from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 
     monkeypatch.setenv("RAY_AUTH_TOKEN", "of another cluster")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     other = new_session()
     try:
         for found in (session, other):
@@ -196,6 +197,9 @@ def test_a_ray_that_was_imported_long_ago_takes_the_token_of_the_block(session: 
                 assert {name.lower(): value for name, value in headers.items()} == {
                     "authorization": f"Bearer {found.token_path.read_text()}"
                 }
+        # What comes after the block is not asked for the token of a cluster that is gone.
+        headers = get_auth_headers_if_auth_enabled({})
+        assert [value for name, value in headers.items() if name.lower() == "authorization"] == ["Bearer of another cluster"]
     finally:
         other.end()
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from cluster.connection import connect
+from cluster.settings import ClusterSettings
 from training.search.schedulers import Population, RungScheduler, make_scheduler, mutable, replay, rungs
 from training.search_settings import Choices, Range, TuningSettings
 
@@ -205,7 +207,6 @@ def climb(config: dict[str, Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_population_inside_tune_copies_the_better_half_and_keeps_its_numbers(tmp_path: Path) -> None:
-    import ray
     from ray import tune
 
     class Points(tune.search.Searcher):  # type: ignore[misc]
@@ -221,8 +222,7 @@ def test_a_population_inside_tune_copies_the_better_half_and_keeps_its_numbers(t
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             pass
 
-    ray.init(num_cpus=2, include_dashboard=False, _temp_dir="/tmp/tw-pbt", logging_level="ERROR")
-    try:
+    with connect(ClusterSettings(num_cpus=2)):
         tuner = tune.Tuner(
             tune.with_resources(climb, {"cpu": 1}),
             tune_config=tune.TuneConfig(
@@ -236,8 +236,6 @@ def test_a_population_inside_tune_copies_the_better_half_and_keeps_its_numbers(t
             run_config=tune.RunConfig(name="pbt", storage_path=str(tmp_path), verbose=0),
         )
         ended = tuner.fit()
-    finally:
-        ray.shutdown()
     assert not ended.errors
     assert sorted(one.metrics["number"] for one in ended) == [0, 1, 2, 3]
     assert all(one.metrics["epoch"] == 8 for one in ended)
