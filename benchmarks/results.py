@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
+from real_data import table_overrides
 
 from cluster.settings import load_settings as load_cluster_settings
 from training.search.tuning import search
@@ -33,10 +33,7 @@ def main() -> None:
 
 
 def find(config: Path, data: Path, overrides: list[str]) -> dict[str, Any]:
-    named = yaml.safe_load(config.read_text(encoding="utf-8"))["training"]["data"]
-    for key in ("files", "validation_files", "test_files"):
-        if key in named:
-            overrides = [*overrides, f"training.data.{key}={json.dumps([str(data / file) for file in named[key]])}"]
+    overrides = [*table_overrides(config, data), *overrides]
     settings = load_settings(config, ["training.tuning.compare_single=true", *overrides])
     return dict(search(settings, load_cluster_settings(config, overrides)).record)
 

@@ -79,6 +79,18 @@ class EncoderSettings(Section):
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
 
+class ActivationSettings(Section):
+    """What frozen layers say of all texts: computed once, kept on disk for all trials of a machine and for later searches.
+
+    Attributes:
+        most_bytes: Of all of it; the least recently used goes first. Where a search needs more, layers are computed anew for every batch.
+        folder: Where; null means `activations` in a local `cluster.storage`, else a folder beside the machine's temporary files.
+    """
+
+    most_bytes: int = Field(default=20_000_000_000, ge=0)
+    folder: str | None = None
+
+
 class FitSettings(Section):
     """One training of one model; the values here are the default configuration, trial 0.
 
@@ -96,8 +108,6 @@ class FitSettings(Section):
         gradient_accumulation: Batches per optimiser step; losses are means over the whole step.
         micro_batches: Parts a batch is computed in, one after the other: less memory, the same step.
         frozen_layers: The embeddings and this many lower layers stay as pretrained; 0 trains all.
-        activation_bytes: Most memory of one process for what frozen layers say of all texts, computed once;
-            where that needs more, they are computed anew for every batch.
         balancing: How the heads' losses share the encoder: `fixed` weights, or `uncertainty` (learned), `dynamic_average` (by how fast
             each loss falls) or `pcgrad` (conflicting gradients projected); see `balancing`. All but `fixed` ignore `loss_weight`.
         precision: `auto` is bf16 on a GPU that has it, else fp32.
@@ -118,7 +128,6 @@ class FitSettings(Section):
     gradient_accumulation: int = Field(default=1, ge=1)
     micro_batches: int = Field(default=1, ge=1)
     frozen_layers: int = Field(default=0, ge=0)
-    activation_bytes: int = Field(default=2_000_000_000, ge=0)
     balancing: Balancing = "fixed"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False

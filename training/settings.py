@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from cluster.settings import Section, read_settings_file, validate_section
 from training.data_settings import DataSettings
-from training.fit_settings import EncoderSettings, FitSettings, HeadSettings
+from training.fit_settings import ActivationSettings, EncoderSettings, FitSettings, HeadSettings
 from training.search_settings import HeadName, SearchSpace, TuningSettings
 
 
@@ -30,6 +30,7 @@ class TrainingSettings(Section):
     heads: dict[HeadName, HeadSettings] = Field(default_factory=_default_heads, min_length=1)
     encoder: EncoderSettings = EncoderSettings()
     fit: FitSettings = FitSettings()
+    activations: ActivationSettings = ActivationSettings()
     search_space: SearchSpace = SearchSpace()
     tuning: TuningSettings = TuningSettings()
 

@@ -61,7 +61,7 @@ def test_only_the_seams_of_training_know_ray() -> None:
 
 
 def test_the_rooms_of_training_stand_one_above_the_other() -> None:
-    rooms = ("data", "network", "judging", "fitting", "report", "search", "export")
+    rooms = ("data", "activations", "network", "judging", "fitting", "report", "search", "export")
     assert {path.name for path in (ROOT / "training").iterdir() if (path / "__init__.py").exists()} == set(rooms)
     for position, room in enumerate(rooms):
         above = tuple(f"training.{name}." for name in rooms[position + 1 :])

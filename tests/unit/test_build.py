@@ -9,6 +9,7 @@ from training.data.dataset import load_dataset
 from training.data.tokens import Tokenizer
 from training.network.encoder import find_encoder
 from training.network.inputs import ActivationInputs, PooledInputs, TokenInputs
+from training.search import reading
 from training.search.build import prepare_fit
 from training.search.prepared import make_assignment
 from training.search.search_space import trial_settings
@@ -16,12 +17,14 @@ from training.settings import TrainingSettings
 
 
 @pytest.mark.parametrize(
-    ("frozen_layers", "activation_bytes", "expected"),
+    ("frozen_layers", "most_bytes", "expected"),
     [(0, 10**9, TokenInputs), (2, 10**9, ActivationInputs), (2, 1000, TokenInputs), (3, 10**9, PooledInputs), (3, 0, TokenInputs)],
 )
 def test_what_does_not_fit_is_computed_anew(
-    frozen_layers: int, activation_bytes: int, expected: type, make_encoder: Callable[..., Path], tmp_path: Path
+    frozen_layers: int, most_bytes: int, expected: type, make_encoder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # What this process has mapped already needs no room.
+    monkeypatch.setattr(reading, "_mapped", {})
     lines = ["text,job", *(f"the {'nurse' if row % 2 else 'driver'} {row},{'nurse' if row % 2 else 'driver'}" for row in range(60))]
     (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
     settings = TrainingSettings.model_validate(
@@ -29,7 +32,8 @@ def test_what_does_not_fit_is_computed_anew(
             "data": {"files": [str(tmp_path / "table.csv")]},
             "heads": {"job": {}},
             "encoder": {"name": str(make_encoder("bert")), "max_tokens": 16},
-            "fit": {"epochs": 1, "frozen_layers": frozen_layers, "activation_bytes": activation_bytes},
+            "fit": {"epochs": 1, "frozen_layers": frozen_layers},
+            "activations": {"most_bytes": most_bytes, "folder": str(tmp_path / "activations")},
         }
     )
     source = find_encoder(settings.encoder)

@@ -1,13 +1,12 @@
 """Freezes the encoder's lower layers, computes them once, and takes them out of the model that trains.
 
-A frozen layer runs without dropout, so what it says of a text never changes: it is computed once for all epochs and trials
-of a process. It does not know heads, labels or Ray. The idea is old (see e.g. Brock et al. 2017, FreezeOut); the way to skip
-layers inside any architecture, stand-ins that hand their input through, is ours.
+A frozen layer runs without dropout, so what it says of a text never changes: it is computed once for all epochs and trials. It does
+not know heads, labels or Ray. The idea is old (see e.g. Brock et al. 2017, FreezeOut); the way to skip layers inside any
+architecture, stand-ins that hand their input through, is ours.
 """
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -80,7 +79,7 @@ def freeze(model: TwoHeadBert, depth: int) -> None:
                 part.requires_grad_(True)
 
 
-def compute_prefix(model: TwoHeadBert, table: TokenTable, pad_id: int, depth: int, batch_tokens: int = 4096) -> Inputs:
+def prefix_rows(model: TwoHeadBert, table: TokenTable, pad_id: int, depth: int, batch_tokens: int = 4096) -> torch.Tensor:
     """Encode every text once with the frozen lower layers.
 
     Args:
@@ -91,7 +90,7 @@ def compute_prefix(model: TwoHeadBert, table: TokenTable, pad_id: int, depth: in
         batch_tokens: Most tokens at once, padding included.
 
     Returns:
-        Pooled vectors when all layers are frozen, else the input of layer `depth`.
+        Pooled vectors (texts, width) when all layers are frozen, else the input of layer `depth`, (tokens, width); float32, on the CPU.
     """
     layers = encoder_layers(model.encoder)
     tokens = TokenInputs(table, pad_id)
@@ -104,11 +103,14 @@ def compute_prefix(model: TwoHeadBert, table: TokenTable, pad_id: int, depth: in
             hidden = model(**batch).pooled if depth == len(layers) else _input_of(layers[depth], model, batch)
         for position, index in enumerate(indices):
             row = hidden[position]
-            rows[index] = (row if row.dim() == 1 else row[: table.lengths[index]]).cpu()
-    filled = [row for row in rows if row is not None]
-    if depth == len(layers):
-        return PooledInputs(torch.stack(filled), table.lengths)
-    return ActivationInputs(torch.cat(filled), table.offsets)
+            rows[index] = (row[None] if row.dim() == 1 else row[: table.lengths[index]]).float().cpu()
+    return torch.cat([row for row in rows if row is not None])
+
+
+def compute_prefix(model: TwoHeadBert, table: TokenTable, pad_id: int, depth: int, batch_tokens: int = 4096) -> Inputs:
+    """Encode every text once and return what the rest of the model reads; see `prefix_rows`."""
+    rows = prefix_rows(model, table, pad_id, depth, batch_tokens)
+    return PooledInputs(rows, table.lengths) if depth == len(encoder_layers(model.encoder)) else ActivationInputs(rows, table.offsets)
 
 
 def _input_of(layer: nn.Module, model: TwoHeadBert, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -141,12 +143,6 @@ def remove_prefix(model: TwoHeadBert, depth: int) -> None:
     stack: Any = getattr(encoder, "encoder", None)
     if getattr(stack, "conv", None) is not None:
         stack.conv = _SkippedConvolution()
-
-
-def activation_bytes(table: TokenTable, width: int, *, pooled: bool) -> int:
-    """Tell how much memory `compute_prefix` will need for its result, in bytes."""
-    vectors = len(table) if pooled else int(np.sum(table.lengths))
-    return vectors * width * 4
 
 
 def rest_frozen(model: TwoHeadBert) -> None:

@@ -1,12 +1,10 @@
 """From an assignment and a configuration to a model, and to a fit ready to train.
 
-Everything that costs once a process, not once a trial, is kept between the trials of a reused actor: the verified encoder and the
-activations of its frozen layers. Nothing that trains is kept. It does not know Ray.
+The encoder is verified once a process, not once a trial; nothing that trains is kept between trials. It does not know Ray.
 """
 
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,11 +20,12 @@ from training.fitting.fit import Fit, Fold, Objective, predict_logits
 from training.fitting.loss import inverse_sqrt_weights
 from training.fitting.workers import Workers
 from training.judging.metrics import Logits
-from training.network.encoder import EncoderSource, encoder_layers, find_encoder, load_encoder_weights
-from training.network.inputs import Inputs, TokenInputs
+from training.network.encoder import EncoderSource, find_encoder, load_encoder_weights
+from training.network.inputs import TokenInputs
 from training.network.model import TwoHeadBert, make_config
-from training.network.prefix import activation_bytes, compute_prefix, freeze, load_trainable_state, remove_prefix
+from training.network.prefix import freeze, load_trainable_state, remove_prefix
 from training.search.assignment import Assignment
+from training.search.reading import read, read_again
 from training.search.search_space import TrialSettings
 
 
@@ -44,12 +43,10 @@ def prepare_fit(assignment: Assignment, trial: TrialSettings, *, with_test: bool
     nn.Module.to(model, device)
     depth = trial.fit.frozen_layers
     freeze(model, depth)
-    splits = [split for split in (*_TRAINED, *(["test"] if with_test else [])) if len(assignment.tokens[split])]
-    if reads_activations(assignment, model, trial):
-        inputs = _activations(assignment, model, trial, splits)
+    splits = [split for split in ("training", "validation", *(["test"] if with_test else [])) if len(assignment.tokens[split])]
+    inputs = read(assignment, model, depth, splits, trial.fit.micro_batches)
+    if not isinstance(inputs["training"], TokenInputs):
         remove_prefix(model, depth)
-    else:
-        inputs = {split: TokenInputs(assignment.tokens[split], assignment.pad_id) for split in splits}
     weighted = [head for head, head_settings in trial.heads.items() if head_settings.class_weighting == "inverse_sqrt"]
     labels = assignment.labels["training"]
     objective = Objective(
@@ -75,13 +72,12 @@ def answer_all(assignment: Assignment, trial: TrialSettings, fit: Fit) -> dict[s
         Split → head → logits, (texts, classes); a split without texts is left out.
     """
     load_trainable_state(fit.model, fit.best_state)
-    kept = _prefixes.get(_prefix_key(assignment, trial.fit.frozen_layers), {})
-    answers = {}
-    for split in ("validation", "test"):
-        if len(assignment.tokens[split]):
-            inputs = kept.get(split) or TokenInputs(assignment.tokens[split], assignment.pad_id)
-            answers[split] = predict_logits(fit.model, inputs, fit.evaluation_tokens)
-    return answers
+    depth = trial.fit.frozen_layers
+    return {
+        split: predict_logits(fit.model, read_again(assignment, fit.model, depth, split), fit.evaluation_tokens)
+        for split in ("validation", "test")
+        if len(assignment.tokens[split])
+    }
 
 
 def build_model(assignment: Assignment, trial: TrialSettings) -> TwoHeadBert:
@@ -152,37 +148,3 @@ def _verified_encoder(settings: EncoderSettings, sha256: str) -> EncoderSource:
             )
         _encoders[key] = source
     return _encoders[key]
-
-
-_TRAINED = ("training", "validation")
-_PREFIX_TOKENS = 4096
-
-_PrefixKey = tuple[str, str, str, int]
-# Only the latest: a search usually has one depth, and activations are large.
-_prefixes: dict[_PrefixKey, dict[str, Inputs]] = {}
-
-
-def _prefix_key(assignment: Assignment, depth: int) -> _PrefixKey:
-    return assignment.digest, assignment.encoder_sha256, assignment.start, depth
-
-
-def reads_activations(assignment: Assignment, model: TwoHeadBert, trial: TrialSettings) -> bool:
-    """Tell whether frozen layers are computed once; else they are computed anew for every batch."""
-    depth = trial.fit.frozen_layers
-    width, is_pooled = int(model.config.encoder.hidden_size), depth == len(encoder_layers(model.encoder))
-    needed = sum(activation_bytes(table, width, pooled=is_pooled) for table in assignment.tokens.values())
-    return bool(depth) and needed <= trial.fit.activation_bytes
-
-
-def _activations(assignment: Assignment, model: TwoHeadBert, trial: TrialSettings, splits: Sequence[str]) -> dict[str, Inputs]:
-    depth = trial.fit.frozen_layers
-    key = _prefix_key(assignment, depth)
-    # Where memory ran out, fewer at once here too.
-    batch_tokens = max(1, _PREFIX_TOKENS // trial.fit.micro_batches)
-    if key not in _prefixes:
-        _prefixes.clear()
-    kept = _prefixes.setdefault(key, {})
-    for split in splits:
-        if split not in kept:
-            kept[split] = compute_prefix(model, assignment.tokens[split], assignment.pad_id, depth, batch_tokens)
-    return kept

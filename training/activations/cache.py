@@ -1,0 +1,139 @@
+"""The folder of all activations on this machine: what is there, how much it may hold, and what goes when room is needed.
+
+The least recently used goes first, never what a living process reads. It does not know how activations are computed.
+"""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cluster.errors import StorageError
+from cluster.storage import Storage
+from training.activations.shards import ShardFile, locked
+from training.activations.wanted import Shard, Wanted
+
+FOLDER = "activations"
+_LOG = logging.getLogger(__name__)
+_FACTS = "facts.json"
+_IN_USE = "in-use"
+
+Compute = Callable[[Shard], NDArray[np.float32]]
+
+
+class RangeExceeded(ArithmeticError):
+    """A value is too large for the precision it was to be kept in."""
+
+
+class ActivationCache:
+    """Keeps activations on this machine's disk, within a bound.
+
+    Args:
+        folder: On this machine; made if it is not there.
+        most_bytes: Of all activations in it.
+        others: Where machines of the same cluster find each other's; null where `folder` is that place already.
+    """
+
+    def __init__(self, folder: Path, most_bytes: int, others: Storage | None = None) -> None:
+        self.folder, self._most_bytes, self._others = folder, most_bytes, others
+        self._held = ExitStack()
+
+    def open(self, wanted: Wanted, compute: Compute) -> torch.Tensor | None:
+        """Return the activations, computing those that are not there yet, side by side with whoever else wants them.
+
+        Args:
+            wanted: What is asked for.
+            compute: The vectors of a shard's texts, (rows, width), float32.
+
+        Returns:
+            (rows, width), mapped; nothing where the bound or the disk leaves no room.
+
+        Raises:
+            RangeExceeded: A value does not fit into `wanted.precision`.
+            StorageError: The folder cannot be made, or belongs to somebody else.
+        """
+        if wanted.size_bytes > self._most_bytes or not self._reserve(wanted):
+            return None
+        others = self._others.child(f"{FOLDER}/{wanted.name}") if self._others else None
+        file = ShardFile(self.folder / wanted.name, wanted, others)
+
+        def fill(shard: Shard) -> NDArray[np.float16] | NDArray[np.float32]:
+            return _within_range(compute(shard), wanted)
+
+        try:
+            file.complete(fill)
+        except OSError as error:
+            # A full disk; what is there already stays good.
+            _LOG.warning("%s: %s; frozen layers are computed anew for every batch", self.folder, error.strerror or error)
+            return None
+        return file.tensor()
+
+    def close(self) -> None:
+        """Let go of everything that was opened; it may be evicted now."""
+        self._held.close()
+
+    def _reserve(self, wanted: Wanted) -> bool:
+        """Make the folder of these activations, and keep others from evicting it while this process lives."""
+        entry = self.folder / wanted.name
+        with locked(_made(self.folder) / ".lock"):
+            if not (entry / _FACTS).exists():
+                # What a process that died left half made.
+                shutil.rmtree(entry, ignore_errors=True)
+                if not self._make_room(wanted.size_bytes):
+                    return False
+                entry.mkdir()
+                (entry / _FACTS).write_text(json.dumps({"bytes": wanted.size_bytes}), encoding="utf-8")
+            os.utime(entry / _FACTS)
+            self._held.enter_context(locked(entry / _IN_USE, shared=True))
+        return True
+
+    def _make_room(self, needed: int) -> bool:
+        entries = sorted((path.parent for path in self.folder.glob(f"*/{_FACTS}")), key=lambda entry: (entry / _FACTS).stat().st_mtime)
+        sizes = {entry: int(json.loads((entry / _FACTS).read_text(encoding="utf-8"))["bytes"]) for entry in entries}
+        total = sum(sizes.values())
+        for entry in entries:
+            if total + needed <= self._most_bytes:
+                break
+            with locked(entry / _IN_USE, wait=False) as is_free:
+                if is_free:
+                    shutil.rmtree(entry)
+                    total -= sizes[entry]
+        return total + needed <= self._most_bytes
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: {error.strerror or error}", "training.activations.folder must be writable") from error
+    if folder.stat().st_uid != os.getuid():
+        raise StorageError(f"{folder}: belongs to another user", "name a folder of your own in training.activations.folder")
+    return folder
+
+
+def _within_range(rows: NDArray[np.float32], wanted: Wanted) -> NDArray[np.float16] | NDArray[np.float32]:
+    if wanted.precision == "float32":
+        return rows
+    if np.abs(rows).max(initial=0.0) > np.finfo(np.float16).max:
+        raise RangeExceeded
+    return rows.astype(np.float16)
+
+
+def folder_for(storage: Storage, named: str | None) -> Path:
+    """Return where this machine keeps activations: as the settings say, in a local storage, or beside the temporary files.
+
+    Args:
+        storage: Of the search.
+        named: `training.activations.folder`.
+    """
+    if named is not None:
+        return Path(named).expanduser().resolve()
+    return storage.local_root / FOLDER if storage.local_root else Path(tempfile.gettempdir()) / f"twohead-{FOLDER}-{os.getuid()}"

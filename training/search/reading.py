@@ -1,0 +1,97 @@
+"""What a trial reads: activations of its frozen layers from the machine's cache, or token ids where there is no room for them.
+
+A process keeps what it has mapped for its later trials; only pages that are used take memory. It does not know Ray.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cluster.storage import Storage
+from training.activations.cache import ActivationCache, RangeExceeded, folder_for
+from training.activations.wanted import Shard, Source, Wanted
+from training.network.encoder import encoder_layers
+from training.network.inputs import ActivationInputs, Inputs, PooledInputs, TokenInputs
+from training.network.model import TwoHeadBert
+from training.network.prefix import prefix_rows
+from training.search.assignment import Assignment
+
+_BATCH_TOKENS = 4096
+_mapped: dict[str, torch.Tensor] = {}
+
+
+def read(assignment: Assignment, model: TwoHeadBert, depth: int, splits: Sequence[str], parts: int = 1) -> dict[str, Inputs]:
+    """Return what a model with so many frozen layers reads: activations of all splits, or token ids of all.
+
+    Args:
+        assignment: What all trials share.
+        model: With its encoder whole, on its device.
+        depth: Frozen layers; with 0 the model reads token ids.
+        splits: Those that will be read.
+        parts: Batches are so many times smaller, where memory ran out.
+    """
+    inputs = {split: _opened(_wanted(assignment, model, depth, split), assignment, model, parts) for split in splits} if depth else {}
+    found = {split: one for split, one in inputs.items() if one is not None}
+    return found if len(found) == len(splits) else {split: tokens_of(assignment, split) for split in splits}
+
+
+def read_again(assignment: Assignment, model: TwoHeadBert, depth: int, split: str) -> Inputs:
+    """Return what `read` returned, for a model whose frozen layers may be gone by now."""
+    for wanted in _precisions(_wanted(assignment, model, depth, split)) if depth else ():
+        if wanted.name in _mapped:
+            return _as_inputs(wanted)
+    return tokens_of(assignment, split)
+
+
+def tokens_of(assignment: Assignment, split: str) -> TokenInputs:
+    """Return the token ids of a split."""
+    return TokenInputs(assignment.tokens[split], assignment.pad_id)
+
+
+def _wanted(assignment: Assignment, model: TwoHeadBert, depth: int, split: str) -> Wanted:
+    start = f"{assignment.storage}/{assignment.start}" if assignment.start else ""
+    source = Source(assignment.encoder_sha256, str(model.config.pooling), start, depth)
+    is_pooled = depth == len(encoder_layers(model.encoder))
+    return Wanted(source, assignment.tokens[split], int(model.config.encoder.hidden_size), is_pooled)
+
+
+def _precisions(wanted: Wanted) -> tuple[Wanted, Wanted]:
+    return wanted, replace(wanted, precision="float32")
+
+
+def _opened(wanted: Wanted, assignment: Assignment, model: TwoHeadBert, parts: int) -> Inputs | None:
+    settings = assignment.settings.activations
+    storage = Storage(assignment.storage)
+    kept = _cache(folder_for(storage, settings.folder), settings.most_bytes, None if storage.local_root else storage.uri)
+
+    def compute(shard: Shard) -> NDArray[np.float32]:
+        texts = wanted.table.take(np.arange(shard.first, shard.end))
+        rows = prefix_rows(model, texts, assignment.pad_id, wanted.source.depth, max(1, _BATCH_TOKENS // parts))
+        return rows.numpy()
+
+    for one in _precisions(wanted):
+        if one.name not in _mapped:
+            try:
+                found = kept.open(one, compute)
+            except RangeExceeded:
+                continue
+            if found is None:
+                return None
+            _mapped[one.name] = found
+        return _as_inputs(one)
+    return None
+
+
+@cache
+def _cache(folder: Path, most_bytes: int, others: str | None) -> ActivationCache:
+    return ActivationCache(folder, most_bytes, Storage(others) if others else None)
+
+
+def _as_inputs(wanted: Wanted) -> Inputs:
+    rows, table = _mapped[wanted.name], wanted.table
+    return PooledInputs(rows, table.lengths) if wanted.is_pooled else ActivationInputs(rows, table.offsets)
