@@ -17,7 +17,7 @@ from training.fitting.optimiser import parameter_groups, schedule
 from training.network.encoder import encoder_layers
 from training.network.inputs import TokenInputs
 from training.network.model import TwoHeadBert, make_config
-from training.network.prefix import compute_prefix, freeze, remove_prefix, rest_frozen
+from training.network.prefix import compute_prefix, freeze, load_trainable_state, remove_prefix, rest_frozen
 
 HEADS = [
     {"name": "job", "classes": ["nurse", "driver"], "hidden_size": 0, "dropout": 0.0},
@@ -196,3 +196,17 @@ def test_only_what_trains_has_dropout(start: Callable[..., Fit]) -> None:
     assert [layer.training for layer in layers] == [False, False, True]
     assert not any(module.training for module in fit.model.encoder.embeddings.modules())
     assert all(module.training for module in fit.model.heads.modules())
+
+
+def test_a_beginning_that_training_does_not_better_is_the_result(start: Callable[..., Fit]) -> None:
+    """A model that can answer already, then trained so hard that it forgets."""
+    good = start(SETTINGS.model_copy(update={"epochs": 15, "patience": 15}))
+    *_, last = good.epochs()
+    wild = SETTINGS.model_copy(update={"epochs": 6, "patience": 2, "encoder_learning_rate": 1.0, "head_learning_rate": 1.0})
+    fit = start(wild)
+    load_trainable_state(fit.model, good.best_state)
+    fit.is_begun = True
+    epochs = list(fit.epochs())
+    assert [one.number for one in epochs] == [1, 2]
+    assert all(one.best_number == 0 and one.best_score == last.best_score and one.score < one.best_score for one in epochs)
+    assert epochs[-1].best_metrics == last.best_metrics

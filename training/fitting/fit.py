@@ -49,7 +49,7 @@ class Epoch:
         loss: Mean training loss a step, balanced as the settings say.
         score: Selection score on the validation texts.
         best_score: The best so far, this epoch included.
-        best_number: The epoch it was reached in.
+        best_number: The epoch it was reached in; 0 is before the first.
         metrics: Head → its validation metrics in this epoch.
         best_metrics: The same in the best epoch.
         joint_accuracy: Share of validation texts with all heads right in this epoch.
@@ -67,6 +67,16 @@ class Epoch:
     is_last: bool
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """What an epoch's model is worth; `Epoch` has the same and says what each is."""
+
+    number: int
+    score: float
+    metrics: dict[str, dict[str, float]]
+    joint_accuracy: float
+
+
 class Fit:
     """One training, epoch by epoch.
 
@@ -78,6 +88,9 @@ class Fit:
         objective: Weights of losses and scores.
         device: Where to compute.
         workers: Who trains together; each has the same model and the same texts.
+
+    Attributes:
+        is_begun: The model can answer already; training that never gets better than that ends with it, as epoch 0.
     """
 
     def __init__(
@@ -102,7 +115,9 @@ class Fit:
             encoder: Any = model.encoder
             encoder.activation_checkpointing_enable()
         self._step = Step(model, training, settings, objective, self._workers)
+        self.is_begun = False
         self._last: Epoch | None = None
+        self._best: _Judged | None = None
         self._best_state = trainable_state(model)
 
     def epochs(self) -> Iterator[Epoch]:
@@ -112,6 +127,8 @@ class Fit:
             DivergedError: The loss is no longer a number.
         """
         self._workers.copy_first(list(self.model.parameters()))
+        if self._last is None and self.is_begun:
+            self._best = self._judge(0)
         if self._last is not None and self._last.is_last:
             # Restored after its end: whoever listens may have died before hearing of it.
             yield self._last
@@ -134,22 +151,22 @@ class Fit:
         # Workers read different texts, so their dropout must differ too.
         torch.manual_seed(seed + self._workers.rank * _SEED_STRIDE)
         loss = self._train(number, np.random.default_rng(seed))
+        found = self._judge(number)
+        if self._best is None or found.score > self._best.score:
+            self._best, self._best_state = found, trainable_state(self.model)
+        best = self._best
+        is_last = number >= self._settings.epochs or number - best.number >= self._settings.patience
+        return Epoch(number, loss, found.score, best.score, best.number, found.metrics, best.metrics, found.joint_accuracy, is_last)
+
+    def _judge(self, number: int) -> "_Judged":
+        """Score the model as it is on the validation texts."""
         logits = predict_logits(self.model, self._validation.inputs, self.evaluation_tokens, self._workers)
         if not all(np.isfinite(values).all() for values in logits.values()):
             raise _diverged(number, "an answer about a validation text is no number")
         figures = {head: one.to_dict() for head, one in self._measure(logits).items()}
         score = selection_score(head_scores(figures, self._objective.score_metrics), self._objective.score_weights)
-        is_better = self._last is None or score > self._last.best_score
-        if is_better:
-            self._best_state = trainable_state(self.model)
-        best = (
-            (score, number, figures)
-            if is_better or self._last is None
-            else (self._last.best_score, self._last.best_number, self._last.best_metrics)
-        )
-        is_last = number >= self._settings.epochs or number - best[1] >= self._settings.patience
         joint = joint_accuracy(self._validation.labels, {head: values.argmax(axis=1) for head, values in logits.items()})
-        return Epoch(number, loss, score, best[0], best[1], figures, best[2], joint, is_last)
+        return _Judged(number, score, figures, joint)
 
     def _measure(self, logits: Mapping[str, NDArray[np.float32]]) -> dict[str, HeadMetrics]:
         truth, ordered = self._validation.labels, self._objective.ordered
@@ -198,7 +215,8 @@ class Fit:
         facts = json.loads((folder / _FACTS_FILE).read_text(encoding="utf-8"))
         load_trainable_state(self.model, under("current/", tensors))
         self._best_state = under("best/", tensors)
-        self._last = Epoch(**facts["last"]) if facts["last"] else None
+        self._last = last = Epoch(**facts["last"]) if facts["last"] else None
+        self._best = _Judged(last.best_number, last.best_score, last.best_metrics, 0.0) if last else None
         self._step.load(tensors, facts["steps"])
 
 

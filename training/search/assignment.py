@@ -30,6 +30,7 @@ class Assignment:
         digest: SHA-256 of the data.
         storage: URI of the storage searches are in.
         start: Folder in it of an earlier version whose weights every trial starts from; "" starts from the pretrained encoder.
+        heads_from: Folder in it of a first rung that heads start from; "" starts them at random.
     """
 
     settings: TrainingSettings
@@ -41,6 +42,7 @@ class Assignment:
     digest: str
     storage: str = ""
     start: str = ""
+    heads_from: str = ""
 
     def of_heads(self, heads: Sequence[str]) -> "Assignment":
         """Return the same with some of the heads only."""

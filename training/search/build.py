@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from cluster.errors import StorageError
 from cluster.storage import Storage
 from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from training.errors import EncoderError
@@ -25,6 +26,7 @@ from training.network.inputs import TokenInputs
 from training.network.model import TwoHeadBert, make_config
 from training.network.prefix import freeze, load_trainable_state, remove_prefix
 from training.search.assignment import Assignment
+from training.search.heads_alone import FirstRung, begin_heads, read_rung
 from training.search.reading import read, read_again
 from training.search.search_space import TrialSettings
 
@@ -41,6 +43,7 @@ def prepare_fit(assignment: Assignment, trial: TrialSettings, *, with_test: bool
     model = build_model(assignment, trial)
     device = choose_device()
     nn.Module.to(model, device)
+    is_begun = bool(assignment.heads_from) and begin_heads(model, assignment, _first_rung(assignment), trial.fit.seed)
     depth = trial.fit.frozen_layers
     freeze(model, depth)
     splits = [split for split in ("training", "validation", *(["test"] if with_test else [])) if len(assignment.tokens[split])]
@@ -57,7 +60,16 @@ def prepare_fit(assignment: Assignment, trial: TrialSettings, *, with_test: bool
         ordered=frozenset(head for head, head_settings in trial.heads.items() if head_settings.ordered),
     )
     training, validation = (Fold(inputs[split], assignment.labels[split]) for split in ("training", "validation"))
-    return Fit(model, training, validation, trial.fit, objective, device, workers)
+    fit = Fit(model, training, validation, trial.fit, objective, device, workers)
+    fit.is_begun = is_begun
+    return fit
+
+
+def _first_rung(assignment: Assignment) -> FirstRung:
+    found = read_rung(Storage(assignment.storage), assignment.heads_from)
+    if found is None:
+        raise StorageError(f"{assignment.storage}/{assignment.heads_from}: the first rung is damaged", "--resume makes it again")
+    return found
 
 
 def answer_all(assignment: Assignment, trial: TrialSettings, fit: Fit) -> dict[str, Logits]:

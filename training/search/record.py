@@ -13,6 +13,7 @@ from training.judging.comparison import headline
 from training.judging.judge import HeadCalibration, reported_split
 from training.judging.metrics import head_scores
 from training.search.contest import EQUAL_WEIGHTS, Standing, pareto_front, single_group, standings
+from training.search.heads_alone import read_rung
 from training.search.importance import importance
 from training.search.ledger import TrialHistory
 from training.search.prepared import Prepared
@@ -40,6 +41,7 @@ def make_record(
         elapsed_s: Wall seconds the search took, without the time it lay interrupted.
     """
     settings, dataset, source = prepared.settings, prepared.dataset, prepared.source
+    rung = read_rung(prepared.storage, prepared.folder)
     table = standings(histories)
     trial = trial_settings(settings, best.best.best_point)
     main = [one for one in histories if one.group == best.searched.group]
@@ -47,7 +49,8 @@ def make_record(
         "name": prepared.name,
         "created": prepared.plan.begun,
         "seconds": elapsed_s,
-        "cpu_seconds": sum(_seconds(one, "epoch_cpu_s") for one in histories),
+        "cpu_seconds": sum(_seconds(one, "epoch_cpu_s") for one in histories) + (rung.cpu_s if rung else 0.0),
+        "first_rung": {head: {"score": one.scores[0], "candidates": one.candidates} for head, one in rung.heads.items()} if rung else {},
         "version": None,
         "heads": {head: _head(head, trial, prepared, judged) for head in settings.heads},
         "tuning": settings.tuning.model_dump(mode="json"),
@@ -65,6 +68,7 @@ def make_record(
             *_unreached(judged),
             *_equal_weights(settings, main),
             *_cut_short(settings, histories),
+            *_frozen(best),
         ],
         "data_digest": dataset.digest,
         "encoder": _encoder(prepared).model_dump() | {"sha256": source.sha256},
@@ -88,6 +92,14 @@ def _equal_weights(settings: TrainingSettings, histories: Sequence[TrialHistory]
     is_equal = len({one.loss_weight for one in default.heads.values()}) == 1 and default.fit.balancing == "fixed"
     said = "the default configuration has equal loss weights, so it is that baseline too"
     return [said if is_equal else "no trial had equal loss weights"]
+
+
+def _frozen(best: Standing) -> list[str]:
+    if best.best.last.get("best_number") != 0:
+        return []
+    return [
+        "training layers of the encoder brought nothing on the validation texts: the published model is the pretrained encoder with heads"
+    ]
 
 
 def _cut_short(settings: TrainingSettings, histories: Sequence[TrialHistory]) -> list[str]:

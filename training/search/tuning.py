@@ -6,6 +6,7 @@ It does not know how one trial trains (`trial`), what a search writes down (`led
 import logging
 import os
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from training.data.dataset import Dataset, load_dataset
 from training.errors import TuningError
 from training.search.agenda import Agenda, Exploration, GroupScheduler, Recorder
 from training.search.contest import MAIN_GROUP, confirmations, group_heads, single_group
+from training.search.first_rung import first_rung
+from training.search.heads_alone import FirstRung
 from training.search.ledger import Ledger
 from training.search.pareto import parse_pick
 from training.search.plan import LEDGER_FOLDER, STUDY_FILE, Plan, Start, check_name, checkpoints, default_name, next_attempt, pin, read_plan
@@ -106,7 +109,12 @@ def _see_through(prepared: Prepared, cluster: ClusterSettings) -> SearchResult:
         say(f"note      {ledger.path}/{file} is damaged and left out; the trial goes on from its last whole checkpoint")
     with connect(cluster) as connection:
         say(f"Ray       {connection.dashboard_url} {'(started for this search)' if connection.is_private else ''}".rstrip())
-        agenda = _make_agenda(prepared, ledger)
+        begun = time.monotonic()
+        rung = first_rung(prepared.assignment, prepared.folder)
+        if rung is not None:
+            prepared = replace(prepared, assignment=replace(prepared.assignment, heads_from=prepared.folder))
+        agenda = _make_agenda(prepared, ledger, rung)
+        agenda.begun = begun
         _fit(prepared, agenda)
         return finish(prepared, list(agenda.histories.values()), agenda.elapsed_s)
 
@@ -130,13 +138,13 @@ def _fit(prepared: Prepared, agenda: Agenda) -> None:
         raise TuningError(f"search {prepared.name!r} was stopped before its end", f"python -m training tune --resume {prepared.name}")
 
 
-def _make_agenda(prepared: Prepared, ledger: Ledger) -> Agenda:
+def _make_agenda(prepared: Prepared, ledger: Ledger, rung: FirstRung | None) -> Agenda:
     settings = prepared.settings
     tuning, heads = settings.tuning, tuple(settings.heads)
     groups = {MAIN_GROUP: heads}
     if tuning.compare_single and len(heads) > 1:
         groups |= {single_group(head): (head,) for head in heads}
-    explorations = [_exploration(prepared, group, of_heads(settings, own)) for group, own in groups.items()]
+    explorations = [_exploration(prepared, group, of_heads(settings, own), rung) for group, own in groups.items()]
     agenda = Agenda(
         explorations=explorations,
         confirmations=lambda histories: confirmations(histories, tuning),
@@ -149,12 +157,14 @@ def _make_agenda(prepared: Prepared, ledger: Ledger) -> Agenda:
     return agenda
 
 
-def _exploration(prepared: Prepared, group: str, settings: TrainingSettings) -> Exploration:
+def _exploration(prepared: Prepared, group: str, settings: TrainingSettings, rung: FirstRung | None) -> Exploration:
     searched = distributions(settings)
     first = [FirstPoint(origin, point) for origin, point in zip(("default", "equal weights"), first_points(settings), strict=False)]
     if (start := prepared.plan.start) is not None:
         own = {path: value for path, value in start.point.items() if path in searched}
         first.insert(1, FirstPoint(f"version {start.version}", own))
+    if rung is not None:
+        first.insert(1, FirstPoint("heads alone", first[0].point | rung.point(searched)))
     if settings.tuning.sampler == "grid" and (note := grid_note(searched, settings.tuning.num_samples)):
         say(f"note      {note}")
     proposer = Proposer(searched, first, list(settings.heads), settings.tuning, _study_storage(prepared) if group == MAIN_GROUP else None)

@@ -1,0 +1,128 @@
+"""The first rung: heads on the frozen encoder are found, kept, read back whole or not at all, and given to trials by shape."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.storage import Storage
+from training.data.dataset import load_dataset
+from training.data.tokens import Tokenizer
+from training.network.encoder import find_encoder
+from training.search.assignment import Assignment
+from training.search.build import build_model, prepare_fit
+from training.search.heads_alone import FirstRung, begin_heads, encode, explore_head, join, read_rung, write_rung
+from training.search.prepared import make_assignment
+from training.search.search_space import distributions, trial_settings
+from training.settings import TrainingSettings
+
+JOBS, LEVELS = ("driver", "nurse", "sales"), ("none", "school", "master")
+
+
+@pytest.fixture
+def assignment(make_encoder: Callable[..., Path], tmp_path: Path) -> Assignment:
+    lines = [
+        "text,job,level",
+        *(f"the {JOBS[row % 3]} and {LEVELS[row // 3 % 3]} {row},{JOBS[row % 3]},{LEVELS[row // 3 % 3]}" for row in range(120)),
+    ]
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+    settings = TrainingSettings.model_validate(
+        {
+            "data": {"files": [str(tmp_path / "table.csv")]},
+            "heads": {"job": {}, "level": {"ordered": True, "classes": LEVELS, "class_weighting": "inverse_sqrt"}},
+            "encoder": {"name": str(make_encoder("bert")), "max_tokens": 16},
+            "search_space": {"hidden_size": {"choices": [0, 8]}},
+            "fit": {"epochs": 2, "frozen_layers": 2},
+            "tuning": {"head_candidates": 20},
+        }
+    )
+    source = find_encoder(settings.encoder)
+    return make_assignment(settings, load_dataset(settings), source, Tokenizer(source.folder, 16), str(tmp_path / "storage"))
+
+
+def rung_of(assignment: Assignment) -> FirstRung:
+    model = build_model(assignment, trial_settings(assignment.settings, {}))
+    pooled = encode(assignment, model)
+    assert pooled is not None
+    return join([explore_head(assignment, head, pooled) for head in assignment.settings.heads], 1.5)
+
+
+def test_the_best_of_every_shape_is_found_the_same_each_time(assignment: Assignment) -> None:
+    first, second = rung_of(assignment), rung_of(assignment)
+    for head, one in first.heads.items():
+        assert one.candidates == 20
+        assert list(one.scores) == sorted(one.scores, reverse=True)
+        shapes = [(found.hidden_size, found.loss) for found in one.best]
+        assert len(set(shapes)) == len(shapes) > 1
+        assert (one.best, one.scores) == (second.heads[head].best, second.heads[head].scores)
+    assert {found.loss for found in first.heads["job"].best} == {"softmax"}
+    assert {found.loss for found in first.heads["level"].best} == {"softmax", "corn"}
+    assert all(torch.equal(value, second.tensors[name]) for name, value in first.tensors.items())
+
+
+def test_its_point_is_one_of_the_space(assignment: Assignment) -> None:
+    searched = distributions(assignment.settings)
+    point = rung_of(assignment).point(searched)
+    assert set(point) == {path for path in searched if path.rpartition("/")[2] in ("hidden_size", "dropout", "loss")}
+    trial_settings(assignment.settings, point)
+
+
+def test_it_is_read_back_whole_or_not_at_all(assignment: Assignment, tmp_path: Path) -> None:
+    storage, rung = Storage(str(tmp_path / "storage")), rung_of(assignment)
+    assert read_rung(storage, "searches/one") is None
+    write_rung(storage, "searches/one", rung)
+    found = read_rung(storage, "searches/one")
+    assert found is not None
+    assert found.heads == rung.heads
+    assert found.cpu_s == rung.cpu_s > 1.5
+    assert all(torch.equal(value, found.tensors[name]) for name, value in rung.tensors.items())
+    weights = tmp_path / "storage" / "searches" / "one" / "heads.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert read_rung(storage, "searches/one") is None
+    (weights.parent / "heads.json").write_text("{")
+    assert read_rung(storage, "searches/one") is None
+
+
+def test_a_trial_begins_with_what_was_found_and_scores_as_much(assignment: Assignment, tmp_path: Path) -> None:
+    rung = rung_of(assignment)
+    write_rung(Storage(assignment.storage), "searches/one", rung)
+    own = replace(assignment, heads_from="searches/one")
+    trial = trial_settings(own.settings, rung.point(distributions(own.settings)))
+    fit = prepare_fit(own, trial)
+    assert fit.is_begun
+    epochs = list(fit.epochs())
+    # Never worse than the heads alone, up to what half precision does to activations.
+    assert epochs[-1].best_score >= sum(one.scores[0] for one in rung.heads.values()) / 2 - 0.03
+
+
+def test_another_seed_trains_the_heads_anew(assignment: Assignment) -> None:
+    rung, trial = rung_of(assignment), trial_settings(assignment.settings, {})
+    model = build_model(assignment, trial)
+    weights = {}
+    for seed in (7, 8, 8):
+        assert begin_heads(model, assignment, rung, seed)
+        weights[seed] = [value.clone() for value in model.heads.state_dict().values()]
+    assert torch.equal(weights[7][0], rung.tensors["job/0/softmax/output.weight"])
+    assert not torch.equal(weights[8][0], weights[7][0])
+    begin_heads(model, assignment, rung, 8)
+    assert all(torch.equal(one, other) for one, other in zip(weights[8], model.heads.state_dict().values(), strict=True))
+
+
+def test_a_shape_that_was_not_tried_begins_at_random(assignment: Assignment) -> None:
+    rung = rung_of(assignment)
+    trial = trial_settings(assignment.settings, {"heads/job/hidden_size": 32})
+    model = build_model(assignment, trial)
+    before = [value.clone() for value in model.heads[0].state_dict().values()]
+    assert not begin_heads(model, assignment, rung, 7)
+    assert all(torch.equal(one, other) for one, other in zip(before, model.heads[0].state_dict().values(), strict=True))
+
+
+def test_without_room_there_is_no_first_rung(assignment: Assignment, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training.search import reading
+
+    monkeypatch.setattr(reading, "_mapped", {})
+    none = assignment.settings.activations.model_copy(update={"most_bytes": 0})
+    own = replace(assignment, settings=assignment.settings.model_copy(update={"activations": none}))
+    assert encode(own, build_model(own, trial_settings(own.settings, {}))) is None

@@ -1,0 +1,72 @@
+"""The seam to Ray for the first rung: texts encoded by whoever is free, then one task a head.
+
+What is encoded and how heads are searched is in `reading` and `heads_alone`.
+"""
+
+import time
+from typing import Any
+
+import torch
+
+from cluster.console import say
+from cluster.storage import Storage
+from training.search.assignment import Assignment
+from training.search.build import build_model
+from training.search.heads_alone import FirstRung, encode, explore_head, join, read_rung, write_rung
+from training.search.search_space import trial_settings
+
+
+def first_rung(assignment: Assignment, folder: str) -> FirstRung | None:
+    """Find the heads' beginnings on the frozen encoder, or read what an interrupted search found.
+
+    Args:
+        assignment: What all trials share.
+        folder: Of the search, in the storage; the rung is written there.
+
+    Returns:
+        Nothing where the settings want none, a version's heads are the beginning, or the features have no room.
+    """
+    if not assignment.settings.tuning.head_candidates or assignment.start:
+        return None
+    storage = Storage(assignment.storage)
+    found = read_rung(storage, folder) or _explored(assignment)
+    if found is None:
+        say("note      no room for the frozen encoder's vectors, so heads begin at random; see training.activations.most_bytes")
+        return None
+    write_rung(storage, folder, found)
+    for head, one in found.heads.items():
+        say(f"heads     {head:<14} score {one.scores[0]:.3f} on the frozen encoder, best of {one.candidates} in {one.seconds:.0f} s")
+    return found
+
+
+def _explored(assignment: Assignment) -> FirstRung | None:
+    import ray
+
+    resources = assignment.settings.tuning.resources_per_trial
+    # Encoding wants what a trial has; heads on vectors that are there need no GPU.
+    encoding: Any = ray.remote(_encode).options(num_cpus=resources.cpu, num_gpus=resources.gpu)
+    exploring: Any = ray.remote(_explore).options(num_cpus=resources.cpu, num_gpus=0)
+    shared = ray.put(assignment)
+    heads = tuple(assignment.settings.heads)
+    # They divide the texts among themselves; see `activations`.
+    spent = ray.get([encoding.remote(shared) for _ in heads])
+    if None in spent:
+        return None
+    return join(ray.get([exploring.remote(shared, head) for head in heads]), sum(spent))
+
+
+def _encode(assignment: Assignment) -> float | None:
+    begun = time.process_time()
+    return None if _pooled(assignment) is None else time.process_time() - begun
+
+
+def _explore(assignment: Assignment, head: str) -> FirstRung:
+    pooled = _pooled(assignment)
+    if pooled is None:
+        raise RuntimeError("what was encoded a moment ago is gone")
+    return explore_head(assignment, head, pooled)
+
+
+def _pooled(assignment: Assignment) -> dict[str, torch.Tensor] | None:
+    torch.set_num_threads(max(1, int(assignment.settings.tuning.resources_per_trial.cpu)))
+    return encode(assignment, build_model(assignment, trial_settings(assignment.settings, {})))
