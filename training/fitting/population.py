@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
+from torch.optim.adamw import adamw
 
 from training.data.dataset import MISSING
 from training.fit_settings import FitSettings, HeadLoss
@@ -135,6 +136,8 @@ class _Stack:
             name: value.detach().repeat(len(outcomes), *[1] * value.dim()).requires_grad_() for name, value in head.named_parameters()
         }
         self._moments = {name: (torch.zeros_like(value), torch.zeros_like(value)) for name, value in self._parameters.items()}
+        self._matrices = [name for name, value in self._parameters.items() if value.dim() > 2]  # (candidates, out, in)
+        self._biases = [name for name in self._parameters if name not in self._matrices]
         self._steps = 0
         weights = question.class_weights
         self._class_weights = None if weights is None else torch.from_numpy(weights)
@@ -192,21 +195,31 @@ class _Stack:
 
     @torch.no_grad()
     def _update(self, gradients: dict[str, torch.Tensor], factor: float) -> None:
-        settings = self._settings
+        # Step by step through the candidates: one's parameters, moments and gradients fit into a core's cache, those of all do not.
         self._steps += 1
-        squares = torch.stack([gradient.square().flatten(1).sum(dim=1) for gradient in gradients.values()]).sum(dim=0)
-        scale = (settings.max_gradient_norm / (squares.sqrt() + _NORM_EPSILON)).clamp(max=1.0)
-        for name, gradient in gradients.items():
-            value, (first, second) = self._parameters[name], self._moments[name]
-            rate = factor * self._column([one.candidate.learning_rate for one in self._living], value.dim())
-            gradient = gradient * scale.view(-1, *[1] * (value.dim() - 1))
-            # A matrix a candidate; its biases do not decay.
-            decay = settings.weight_decay if value.dim() > 2 else 0.0  # (candidates, out, in)
-            value.mul_(1.0 - rate * decay)
-            first.lerp_(gradient, 1.0 - _FIRST_DECAY)
-            second.mul_(_SECOND_DECAY).addcmul_(gradient, gradient, value=1.0 - _SECOND_DECAY)
-            spread = (second / (1.0 - _SECOND_DECAY**self._steps)).sqrt_().add_(_EPSILON)
-            value.sub_(rate / (1.0 - _FIRST_DECAY**self._steps) * first / spread)
+        for place, one in enumerate(self._living):
+            # The fused kernel reads numbers as they lie, and a transposed matrix has a transposed gradient.
+            own = {name: gradient[place].contiguous() for name, gradient in gradients.items()}
+            norm = torch.nn.utils.get_total_norm(list(own.values()))
+            torch._foreach_mul_(list(own.values()), (self._settings.max_gradient_norm / (norm + _NORM_EPSILON)).clamp(max=1.0))
+            # Biases do not decay.
+            for names, decay in ((self._matrices, self._settings.weight_decay), (self._biases, 0.0)):
+                adamw(
+                    [self._parameters[name][place] for name in names],
+                    [own[name] for name in names],
+                    [self._moments[name][0][place] for name in names],
+                    [self._moments[name][1][place] for name in names],
+                    [],
+                    [torch.tensor(float(self._steps - 1)) for _ in names],
+                    fused=True,
+                    amsgrad=False,
+                    beta1=_FIRST_DECAY,
+                    beta2=_SECOND_DECAY,
+                    lr=one.candidate.learning_rate * factor,
+                    weight_decay=decay,
+                    eps=_EPSILON,
+                    maximize=False,
+                )
 
     @torch.no_grad()
     def _judge(self, number: int) -> None:
