@@ -168,6 +168,8 @@ DAMAGES: list[Callable[[Path], list[Path]]] = [
     lambda one: [max((one / "ledger").iterdir())],
     lambda one: [sorted((one / "ledger").iterdir())[2]],
     lambda one: [one / "study.log"],
+    lambda one: [one / "heads.safetensors"],
+    lambda one: [one / "heads.json"],
     lambda one: [newest(one / "tune-0", "fit.safetensors")],
     lambda one: [newest(one / "tune-0", "seal.json")],
     lambda one: [*(one / "tune-0").glob("*.pkl"), *(one / "tune-0").glob("experiment_state*")],
