@@ -209,4 +209,5 @@ def test_a_beginning_that_training_does_not_better_is_the_result(start: Callable
     epochs = list(fit.epochs())
     assert [one.number for one in epochs] == [1, 2]
     assert all(one.best_number == 0 and one.best_score == last.best_score and one.score < one.best_score for one in epochs)
-    assert epochs[-1].best_metrics == last.best_metrics
+    assert epochs[-1].best_metrics == epochs[-1].begun == last.best_metrics
+    assert not last.begun

@@ -7,7 +7,7 @@ on as if it had never stopped: every epoch has a seed of its own.
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Epoch:
         best_metrics: The same in the best epoch.
         joint_accuracy: Share of validation texts with all heads right in this epoch.
         is_last: Nothing will follow: the epochs or the patience are used up.
+        begun: Head → validation metrics before the first epoch; empty where the heads began at random.
     """
 
     number: int
@@ -65,6 +66,7 @@ class Epoch:
     best_metrics: dict[str, dict[str, float]]
     joint_accuracy: float
     is_last: bool
+    begun: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class Fit:
         self.is_begun = False
         self._last: Epoch | None = None
         self._best: _Judged | None = None
+        self._begun: dict[str, dict[str, float]] = {}
         self._best_state = trainable_state(model)
 
     def epochs(self) -> Iterator[Epoch]:
@@ -129,6 +132,7 @@ class Fit:
         self._workers.copy_first(list(self.model.parameters()))
         if self._last is None and self.is_begun:
             self._best = self._judge(0)
+            self._begun = self._best.metrics
         if self._last is not None and self._last.is_last:
             # Restored after its end: whoever listens may have died before hearing of it.
             yield self._last
@@ -156,7 +160,18 @@ class Fit:
             self._best, self._best_state = found, trainable_state(self.model)
         best = self._best
         is_last = number >= self._settings.epochs or number - best.number >= self._settings.patience
-        return Epoch(number, loss, found.score, best.score, best.number, found.metrics, best.metrics, found.joint_accuracy, is_last)
+        return Epoch(
+            number,
+            loss,
+            found.score,
+            best.score,
+            best.number,
+            found.metrics,
+            best.metrics,
+            found.joint_accuracy,
+            is_last,
+            self._begun,
+        )
 
     def _judge(self, number: int) -> "_Judged":
         """Score the model as it is on the validation texts."""
@@ -216,7 +231,9 @@ class Fit:
         load_trainable_state(self.model, under("current/", tensors))
         self._best_state = under("best/", tensors)
         self._last = last = Epoch(**facts["last"]) if facts["last"] else None
-        self._best = _Judged(last.best_number, last.best_score, last.best_metrics, 0.0) if last else None
+        if last is not None:
+            self._best = _Judged(last.best_number, last.best_score, last.best_metrics, last.joint_accuracy)
+            self._begun = last.begun
         self._step.load(tensors, facts["steps"])
 
 

@@ -22,7 +22,7 @@ from training.search.searcher import HAS_DIVERGED, HAS_NO_MEMORY, HEAD_SCORES, I
 # What of a report is written down; Tune adds a dozen keys of its own.
 _REPORTED = (
     *(SCORE, HEAD_SCORES, IS_LAST, HAS_DIVERGED, HAS_NO_MEMORY, "epoch", "epoch_score", "loss", "metrics", "best_metrics"),
-    *("best_number", "joint_accuracy", "epoch_s", "epoch_cpu_s", "point", "best_point"),
+    *("best_number", "joint_accuracy", "epoch_s", "epoch_cpu_s", "point", "best_point", "begun"),
 )
 
 

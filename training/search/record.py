@@ -11,14 +11,14 @@ from training.checkpoint import EncoderFacts, HeadFacts, ModelFacts, code_revisi
 from training.judging.abstention import ALWAYS_ABSTAIN
 from training.judging.comparison import headline
 from training.judging.judge import HeadCalibration, reported_split
-from training.judging.metrics import head_scores
+from training.judging.metrics import head_scores, selection_score
 from training.search.contest import EQUAL_WEIGHTS, Standing, pareto_front, single_group, standings
 from training.search.heads_alone import read_rung
 from training.search.importance import importance
 from training.search.ledger import TrialHistory
 from training.search.prepared import Prepared
 from training.search.search_space import TrialSettings, first_points, trial_settings
-from training.search_settings import Metric
+from training.search_settings import TuningSettings
 from training.settings import TrainingSettings
 
 
@@ -56,7 +56,7 @@ def make_record(
         "tuning": settings.tuning.model_dump(mode="json"),
         "best": best.number,
         "published": {"name": best.best.name, "seed": best.best.seed, "score": best.best.last["score"]},
-        "trials": [_trial(one, settings.tuning.score_metrics) for one in sorted(main, key=lambda one: one.number)],
+        "trials": [_trial(one, settings.tuning) for one in sorted(main, key=lambda one: one.number)],
         "confirmed": sorted((_confirmed(one) for one in table if one.confirmed), key=lambda one: (-one["mean"], one["position"])),
         "front": pareto_front(table) if settings.tuning.mode == "pareto" else [],
         "importance": importance(settings, main),
@@ -135,8 +135,9 @@ def _seconds(history: TrialHistory, key: str) -> float:
     return sum(float(epoch.get(key, 0.0)) for epoch in history.epochs)
 
 
-def _trial(history: TrialHistory, score_metrics: Mapping[str, Metric]) -> dict[str, Any]:
+def _trial(history: TrialHistory, tuning: TuningSettings) -> dict[str, Any]:
     last = history.last
+    begun = [{"epoch": 0, "loss": None, "metrics": last["begun"]}] if last.get("begun") else []
     return {
         "position": history.number,
         "state": history.state,
@@ -149,17 +150,13 @@ def _trial(history: TrialHistory, score_metrics: Mapping[str, Metric]) -> dict[s
         "point": history.best_point,
         "origin": history.origin,
         "metrics": last.get("best_metrics", {}),
-        "epochs": [
-            {
-                "number": epoch["epoch"],
-                "loss": epoch["loss"],
-                "score": epoch["epoch_score"],
-                "heads": head_scores(epoch["metrics"], score_metrics),
-            }
-            for epoch in history.epochs
-            if "metrics" in epoch
-        ],
+        "epochs": [_epoch(one, tuning) for one in (*begun, *history.epochs) if "metrics" in one],
     }
+
+
+def _epoch(report: Mapping[str, Any], tuning: TuningSettings) -> dict[str, Any]:
+    heads = head_scores(report["metrics"], tuning.score_metrics)
+    return {"number": report["epoch"], "loss": report["loss"], "score": selection_score(heads, tuning.score_weights), "heads": heads}
 
 
 def _confirmed(standing: Standing) -> dict[str, Any]:

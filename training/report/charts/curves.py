@@ -36,11 +36,11 @@ def draw_curves(name: str, curves: Sequence[Curve], best: int, kept: int) -> Mar
         name: Of the score.
         curves: Of all trials.
         best: The trial in front.
-        kept: Its epoch that was kept.
+        kept: Its epoch that was kept; 0 is before the first.
     """
     scores = [score for curve in curves for _, score in curve.points]
-    last = max((epoch for curve in curves for epoch, _ in curve.points), default=1)
-    x = Scale(1, max(last, 2), _AREA.left + 4, _AREA.right)
+    epochs = [epoch for curve in curves for epoch, _ in curve.points]
+    x = Scale(min(epochs, default=1), max([*epochs, 2]), _AREA.left + 4, _AREA.right)
     y = fitted(scores, _AREA.bottom, _AREA.top, floor=min(0.0, *scores) if scores else 0.0)
     chosen: Mapping[int, Curve] = {curve.position: curve for curve in curves}
     parts = [_one(curve, x, y) for curve in curves if curve.position != best]
