@@ -52,7 +52,8 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = load_settings(options.config, [])
     source = find_encoder(settings.encoder)
-    assignment = make_assignment(settings, load_dataset(settings), source, Tokenizer(source.folder, source.max_tokens))
+    tokenizer = Tokenizer(source.folder, source.max_tokens)
+    assignment = make_assignment(settings, load_dataset(settings), source, tokenizer, str(Path(".twohead").resolve()))
     curves = []
     for position, point in enumerate(propose(settings, options.count, options.seed)):
         trial = trial_settings(settings, point)

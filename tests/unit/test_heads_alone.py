@@ -126,3 +126,16 @@ def test_without_room_there_is_no_first_rung(assignment: Assignment, monkeypatch
     none = assignment.settings.activations.model_copy(update={"most_bytes": 0})
     own = replace(assignment, settings=assignment.settings.model_copy(update={"activations": none}))
     assert encode(own, build_model(own, trial_settings(own.settings, {}))) is None
+
+
+def test_when_every_candidate_diverges_heads_begin_at_random(assignment: Assignment, tmp_path: Path) -> None:
+    space = assignment.settings.search_space.model_copy(update={"head_learning_rate": 1e30})
+    wild = replace(assignment, settings=assignment.settings.model_copy(update={"search_space": space}))
+    rung, storage = rung_of(wild), Storage(str(tmp_path / "storage"))
+    lost = {head for head, one in rung.heads.items() if not one.best}
+    write_rung(storage, "searches/one", rung)
+    found = read_rung(storage, "searches/one")
+    assert found is not None
+    assert found.heads == rung.heads
+    assert not [path for path in rung.point(distributions(wild.settings)) if path.split("/")[1] in lost]
+    assert begin_heads(build_model(wild, trial_settings(wild.settings, {})), wild, rung, 7) == (not lost)

@@ -35,7 +35,8 @@ def first_rung(assignment: Assignment, folder: str) -> FirstRung | None:
         return None
     write_rung(storage, folder, found)
     for head, one in found.heads.items():
-        say(f"heads     {head:<14} score {one.scores[0]:.3f} on the frozen encoder, best of {one.candidates} in {one.seconds:.0f} s")
+        said = f"score {one.scores[0]:.3f} on the frozen encoder, best" if one.best else "no score"
+        say(f"heads     {head:<14} {said} of {one.candidates} in {one.seconds:.0f} s")
     return found
 
 

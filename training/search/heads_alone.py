@@ -50,7 +50,7 @@ class HeadFound:
 
     Attributes:
         candidates: How many were tried.
-        best: The best candidate of each shape, the best of all first.
+        best: The best candidate of each shape, the best of all first; none where all diverged.
         scores: Theirs, on the validation texts.
         seconds: Wall time.
         cpu_seconds: Of the process.
@@ -84,7 +84,9 @@ class FirstRung:
 
     def point(self, searched: Iterable[str]) -> Point:
         """Return the best candidate of every head, by path, as far as it is searched."""
-        found: Point = {f"heads/{head}/{name}": getattr(one.best[0], name) for head, one in self.heads.items() for name in _OF_A_HEAD}
+        found: Point = {
+            f"heads/{head}/{name}": getattr(one.best[0], name) for head, one in self.heads.items() if one.best for name in _OF_A_HEAD
+        }
         return {path: found[path] for path in searched if path in found}
 
 

@@ -13,7 +13,7 @@ from training.judging.comparison import headline
 from training.judging.judge import HeadCalibration, reported_split
 from training.judging.metrics import head_scores, selection_score
 from training.search.contest import EQUAL_WEIGHTS, Standing, pareto_front, single_group, standings
-from training.search.heads_alone import read_rung
+from training.search.heads_alone import FirstRung, read_rung
 from training.search.importance import importance
 from training.search.ledger import TrialHistory
 from training.search.prepared import Prepared
@@ -50,7 +50,7 @@ def make_record(
         "created": prepared.plan.begun,
         "seconds": elapsed_s,
         "cpu_seconds": sum(_seconds(one, "epoch_cpu_s") for one in histories) + (rung.cpu_s if rung else 0.0),
-        "first_rung": {head: {"score": one.scores[0], "candidates": one.candidates} for head, one in rung.heads.items()} if rung else {},
+        "first_rung": {head: {"scores": one.scores, "candidates": one.candidates} for head, one in rung.heads.items()} if rung else {},
         "version": None,
         "heads": {head: _head(head, trial, prepared, judged) for head in settings.heads},
         "tuning": settings.tuning.model_dump(mode="json"),
@@ -68,7 +68,7 @@ def make_record(
             *_unreached(judged),
             *_equal_weights(settings, main),
             *_cut_short(settings, histories),
-            *_frozen(best),
+            *_rungs(rung, best),
         ],
         "data_digest": dataset.digest,
         "encoder": _encoder(prepared).model_dump() | {"sha256": source.sha256},
@@ -94,12 +94,15 @@ def _equal_weights(settings: TrainingSettings, histories: Sequence[TrialHistory]
     return [said if is_equal else "no trial had equal loss weights"]
 
 
-def _frozen(best: Standing) -> list[str]:
-    if best.best.last.get("best_number") != 0:
+def _rungs(rung: FirstRung | None, best: Standing) -> list[str]:
+    """Say what heads alone reached, and whether training the encoder paid."""
+    if rung is None or not any(one.best for one in rung.heads.values()):
         return []
-    return [
-        "training layers of the encoder brought nothing on the validation texts: the published model is the pretrained encoder with heads"
-    ]
+    reached = ", ".join(f"{head} {one.scores[0]:.3f} (best of {one.candidates})" for head, one in rung.heads.items() if one.best)
+    said = [f"heads alone on the frozen encoder reach on the validation texts: {reached}"]
+    if best.best.last.get("best_number") == 0:
+        said.append("training the encoder brought nothing on them: the published model is the pretrained encoder with trained heads")
+    return said
 
 
 def _cut_short(settings: TrainingSettings, histories: Sequence[TrialHistory]) -> list[str]:
