@@ -113,7 +113,7 @@ def test_a_diverging_trial_is_counted_and_the_search_goes_on(project: Callable[.
 
 
 # One trial at a time: only so is even the uninterrupted search the same every time.
-ONE_BY_ONE = {"num_samples": 5, "max_concurrent_trials": 1, "grace_period": 1, "confirm_top": 1, "confirm_seeds": 1}
+ONE_BY_ONE = {"head_candidates": 8, "num_samples": 5, "max_concurrent_trials": 1, "grace_period": 1, "confirm_top": 1, "confirm_seeds": 1}
 
 
 def killed(settings: Path, words: list[str], events: int) -> bool:
