@@ -143,6 +143,10 @@ class Jobs:
             try:
                 asyncio.run(_tail(self._client, job_id, shown))
                 job = self._get(job_id)
+                if job.is_ended:
+                    # The tail may end before the last lines of a job that was stopped.
+                    shown.begin()
+                    shown.add(self._client.get_job_logs(job_id))
             except _lost() as error:
                 lost_at = time.monotonic() if shown.is_begun or lost_at is None else lost_at
                 if time.monotonic() - lost_at > LOST_PATIENCE_S:

@@ -25,6 +25,7 @@ class FakeApi:
         self.logs: list[list[str | Exception]] = []
         self.states: list[str] = []
         self.stopped: list[str] = []
+        self.whole: str | None = None
 
     def submit_job(self, **options: Any) -> str:
         self.submitted = options
@@ -39,7 +40,9 @@ class FakeApi:
         return self.details[job_id]
 
     def get_job_logs(self, job_id: str) -> str:
-        raise RuntimeError("Request failed with status code 500: no\nmore")
+        if self.whole is None:
+            raise RuntimeError("Request failed with status code 500: no\nmore")
+        return self.whole
 
     def stop_job(self, job_id: str) -> bool:
         self.stopped.append(job_id)
@@ -130,7 +133,7 @@ def test_an_id_that_fits_no_or_several_jobs_is_said(prefix: str, ids: list[str],
 
 def test_a_log_is_followed_to_the_end() -> None:
     api = FakeApi("job-a")
-    api.logs, api.states = [["one\n", "two\n"]], ["FAILED"]
+    api.logs, api.states, api.whole = [["one\n", "two\n"]], ["FAILED"], "one\ntwo\n"
     api.details["job-a"].driver_exit_code = 3
     text: list[str] = []
     job = _jobs(api).follow("job-a", text.append)
@@ -145,7 +148,7 @@ def test_a_lost_connection_is_taken_up_where_it_broke() -> None:
         ["one\ntwo\nth", RuntimeError("closed")],
         ["one\ntwo\n", "three\n"],
     ]
-    api.states = ["SUCCEEDED"]
+    api.states, api.whole = ["SUCCEEDED"], "one\ntwo\nthree\n"
     text: list[str] = []
     assert _jobs(api).follow("job-a", text.append).state == "SUCCEEDED"
     assert "".join(text) == "one\ntwo\nthree\n"
@@ -153,10 +156,18 @@ def test_a_lost_connection_is_taken_up_where_it_broke() -> None:
 
 def test_a_log_that_ends_before_its_job_is_read_again() -> None:
     api = FakeApi("job-a")
-    api.logs, api.states = [["one\n"], ["one\n", "two\n"]], ["RUNNING", "SUCCEEDED"]
+    api.logs, api.states, api.whole = [["one\n"], ["one\n", "two\n"]], ["RUNNING", "SUCCEEDED"], "one\ntwo\n"
     text: list[str] = []
     _jobs(api).follow("job-a", text.append)
     assert "".join(text) == "one\ntwo\n"
+
+
+def test_what_a_job_says_last_is_not_lost_with_the_end_of_its_tail() -> None:
+    api = FakeApi("job-a")
+    api.logs, api.states, api.whole = [["one\n"]], ["STOPPED"], "one\nput away\n"
+    text: list[str] = []
+    _jobs(api).follow("job-a", text.append)
+    assert "".join(text) == "one\nput away\n"
 
 
 def test_a_cluster_that_stays_lost_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
