@@ -170,7 +170,8 @@ def test_a_long_job_is_stopped_in_peace(place: Place) -> None:
         print("at work")
         time.sleep(600)
     """
-    job_id = place.run("submit", "--no-wait", "--", "python", "-c", textwrap.dedent(code)).stdout.strip()
+    (place.folder / "long.py").write_text(textwrap.dedent(code))
+    job_id = place.run("submit", "--no-wait", "--", "python", "long.py").stdout.strip()
     command = [sys.executable, "-m", "cluster", "logs", "-f", job_id]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     follower = subprocess.Popen(command, cwd=place.folder, env=environment, stdout=subprocess.PIPE, text=True)
@@ -178,8 +179,9 @@ def test_a_long_job_is_stopped_in_peace(place: Place) -> None:
     while follower.stdout.readline() != "at work\n":
         assert follower.poll() is None
     assert place.run("stop", job_id).stdout == f"job {job_id}: STOPPED\n"
-    rest = follower.communicate(timeout=60)[0]
-    assert rest == f"put away\njob {job_id}: STOPPED\n"
+    rest = follower.communicate(timeout=60)[0].splitlines()
+    # Ray writes the command into the log too, and on a busy machine it gets there after the command's first words.
+    assert [line for line in rest if not line.startswith("Running entrypoint for job")] == ["put away", f"job {job_id}: STOPPED"]
     assert follower.returncode == 1
 
 
