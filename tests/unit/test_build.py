@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from training.data.dataset import load_dataset
@@ -10,10 +11,28 @@ from training.data.tokens import Tokenizer
 from training.network.encoder import find_encoder
 from training.network.inputs import ActivationInputs, PooledInputs, TokenInputs
 from training.search import reading
-from training.search.build import prepare_fit
+from training.search.assignment import Assignment
+from training.search.build import answer_all, prepare_fit
 from training.search.prepared import make_assignment
 from training.search.search_space import trial_settings
 from training.settings import TrainingSettings
+
+
+def make(encoder: Path, folder: Path, frozen_layers: int, most_bytes: int) -> Assignment:
+    """Put together what trials on a small table of two classes share."""
+    lines = ["text,job", *(f"the {'nurse' if row % 2 else 'driver'} {row},{'nurse' if row % 2 else 'driver'}" for row in range(60))]
+    (folder / "table.csv").write_text("\n".join(lines) + "\n")
+    settings = TrainingSettings.model_validate(
+        {
+            "data": {"files": [str(folder / "table.csv")]},
+            "heads": {"job": {}},
+            "encoder": {"name": str(encoder), "max_tokens": 16},
+            "fit": {"epochs": 1, "frozen_layers": frozen_layers},
+            "activations": {"most_bytes": most_bytes, "folder": str(folder / "activations")},
+        }
+    )
+    source = find_encoder(settings.encoder)
+    return make_assignment(settings, load_dataset(settings), source, Tokenizer(source.folder, 16))
 
 
 @pytest.mark.parametrize(
@@ -25,19 +44,27 @@ def test_what_does_not_fit_is_computed_anew(
 ) -> None:
     # What this process has mapped already needs no room.
     monkeypatch.setattr(reading, "_mapped", {})
-    lines = ["text,job", *(f"the {'nurse' if row % 2 else 'driver'} {row},{'nurse' if row % 2 else 'driver'}" for row in range(60))]
-    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
-    settings = TrainingSettings.model_validate(
-        {
-            "data": {"files": [str(tmp_path / "table.csv")]},
-            "heads": {"job": {}},
-            "encoder": {"name": str(make_encoder("bert")), "max_tokens": 16},
-            "fit": {"epochs": 1, "frozen_layers": frozen_layers},
-            "activations": {"most_bytes": most_bytes, "folder": str(tmp_path / "activations")},
-        }
-    )
-    source = find_encoder(settings.encoder)
-    assignment = make_assignment(settings, load_dataset(settings), source, Tokenizer(source.folder, 16))
+    assignment = make(make_encoder("bert"), tmp_path, frozen_layers, most_bytes)
+    settings = assignment.settings
     fit = prepare_fit(assignment, trial_settings(settings, {}))
     assert type(fit._training.inputs) is type(fit._validation.inputs) is expected
     assert next(iter(fit.epochs())).is_last
+
+
+def test_where_the_test_texts_have_no_room_all_are_answered_from_tokens(
+    make_encoder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training and validation texts are mapped by then, but the model kept its frozen layers."""
+    encoder, answers = make_encoder("bert"), []
+    tables = make(encoder, tmp_path, 2, 0).tokens
+    enough = sum(len(tables[split].ids) for split in ("training", "validation")) * 16 * 2
+    for most_bytes in (enough, 0):
+        monkeypatch.setattr(reading, "_mapped", {})
+        assignment = make(encoder, tmp_path, 2, most_bytes)
+        trial = trial_settings(assignment.settings, {})
+        fit = prepare_fit(assignment, trial, with_test=True)
+        assert len(reading._mapped) == (2 if most_bytes else 0)
+        assert list(fit.epochs())[-1].is_last
+        answers.append(answer_all(assignment, trial, fit))
+    for split in ("validation", "test"):
+        assert np.array_equal(answers[0][split]["job"], answers[1][split]["job"])

@@ -60,19 +60,20 @@ class ActivationCache:
             RangeExceeded: A value does not fit into `wanted.precision`.
             StorageError: The folder cannot be made, or belongs to somebody else.
         """
-        if wanted.size_bytes > self._most_bytes or not self._reserve(wanted):
-            return None
+        folder = _made(self.folder)
         others = self._others.child(f"{FOLDER}/{wanted.name}") if self._others else None
-        file = ShardFile(self.folder / wanted.name, wanted, others)
 
         def fill(shard: Shard) -> NDArray[np.float16] | NDArray[np.float32]:
             return _within_range(compute(shard), wanted)
 
         try:
+            if wanted.size_bytes > self._most_bytes or not self._reserve(wanted):
+                return None
+            file = ShardFile(folder / wanted.name, wanted, others)
             file.complete(fill)
         except OSError as error:
             # A full disk; what is there already stays good.
-            _LOG.warning("%s: %s; frozen layers are computed anew for every batch", self.folder, error.strerror or error)
+            _LOG.warning("%s: %s; frozen layers are computed anew for every batch", folder, error.strerror or error)
             return None
         return file.tensor()
 
@@ -83,14 +84,16 @@ class ActivationCache:
     def _reserve(self, wanted: Wanted) -> bool:
         """Make the folder of these activations, and keep others from evicting it while this process lives."""
         entry = self.folder / wanted.name
-        with locked(_made(self.folder) / ".lock"):
+        with locked(self.folder / ".lock"):
             if not (entry / _FACTS).exists():
                 # What a process that died left half made.
                 shutil.rmtree(entry, ignore_errors=True)
                 if not self._make_room(wanted.size_bytes):
                     return False
                 entry.mkdir()
-                (entry / _FACTS).write_text(json.dumps({"bytes": wanted.size_bytes}), encoding="utf-8")
+                draft = entry / f"{_FACTS}.draft"
+                draft.write_text(json.dumps({"bytes": wanted.size_bytes}), encoding="utf-8")
+                draft.replace(entry / _FACTS)
             os.utime(entry / _FACTS)
             self._held.enter_context(locked(entry / _IN_USE, shared=True))
         return True

@@ -145,6 +145,11 @@ def remove_prefix(model: TwoHeadBert, depth: int) -> None:
         stack.conv = _SkippedConvolution()
 
 
+def has_prefix(model: TwoHeadBert) -> bool:
+    """Tell whether a model still has its frozen layers, and so reads token ids."""
+    return not isinstance(model.encoder.embeddings, _SkippedEmbeddings)
+
+
 def rest_frozen(model: TwoHeadBert) -> None:
     """Put every part of a training model that does not train into evaluation mode: no dropout where nothing learns."""
     for module in model.encoder.modules():

@@ -29,11 +29,12 @@ def first_rung(assignment: Assignment, folder: str) -> FirstRung | None:
     if not assignment.settings.tuning.head_candidates or assignment.start:
         return None
     storage = Storage(assignment.storage)
-    found = read_rung(storage, folder) or _explored(assignment)
+    found = read_rung(storage, folder)
+    if found is None and (found := _explored(assignment)) is not None:
+        write_rung(storage, folder, found)
     if found is None:
         say("note      no room for the frozen encoder's vectors, so heads begin at random; see training.activations.most_bytes")
         return None
-    write_rung(storage, folder, found)
     for head, one in found.heads.items():
         said = f"score {one.scores[0]:.3f} on the frozen encoder, best" if one.best else "no score"
         say(f"heads     {head:<14} {said} of {one.candidates} in {one.seconds:.0f} s")

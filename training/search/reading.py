@@ -18,7 +18,7 @@ from training.activations.wanted import Shard, Source, Wanted
 from training.network.encoder import encoder_layers
 from training.network.inputs import ActivationInputs, Inputs, PooledInputs, TokenInputs
 from training.network.model import TwoHeadBert
-from training.network.prefix import prefix_rows
+from training.network.prefix import has_prefix, prefix_rows
 from training.search.assignment import Assignment
 
 _BATCH_TOKENS = 4096
@@ -41,8 +41,8 @@ def read(assignment: Assignment, model: TwoHeadBert, depth: int, splits: Sequenc
 
 
 def read_again(assignment: Assignment, model: TwoHeadBert, depth: int, split: str) -> Inputs:
-    """Return what `read` returned, for a model whose frozen layers may be gone by now."""
-    for wanted in _precisions(_wanted(assignment, model, depth, split)) if depth else ():
+    """Return what `read` returned; a model that kept its frozen layers reads token ids, whatever this process has mapped."""
+    for wanted in () if has_prefix(model) else _precisions(_wanted(assignment, model, depth, split)):
         if wanted.name in _mapped:
             return _as_inputs(wanted)
     return tokens_of(assignment, split)
