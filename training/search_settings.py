@@ -90,9 +90,10 @@ class TuningSettings(Section):
 
     Attributes:
         num_samples: Trials, the default configuration (trial 0) and the equal-weights one included.
-        head_candidates: So many are tried for each head on the frozen encoder's vectors, in seconds, before any layer is trained; every
-            trial begins with the best weights of its heads' shapes. 0 begins with random heads: with few validation texts the best of
-            many candidates flatters, and trials that would do better on unseen texts lose against it.
+        ladder: Begin with heads on the frozen encoder, go on with its top layers, and let only the better configurations train all the
+            layers they may; see `ladder`. Without it every trial trains them from the start, its heads from random weights. A population
+            (`pbt`) never climbs, and a `grid` passes nobody over.
+        head_candidates: With the ladder: so many are tried for each head on the frozen encoder, in seconds.
         max_concurrent_trials: Trials at once; null means as many as the resources allow.
         resources_per_trial: CPUs and GPUs of one worker of a trial.
         workers_per_trial: Processes that train one trial together, each on a share of every batch.
@@ -114,7 +115,8 @@ class TuningSettings(Section):
     """
 
     num_samples: int = Field(default=8, ge=1)
-    head_candidates: int = Field(default=0, ge=0)
+    ladder: bool = True
+    head_candidates: int = Field(default=16, ge=1)
     max_concurrent_trials: int | None = Field(default=None, ge=1)
     resources_per_trial: TrialResources = TrialResources()
     workers_per_trial: int = Field(default=1, ge=1)

@@ -58,7 +58,7 @@ class Computer:
 
     def __call__(self, shard: Shard) -> Any:
         self.computed.append(shard.number)
-        return value(self.one, shard)
+        return [value(self.one, shard)]
 
 
 @pytest.mark.parametrize("is_pooled", [False, True])
@@ -84,6 +84,33 @@ def test_it_computes_once_and_others_find_it(is_pooled: bool, tmp_path: Path) ->
         assert torch.equal(found, expected(one))
     assert sorted(first.computed) == [shard.number for shard in one.shards()]
     assert second.computed == []
+
+
+def test_what_comes_by_the_way_is_kept_and_not_computed_again(tmp_path: Path) -> None:
+    one, other = wanted(is_pooled=True), wanted(source=Source("a" * 64, "mean", "", 1))
+    cache = ActivationCache(tmp_path, 10**6)
+    cache.open(one, lambda shard: [value(one, shard), value(other, other.shards()[shard.number])], other)
+    again = Computer(other)
+    found = cache.open(other, again)
+    assert again.computed == []
+    assert found is not None
+    assert torch.equal(found, expected(other))
+
+
+def test_what_comes_by_the_way_stays_out_where_it_has_no_room_or_does_not_fit(tmp_path: Path) -> None:
+    one, other = wanted(is_pooled=True), wanted(source=Source("a" * 64, "mean", "", 1))
+    for bound, factor in ((one.size_bytes, 1.0), (10**6, 1e30)):
+        cache = ActivationCache(tmp_path / str(bound), bound)
+
+        def compute(shard: Shard, factor: float = factor) -> Any:
+            return [value(one, shard), factor * value(other, other.shards()[shard.number])]
+
+        found = cache.open(one, compute, other)
+        assert found is not None
+        assert torch.equal(found, expected(one))
+        again = Computer(other)
+        assert (cache.open(other, again) is None) == (factor == 1.0)
+        assert sorted(again.computed) == ([] if factor == 1.0 else [shard.number for shard in other.shards()])
 
 
 def test_what_it_depends_on_gives_it_another_name() -> None:
@@ -153,9 +180,9 @@ def test_what_is_in_use_stays_and_there_is_no_room(tmp_path: Path) -> None:
 def test_a_value_out_of_range_is_said(tmp_path: Path) -> None:
     one = wanted()
     with pytest.raises(RangeExceeded):
-        ActivationCache(tmp_path, 10**6).open(one, lambda shard: value(one, shard) + 70_000)
+        ActivationCache(tmp_path, 10**6).open(one, lambda shard: [value(one, shard) + 70_000])
     precise = wanted(precision="float32")
-    found = ActivationCache(tmp_path, 10**6).open(precise, lambda shard: value(precise, shard) + 70_000)
+    found = ActivationCache(tmp_path, 10**6).open(precise, lambda shard: [value(precise, shard) + 70_000])
     assert found is not None
     assert found.dtype == torch.float32
     assert float(found.min()) >= 70_000
@@ -252,7 +279,7 @@ def test_a_model_reads_the_same_from_the_cache(depth: int, make_encoder: Callabl
 
     def compute(shard: Shard) -> Any:
         part = texts.take(np.arange(shard.first, shard.end))
-        return prefix_rows(model, part, tokenizer.pad_id, depth).numpy()
+        return [prefix_rows(model, part, tokenizer.pad_id, [depth])[depth].numpy()]
 
     rows = ActivationCache(tmp_path, 10**6).open(one, compute)
     assert rows is not None
@@ -260,3 +287,6 @@ def test_a_model_reads_the_same_from_the_cache(depth: int, make_encoder: Callabl
     kept = PooledInputs(rows, texts.lengths) if depth == 3 else ActivationInputs(rows, texts.offsets)
     for name, values in exact.batch(np.arange(4)).items():
         torch.testing.assert_close(kept.batch(np.arange(4))[name], values, atol=2e-3, rtol=1e-3)
+    at_once = prefix_rows(model, texts, tokenizer.pad_id, [3, 1, depth])
+    for one_depth, found in at_once.items():
+        assert torch.equal(found, prefix_rows(model, texts, tokenizer.pad_id, [one_depth])[one_depth])

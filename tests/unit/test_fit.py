@@ -207,7 +207,29 @@ def test_a_beginning_that_training_does_not_better_is_the_result(start: Callable
     load_trainable_state(fit.model, good.best_state)
     fit.is_begun = True
     epochs = list(fit.epochs())
-    assert [one.number for one in epochs] == [1, 2]
-    assert all(one.best_number == 0 and one.best_score == last.best_score and one.score < one.best_score for one in epochs)
-    assert epochs[-1].best_metrics == epochs[-1].begun == last.best_metrics
-    assert not last.begun
+    assert [one.number for one in epochs] == [0, 1, 2]
+    assert (epochs[0].loss, epochs[0].score, epochs[0].is_last) == (None, last.best_score, False)
+    assert all(one.best_number == 0 and one.best_score == last.best_score and one.score < one.best_score for one in epochs[1:])
+    assert epochs[-1].best_metrics == epochs[0].metrics == last.best_metrics
+
+
+def test_a_training_of_more_layers_goes_on_where_fewer_were_best(start: Callable[..., Fit], tmp_path: Path) -> None:
+    top = SETTINGS.model_copy(update={"epochs": 3, "patience": 3})
+    below = start(top, 2)
+    *_, last = below.epochs()
+    whole = SETTINGS.model_copy(update={"epochs": 4, "patience": 2, "encoder_learning_rate": 1.0, "head_learning_rate": 1.0})
+    above = start(whole)
+    above.begin_after(below.best_state, last)
+    assert all(torch.equal(above.best_state[name], value) for name, value in below.best_state.items())
+    assert len(above.best_state) > len(below.best_state)
+    epochs = above.epochs()
+    first = next(epochs)
+    # Patience begins anew, numbers go on, and what was best stays so until it is bettered.
+    assert (first.number, first.best_score, first.best_number) == (last.number + 1, last.best_score, last.best_number)
+    above.save(tmp_path)
+    again = start(whole)
+    again.restore(tmp_path)
+    rest, repeated = list(epochs), list(again.epochs())
+    assert rest[-1].number == last.number + 2
+    assert rest == repeated
+    assert all(torch.equal(again.best_state[name], value) for name, value in above.best_state.items())

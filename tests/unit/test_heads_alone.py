@@ -13,7 +13,8 @@ from training.data.tokens import Tokenizer
 from training.network.encoder import find_encoder
 from training.search.assignment import Assignment
 from training.search.build import build_model, prepare_fit
-from training.search.heads_alone import FirstRung, begin_heads, encode, explore_head, join, read_rung, write_rung
+from training.search.found_heads import FirstRung, join, read_rung, shape, write_rung
+from training.search.heads_alone import begin_heads, encode, explore_head
 from training.search.prepared import make_assignment
 from training.search.search_space import distributions, trial_settings
 from training.settings import TrainingSettings
@@ -91,10 +92,14 @@ def test_a_trial_begins_with_what_was_found_and_scores_as_much(assignment: Assig
     own = replace(assignment, heads_from="searches/one")
     trial = trial_settings(own.settings, rung.point(distributions(own.settings)))
     fit = prepare_fit(own, trial)
-    assert fit.is_begun
+    for head, module in zip(own.settings.heads, fit.model.heads, strict=True):
+        best = rung.heads[head].best[0]
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, rung.tensors[f"{shape(head, best.hidden_size, best.loss)}/{name}"])
     epochs = list(fit.epochs())
-    # Never worse than the heads alone, up to what half precision does to activations.
-    assert epochs[-1].best_score >= sum(one.scores[0] for one in rung.heads.values()) / 2 - 0.03
+    assert [one.number for one in epochs] == [0, 1, 2]
+    assert epochs[0].loss is None
+    assert epochs[-1].best_score >= epochs[0].score
 
 
 def test_another_seed_trains_the_heads_anew(assignment: Assignment) -> None:

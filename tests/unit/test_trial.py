@@ -18,7 +18,7 @@ from training.search.assignment import Assignment, Order
 from training.search.prepared import make_assignment
 from training.search.saved import read_answers, whole_epoch
 from training.search.searcher import HAS_DIVERGED, HAS_NO_MEMORY, IS_LAST
-from training.search.trial import _Work
+from training.search.work import Work
 from training.settings import TrainingSettings
 
 ORDER = Order(name="trial-0", group="search", number=0, heads=("job",), point={}, seed=7, answers=True)
@@ -42,7 +42,7 @@ def assignment(make_encoder: Callable[..., Path], tmp_path: Path) -> Assignment:
 
 def train(assignment: Assignment, folder: Path, at_epoch: Callable[[int], None] = lambda _: None) -> list[dict[str, Any]]:
     """Let a trial train without Ray; what it reports as checkpoint is kept in the folder."""
-    work = _Work(ORDER, assignment)
+    work = Work(ORDER, assignment)
     reports: list[dict[str, Any]] = []
     kept: list[Path] = []
 

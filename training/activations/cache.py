@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 _FACTS = "facts.json"
 _IN_USE = "in-use"
 
-Compute = Callable[[Shard], NDArray[np.float32]]
+Compute = Callable[[Shard], list[NDArray[np.float32]]]
 
 
 class RangeExceeded(ArithmeticError):
@@ -46,12 +46,13 @@ class ActivationCache:
         self.folder, self._most_bytes, self._others = folder, most_bytes, others
         self._held = ExitStack()
 
-    def open(self, wanted: Wanted, compute: Compute) -> torch.Tensor | None:
+    def open(self, wanted: Wanted, compute: Compute, beside: Wanted | None = None) -> torch.Tensor | None:
         """Return the activations, computing those that are not there yet, side by side with whoever else wants them.
 
         Args:
             wanted: What is asked for.
-            compute: The vectors of a shard's texts, (rows, width), float32.
+            compute: The vectors of a shard's texts, (rows, width), float32; then, if `beside` is given, those of the same texts for it.
+            beside: Activations of the same texts that the same computation brings; kept where there is room and they fit.
 
         Returns:
             (rows, width), mapped; nothing where the bound or the disk leaves no room.
@@ -61,15 +62,19 @@ class ActivationCache:
             StorageError: The folder cannot be made, or belongs to somebody else.
         """
         folder = _made(self.folder)
-        others = self._others.child(f"{FOLDER}/{wanted.name}") if self._others else None
-
-        def fill(shard: Shard) -> NDArray[np.float16] | NDArray[np.float32]:
-            return _within_range(compute(shard), wanted)
-
         try:
-            if wanted.size_bytes > self._most_bytes or not self._reserve(wanted):
+            file = self._file(wanted)
+            if file is None:
                 return None
-            file = ShardFile(folder / wanted.name, wanted, others)
+            # After the one that must have room.
+            second = self._file(beside) if beside else None
+
+            def fill(shard: Shard) -> NDArray[np.float16] | NDArray[np.float32]:
+                computed = compute(shard)
+                if beside is not None and second is not None and _fits(computed[1], beside):
+                    second.offer(shard.number, _within_range(computed[1], beside))
+                return _within_range(computed[0], wanted)
+
             file.complete(fill)
         except OSError as error:
             # A full disk; what is there already stays good.
@@ -80,6 +85,11 @@ class ActivationCache:
     def close(self) -> None:
         """Let go of everything that was opened; it may be evicted now."""
         self._held.close()
+
+    def _file(self, wanted: Wanted) -> ShardFile | None:
+        if wanted.size_bytes > self._most_bytes or not self._reserve(wanted):
+            return None
+        return ShardFile(self.folder / wanted.name, wanted, self._others.child(f"{FOLDER}/{wanted.name}") if self._others else None)
 
     def _reserve(self, wanted: Wanted) -> bool:
         """Make the folder of these activations, and keep others from evicting it while this process lives."""
@@ -123,11 +133,13 @@ def _made(folder: Path) -> Path:
 
 
 def _within_range(rows: NDArray[np.float32], wanted: Wanted) -> NDArray[np.float16] | NDArray[np.float32]:
-    if wanted.precision == "float32":
-        return rows
-    if np.abs(rows).max(initial=0.0) > np.finfo(np.float16).max:
+    if not _fits(rows, wanted):
         raise RangeExceeded
-    return rows.astype(np.float16)
+    return rows.astype(np.float16) if wanted.precision == "float16" else rows
+
+
+def _fits(rows: NDArray[np.float32], wanted: Wanted) -> bool:
+    return wanted.precision == "float32" or bool(np.abs(rows).max(initial=0.0) <= np.finfo(np.float16).max)
 
 
 def folder_for(storage: Storage, named: str | None) -> Path:

@@ -56,6 +56,13 @@ class ShardFile:
                 if shard.number not in self._whole:
                     self._see_to(shard, fill, wait=wait)
 
+    def offer(self, number: int, rows: NDArray) -> None:  # type: ignore[type-arg]  # float16 or float32
+        """Keep the vectors of a shard that somebody has computed by the way; one that is there, or being computed, stays as it is."""
+        shard = self._shards[number]
+        with locked(self._folder / f"{number}.lock", wait=False) as is_held:
+            if is_held and not self._is_whole(shard):
+                self._keep(shard, rows.tobytes())
+
     def tensor(self) -> torch.Tensor:
         """Map the vectors, (rows, width); pages are read when they are used, and shared between processes."""
         wanted = self._wanted
@@ -68,11 +75,13 @@ class ShardFile:
             if not is_held:
                 return
             if not self._is_whole(shard) and not self._fetch(shard):
-                content = fill(shard).tobytes()
-                self._write(shard, content)
-                if self._others is not None:
-                    self._others.write_bytes(str(shard.number), _digest(content).encode() + content)
+                self._keep(shard, fill(shard).tobytes())
             self._whole.add(shard.number)
+
+    def _keep(self, shard: Shard, content: bytes) -> None:
+        self._write(shard, content)
+        if self._others is not None:
+            self._others.write_bytes(str(shard.number), _digest(content).encode() + content)
 
     def _is_whole(self, shard: Shard) -> bool:
         try:

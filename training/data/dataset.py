@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cluster.storage import sha256
 from training.data.findings import Findings, Note, counted, first_rows
 from training.data.rows import SPLITS, Pools, Reading, Row, read_files, text_key, without_duplicates, without_leaks
-from training.data.split import connected, stratified_split
+from training.data.split import connected, stratified_folds, stratified_split
 from training.data_settings import DataSettings
 from training.errors import DataError
 from training.settings import TrainingSettings
@@ -164,6 +164,15 @@ def _trimmed(pool: Examples, most: int) -> Examples:
     while (excess := sum(map(len, units)) - most) > 0:
         units.remove(next((unit for unit in units if len(unit) >= excess), units[-1]))
     return pool.take(sorted(index for unit in units for index in unit))
+
+
+def folds_of(examples: Examples, count: int, seed: int) -> Indices:
+    """Divide examples into folds for cross-validation; copies of a text and groups stay together.
+
+    Returns:
+        The fold of each, (texts,), from 0.
+    """
+    return stratified_folds(examples.labels, examples.groups, count, seed, _keys(examples))
 
 
 def _keys(pool: Examples) -> list[str]:

@@ -59,19 +59,45 @@ def stratified_split(
         Indices of the training, validation and test examples, ascending. Every class has a training example. With too
         few units a split can be empty.
     """
-    units = _units(labels, groups, seed, keys)
-    plan = _Plan(units, (1.0 - fractions[0] - fractions[1], *fractions))
+    shares = (1.0 - fractions[0] - fractions[1], *fractions)
+    training, validation, test = (
+        np.array(sorted(members), dtype=np.int64) for members in _divided(_units(labels, groups, seed, keys), shares, groups is not None)
+    )
+    return training, validation, test
+
+
+def stratified_folds(labels: Mapping[str, Indices], groups: Sequence[str] | None, count: int, seed: int, keys: Sequence[str]) -> Indices:
+    """Divide examples into folds of equal size by class shares, for cross-validation.
+
+    Args:
+        labels: Head to (examples,) class indices; a negative one is "no label".
+        groups: One per example: equal ones stay together; "" is no group.
+        count: Folds, at least 2.
+        seed: Another seed gives other folds.
+        keys: One per example: equal ones stay together.
+
+    Returns:
+        The fold of each example, (examples,), from 0.
+    """
+    folds = np.zeros(len(keys), dtype=np.int64)
+    for fold, members in enumerate(_divided(_units(labels, groups, seed, keys), (1.0 / count,) * count, groups is not None)):
+        folds[members] = fold
+    return folds
+
+
+def _divided(units: Sequence[_Unit], shares: Sequence[float], has_groups: bool) -> list[list[int]]:
+    """Place all units and return the indices of the examples in each place."""
+    plan = _Plan(units, shares)
     for unit in plan.units:
         plan.place(unit)
     for _ in range(_PASSES):
         moved = plan.improve()
         # Groups are few and coarse: often no move helps, but an exchange does.
-        if groups is not None and len(units) <= _MOST_EXCHANGED:
+        if has_groups and len(units) <= _MOST_EXCHANGED:
             moved = plan.exchange() or moved
         if not moved:
             break
-    training, validation, test = (np.array(sorted(members), dtype=np.int64) for members in plan.members())
-    return training, validation, test
+    return plan.members()
 
 
 def connected(keys: Sequence[str], groups: Sequence[str] | None) -> list[list[int]]:
@@ -113,7 +139,7 @@ def _units(labels: Mapping[str, Indices], groups: Sequence[str] | None, seed: in
 
 
 class _Plan:
-    """Which unit is where, and how full each place is; places are 0, 1 and 2: training, validation and test."""
+    """Which unit is where, and how full each place is; places are training, validation and test, or folds."""
 
     def __init__(self, units: Sequence[_Unit], shares: Sequence[float]) -> None:
         totals: Counter[Stratum] = Counter()
@@ -170,9 +196,9 @@ class _Plan:
             self._put(self.units[column], self._candidates[places[column]])
         return bool(np.any(places != before))
 
-    def members(self) -> tuple[list[int], list[int], list[int]]:
+    def members(self) -> list[list[int]]:
         """Return the indices of the examples in each place."""
-        result: tuple[list[int], list[int], list[int]] = ([], [], [])
+        result: list[list[int]] = [[] for _ in self._filled]
         for unit in self.units:
             result[self._places[unit.order]].extend(unit.members)
         return result

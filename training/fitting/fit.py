@@ -7,7 +7,7 @@ on as if it had never stopped: every epoch has a seed of its own.
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +45,19 @@ class Epoch:
     """What one pass over the training texts brought.
 
     Attributes:
-        number: From 1.
-        loss: Mean training loss a step, balanced as the settings say.
+        number: From 1; 0 is a model that could answer before it trained.
+        loss: Mean training loss a step, balanced as the settings say; none in epoch 0.
         score: Selection score on the validation texts.
         best_score: The best so far, this epoch included.
-        best_number: The epoch it was reached in; 0 is before the first.
+        best_number: The epoch it was reached in.
         metrics: Head → its validation metrics in this epoch.
         best_metrics: The same in the best epoch.
         joint_accuracy: Share of validation texts with all heads right in this epoch.
         is_last: Nothing will follow: the epochs or the patience are used up.
-        begun: Head → validation metrics before the first epoch; empty where the heads began at random.
     """
 
     number: int
-    loss: float
+    loss: float | None
     score: float
     best_score: float
     best_number: int
@@ -66,7 +65,6 @@ class Epoch:
     best_metrics: dict[str, dict[str, float]]
     joint_accuracy: float
     is_last: bool
-    begun: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Fit:
         workers: Who trains together; each has the same model and the same texts.
 
     Attributes:
-        is_begun: The model can answer already; training that never gets better than that ends with it, as epoch 0.
+        is_begun: The model can answer already, which is epoch 0; training that never gets better ends with that.
     """
 
     def __init__(
@@ -120,8 +118,9 @@ class Fit:
         self.is_begun = False
         self._last: Epoch | None = None
         self._best: _Judged | None = None
-        self._begun: dict[str, dict[str, float]] = {}
         self._best_state = trainable_state(model)
+        # Epochs of trainings that this one goes on from.
+        self._before = 0
 
     def epochs(self) -> Iterator[Epoch]:
         """Train and yield after each epoch; goes on where `restore` left off.
@@ -131,8 +130,9 @@ class Fit:
         """
         self._workers.copy_first(list(self.model.parameters()))
         if self._last is None and self.is_begun:
-            self._best = self._judge(0)
-            self._begun = self._best.metrics
+            self._best = found = self._judge(0)
+            self._last = Epoch(0, None, found.score, found.score, 0, found.metrics, found.metrics, found.joint_accuracy, is_last=False)
+            yield self._last
         if self._last is not None and self._last.is_last:
             # Restored after its end: whoever listens may have died before hearing of it.
             yield self._last
@@ -158,8 +158,8 @@ class Fit:
         found = self._judge(number)
         if self._best is None or found.score > self._best.score:
             self._best, self._best_state = found, trainable_state(self.model)
-        best = self._best
-        is_last = number >= self._settings.epochs or number - best.number >= self._settings.patience
+        best, before = self._best, self._before
+        is_last = number - before >= self._settings.epochs or number - max(best.number, before) >= self._settings.patience
         return Epoch(
             number,
             loss,
@@ -170,7 +170,6 @@ class Fit:
             best.metrics,
             found.joint_accuracy,
             is_last,
-            self._begun,
         )
 
     def _judge(self, number: int) -> "_Judged":
@@ -200,7 +199,7 @@ class Fit:
         for first in range(0, len(batches), settings.gradient_accumulation):
             together = batches[first : first + settings.gradient_accumulation]
             # By share of the epoch, not by steps: their number differs a little from epoch to epoch.
-            self._step.set_rates((number - 1 + (first + len(together) - 1) / len(batches)) / settings.epochs)
+            self._step.set_rates((number - self._before - 1 + (first + len(together) - 1) / len(batches)) / settings.epochs)
             losses.append(self._step.take(together))
             # At once, not after a whole epoch of nonsense; the loss is the same on every worker.
             if not math.isfinite(float(losses[-1])):
@@ -221,7 +220,7 @@ class Fit:
             state, steps = self._step.state()
             tensors |= state
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, folder / _TENSORS_FILE)
-        facts = {"last": asdict(self._last) if self._last else None, "steps": steps}
+        facts = {"last": asdict(self._last) if self._last else None, "steps": steps, "before": self._before}
         (folder / _FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
 
     def restore(self, folder: Path) -> None:
@@ -230,11 +229,33 @@ class Fit:
         facts = json.loads((folder / _FACTS_FILE).read_text(encoding="utf-8"))
         load_trainable_state(self.model, under("current/", tensors))
         self._best_state = under("best/", tensors)
-        self._last = last = Epoch(**facts["last"]) if facts["last"] else None
-        if last is not None:
-            self._best = _Judged(last.best_number, last.best_score, last.best_metrics, last.joint_accuracy)
-            self._begun = last.begun
+        self._last, self._before = _last_epoch(facts), int(facts["before"])
+        self._best = _best_of(self._last) if self._last else None
         self._step.load(tensors, facts["steps"])
+
+    def begin_after(self, state: Mapping[str, torch.Tensor], last: Epoch) -> None:
+        """Go on from a training of the same heads that trained fewer layers: with its best parameters, its epochs and its best score.
+
+        Args:
+            state: Its `best_state`.
+            last: Its last epoch.
+        """
+        load_trainable_state(self.model, dict(state))
+        self._best_state = trainable_state(self.model)
+        self._last, self._best, self._before = replace(last, is_last=False), _best_of(last), last.number
+
+
+def _last_epoch(facts: Mapping[str, Any]) -> Epoch | None:
+    return Epoch(**facts["last"]) if facts["last"] else None
+
+
+def _best_of(last: Epoch) -> "_Judged":
+    return _Judged(last.best_number, last.best_score, last.best_metrics, last.joint_accuracy)
+
+
+def last_epoch_in(folder: Path) -> Epoch | None:
+    """Read the last epoch from a folder written by `Fit.save`."""
+    return _last_epoch(json.loads((folder / _FACTS_FILE).read_text(encoding="utf-8")))
 
 
 def _diverged(epoch: int, found: str) -> DivergedError:

@@ -1,14 +1,16 @@
 """Many candidates for one head, trained together on one pass over frozen features, each as if it were alone.
 
-While the encoder is frozen, heads have nothing in common: each is searched by itself, and its loss weight cannot matter. Candidates of the
-same shape are stacked, so that one matrix product serves all of them; each has its own learning rate, dropout, optimiser state, gradient
-norm and best epoch. It does not know the encoder, who proposes candidates, or Ray.
+While the encoder is frozen, heads have nothing in common: each is searched by itself, and its loss weight cannot matter. Every candidate
+is trained once for each fold, on the texts of all others, and once on all texts. What the folds' trainings answer about texts they have not
+seen chooses the candidate and its epoch; the training on all texts at that epoch is the result. So the validation texts stay unseen, and
+the best of many candidates flatters less: it is judged on several times as many texts. Trainings of one shape are stacked, so that one
+matrix product serves all of them. It does not know the encoder, who proposes candidates, or Ray.
 
 Sources: Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization (AdamW); Wang et al. 2021, HFTA (arXiv 2102.02344), for training
-models of one shape as one. The stacking is ours.
+models of one shape as one; Stone 1974, Cross-validatory choice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,15 +44,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Features:
-    """Frozen features of the texts that have a label for the head.
+    """Frozen features of the training texts that have a label for the head.
 
     Attributes:
         pooled: (texts, width), float32.
         labels: Class indices, (texts,), int64.
+        folds: The fold of each text, (texts,), int64, from 0.
     """
 
     pooled: torch.Tensor
     labels: torch.Tensor
+    folds: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,10 @@ class Outcome:
 
     Attributes:
         candidate: Which.
-        score: Its best on the validation texts.
+        score: Its best on texts that were held out, over all folds together.
         epoch: When that was.
         epochs: How many it trained.
-        state: Its parameters then, named as in `Head`.
+        state: Its parameters then, trained on all texts, named as in `Head`.
     """
 
     candidate: Candidate
@@ -91,22 +95,19 @@ class Outcome:
     state: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-def known(pooled: torch.Tensor, labels: NDArray[np.int64]) -> Features:
+def known(pooled: torch.Tensor, labels: NDArray[np.int64], folds: NDArray[np.int64]) -> Features:
     """Leave the texts out that have no label."""
     chosen = torch.from_numpy(np.flatnonzero(labels != MISSING))
-    return Features(pooled[chosen].float(), torch.from_numpy(labels)[chosen])
+    return Features(pooled[chosen].float(), torch.from_numpy(labels)[chosen], torch.from_numpy(folds)[chosen])
 
 
-def train_population(
-    candidates: Sequence[Candidate], question: Question, training: Features, validation: Features, settings: FitSettings
-) -> list[Outcome]:
+def train_population(candidates: Sequence[Candidate], question: Question, features: Features, settings: FitSettings) -> list[Outcome]:
     """Train candidates for one head on frozen features.
 
     Args:
         candidates: Of any shapes.
         question: The head.
-        training: Texts to learn from.
-        validation: Texts that choose each candidate's epoch.
+        features: Texts to learn from, in folds.
         settings: Epochs, patience, `batch_texts`, warm-up, weight decay, gradient norm and seed; the rest is the candidates' own.
 
     Returns:
@@ -116,32 +117,40 @@ def train_population(
     shapes = {(one.candidate.hidden_size, one.candidate.loss) for one in outcomes}
     for hidden_size, loss in sorted(shapes):
         alike = [one for one in outcomes if (one.candidate.hidden_size, one.candidate.loss) == (hidden_size, loss)]
-        _Stack(alike, question, training, validation, settings).train()
+        _Stack(alike, question, features, settings).train()
     return outcomes
 
 
 class _Stack:
-    """Candidates of one shape; parameters are (candidates, …)."""
+    """Candidates of one shape; parameters are (candidates x trainings, ...), a candidate's trainings side by side.
 
-    def __init__(
-        self, outcomes: Sequence[Outcome], question: Question, training: Features, validation: Features, settings: FitSettings
-    ) -> None:
+    Training f leaves out fold f; the last leaves out nothing.
+    """
+
+    def __init__(self, outcomes: Sequence[Outcome], question: Question, features: Features, settings: FitSettings) -> None:
         self._living = list(outcomes)
-        self._question, self._training, self._validation, self._settings = question, training, validation, settings
+        self._question, self._features, self._settings = question, features, settings
+        self._held_out = [torch.nonzero(features.folds == fold).flatten() for fold in features.folds.unique()]
+        self._trainings = len(self._held_out) + 1
+        # (trainings, texts): whether a training learns from a text.
+        self._learns = torch.ones(self._trainings, len(features.labels))
+        for training, texts in enumerate(self._held_out):
+            self._learns[training, texts] = 0.0
         first = outcomes[0].candidate
         torch.manual_seed(settings.seed)
-        head = Head(training.pooled.shape[1], question.classes, first.hidden_size, 0.0, first.loss)
+        head = Head(features.pooled.shape[1], question.classes, first.hidden_size, 0.0, first.loss)
         self._loss = first.loss
+        count = len(outcomes) * self._trainings
         self._parameters = {
-            name: value.detach().repeat(len(outcomes), *[1] * value.dim()).requires_grad_() for name, value in head.named_parameters()
+            name: value.detach().repeat(count, *[1] * value.dim()).requires_grad_() for name, value in head.named_parameters()
         }
         self._moments = {name: (torch.zeros_like(value), torch.zeros_like(value)) for name, value in self._parameters.items()}
-        self._matrices = [name for name, value in self._parameters.items() if value.dim() > 2]  # (candidates, out, in)
+        self._matrices = [name for name, value in self._parameters.items() if value.dim() > 2]  # (trainings, out, in)
         self._biases = [name for name in self._parameters if name not in self._matrices]
         self._steps = 0
         weights = question.class_weights
         self._class_weights = None if weights is None else torch.from_numpy(weights)
-        self._majority = majority_class(training.labels.numpy(), question.classes)
+        self._majority = majority_class(features.labels.numpy(), question.classes)
 
     def train(self) -> None:
         settings = self._settings
@@ -157,58 +166,62 @@ class _Stack:
     def _epoch(self, number: int) -> None:
         settings = self._settings
         generator = torch.Generator().manual_seed(settings.seed * 100_003 + number)
-        order = torch.randperm(len(self._training.labels), generator=generator)
+        order = torch.randperm(len(self._features.labels), generator=generator)
         batches = order.split(settings.batch_texts)
         for position, indices in enumerate(batches):
             factor = schedule((number - 1 + position / len(batches)) / settings.epochs, settings.warmup_fraction)
             self._step(indices, factor, generator)
 
     def _step(self, indices: torch.Tensor, factor: float, generator: torch.Generator) -> None:
-        labels = self._training.labels[indices]
-        logits = self._logits(self._training.pooled[indices], generator)
-        repeated = labels.expand(len(self._living), -1).reshape(-1)
-        summed = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), repeated, weight=self._class_weights, reduction="sum")
-        # One sum over all candidates: none of their parameters is in another's loss.
+        labels, learns = self._features.labels[indices], self._learns[:, indices]
+        logits = self._logits(self._features.pooled[indices], self._parameters, generator)
+        repeated = labels.expand(len(logits), -1).reshape(-1)
+        losses = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), repeated, weight=self._class_weights, reduction="none")
+        # Each training's mean is over its own texts of the batch.
+        shares = learns / torch.stack([loss_count(labels[own > 0], self._question.classes, self._loss) for own in learns])[:, None]
+        # One sum over all trainings: none of their parameters is in another's loss.
+        summed = (losses.view(len(self._living), *learns.shape) * shares).sum()
         names = list(self._parameters)
-        gradients = torch.autograd.grad(summed / loss_count(labels, self._question.classes, self._loss), list(self._parameters.values()))
+        gradients = torch.autograd.grad(summed, list(self._parameters.values()))
         self._update(dict(zip(names, gradients, strict=True)), factor)
 
-    def _logits(self, pooled: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Map features (texts, width) to logits (candidates, texts, classes); with a generator, with dropout."""
+    def _logits(
+        self, pooled: torch.Tensor, parameters: Mapping[str, torch.Tensor], generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Map features (texts, width) to logits (trainings, texts, classes); with a generator, with dropout."""
         hidden = self._dropped(pooled[None], generator)
-        if "hidden.weight" in self._parameters:
-            hidden = self._dropped(functional.gelu(self._linear("hidden", hidden)), generator)
-        logits = self._linear("output", hidden)
+        if "hidden.weight" in parameters:
+            hidden = self._dropped(functional.gelu(_linear("hidden", hidden, parameters)), generator)
+        logits = _linear("output", hidden, parameters)
         return class_log_probabilities(logits) if self._loss == "corn" else logits
-
-    def _linear(self, name: str, values: torch.Tensor) -> torch.Tensor:
-        weight, bias = self._parameters[f"{name}.weight"], self._parameters[f"{name}.bias"]
-        return torch.matmul(values, weight.transpose(1, 2)) + bias[:, None]
 
     def _dropped(self, values: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         if generator is None:
             return values
         # The same noise for all, each with its own threshold: so it does not matter who else is there.
         noise = torch.rand(values.shape[1:], generator=generator)
-        rates = self._column([one.candidate.dropout for one in self._living], 3)
+        rates = torch.tensor([one.candidate.dropout for one in self._living for _ in range(self._trainings)]).view(-1, 1, 1)
         return values * (noise >= rates) / (1.0 - rates)
 
     @torch.no_grad()
     def _update(self, gradients: dict[str, torch.Tensor], factor: float) -> None:
-        # Step by step through the candidates: one's parameters, moments and gradients fit into a core's cache, those of all do not.
+        # Candidate by candidate: one's parameters, moments and gradients fit into a core's cache, those of all do not.
         self._steps += 1
         for place, one in enumerate(self._living):
-            # The fused kernel reads numbers as they lie, and a transposed matrix has a transposed gradient.
-            own = {name: gradient[place].contiguous() for name, gradient in gradients.items()}
-            norm = torch.nn.utils.get_total_norm(list(own.values()))
-            torch._foreach_mul_(list(own.values()), (self._settings.max_gradient_norm / (norm + _NORM_EPSILON)).clamp(max=1.0))
+            part = self._part(place)
+            # The gradient of a transposed matrix has a transposed gradient.
+            own = {name: gradient[part].contiguous() for name, gradient in gradients.items()}
+            norms = torch.stack([gradient.flatten(1).square().sum(dim=1) for gradient in own.values()]).sum(dim=0).sqrt()
+            scales = (self._settings.max_gradient_norm / (norms + _NORM_EPSILON)).clamp(max=1.0)
+            for gradient in own.values():
+                gradient.mul_(scales.view(-1, *[1] * (gradient.dim() - 1)))
             # Biases do not decay.
             for names, decay in ((self._matrices, self._settings.weight_decay), (self._biases, 0.0)):
                 adamw(
-                    [self._parameters[name][place] for name in names],
+                    [self._parameters[name][part] for name in names],
                     [own[name] for name in names],
-                    [self._moments[name][0][place] for name in names],
-                    [self._moments[name][1][place] for name in names],
+                    [self._moments[name][0][part] for name in names],
+                    [self._moments[name][1][part] for name in names],
                     [],
                     [torch.tensor(float(self._steps - 1)) for _ in names],
                     fused=True,
@@ -221,30 +234,39 @@ class _Stack:
                     maximize=False,
                 )
 
+    def _part(self, place: int) -> slice:
+        """Return where a candidate's trainings are."""
+        return slice(place * self._trainings, (place + 1) * self._trainings)
+
     @torch.no_grad()
     def _judge(self, number: int) -> None:
-        logits = self._logits(self._validation.pooled).float().numpy()
+        logits = torch.zeros(len(self._living), len(self._features.labels), self._question.classes)
+        for training, texts in enumerate(self._held_out):
+            own = {name: value[training :: self._trainings] for name, value in self._parameters.items()}
+            logits[:, texts] = self._logits(self._features.pooled[texts], own).float()
         for place, one in enumerate(self._living):
             one.epochs = number
-            score = self._score(logits[place])
+            score = self._score(logits[place].numpy())
             if score > one.score:
                 one.score, one.epoch = score, number
-                one.state = {name: value[place].detach().clone() for name, value in self._parameters.items()}
+                one.state = {name: value[self._part(place)][-1].detach().clone() for name, value in self._parameters.items()}
 
     def _score(self, logits: NDArray[np.float32]) -> float:
         if not np.isfinite(logits).all():
             return -np.inf
         question = self._question
         found: HeadMetrics = measure_head(
-            self._validation.labels.numpy(), probabilities(logits), self._majority, is_ordered=question.is_ordered
+            self._features.labels.numpy(), probabilities(logits), self._majority, is_ordered=question.is_ordered
         )
         return head_scores({question.name: found.to_dict()}, {question.name: question.metric})[question.name]
 
     def _keep(self, places: Sequence[int]) -> None:
-        chosen = torch.tensor(places)
+        chosen = torch.cat([torch.arange(self._part(place).start, self._part(place).stop) for place in places])
         self._living = [self._living[place] for place in places]
         self._parameters = {name: value.detach()[chosen].requires_grad_() for name, value in self._parameters.items()}
         self._moments = {name: (first[chosen], second[chosen]) for name, (first, second) in self._moments.items()}
 
-    def _column(self, values: Sequence[float], dimensions: int) -> torch.Tensor:
-        return torch.tensor(values).view(-1, *[1] * (dimensions - 1))
+
+def _linear(name: str, values: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
+    return torch.matmul(values, weight.transpose(1, 2)) + bias[:, None]

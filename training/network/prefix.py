@@ -5,6 +5,8 @@ not know heads, labels or Ray. The idea is old (see e.g. Brock et al. 2017, Free
 architecture, stand-ins that hand their input through, is ours.
 """
 
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -22,10 +24,8 @@ _AFTER_LAYERS = ("pooler", "final_norm")
 _BEFORE_LAYERS = ("embeddings_project",)
 
 
-class _Reached(Exception):  # not an error: ends a forward pass at the layer we wanted
-    def __init__(self, hidden: torch.Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
+class _Reached(Exception):
+    """No error: ends a forward pass at the layer we wanted."""
 
 
 class _SkippedEmbeddings(nn.Module):
@@ -79,52 +79,65 @@ def freeze(model: TwoHeadBert, depth: int) -> None:
                 part.requires_grad_(True)
 
 
-def prefix_rows(model: TwoHeadBert, table: TokenTable, pad_id: int, depth: int, batch_tokens: int = 4096) -> torch.Tensor:
+def prefix_rows(
+    model: TwoHeadBert, table: TokenTable, pad_id: int, depths: Sequence[int], batch_tokens: int = 4096
+) -> dict[int, torch.Tensor]:
     """Encode every text once with the frozen lower layers.
 
     Args:
         model: With its encoder whole; used in evaluation mode.
         table: The texts.
         pad_id: Token that fills batches.
-        depth: Frozen layers, at least 1.
+        depths: Numbers of frozen layers, each at least 1; one pass serves them all.
         batch_tokens: Most tokens at once, padding included.
 
     Returns:
-        Pooled vectors (texts, width) when all layers are frozen, else the input of layer `depth`, (tokens, width); float32, on the CPU.
+        By depth: pooled vectors (texts, width) when all layers are frozen, else the input of layer `depth`, (tokens, width); float32, on
+        the CPU.
     """
-    layers = encoder_layers(model.encoder)
     tokens = TokenInputs(table, pad_id)
     device = next(model.parameters()).device
     model.eval()
-    rows: list[torch.Tensor | None] = [None] * len(table)
+    rows: dict[int, list[torch.Tensor]] = {depth: [torch.empty(0)] * len(table) for depth in depths}
     for indices in plan_batches(table.lengths, batch_tokens, batch_texts=512):
         batch = {name: tensor.to(device) for name, tensor in tokens.batch(indices).items()}
         with torch.no_grad():
-            hidden = model(**batch).pooled if depth == len(layers) else _input_of(layers[depth], model, batch)
-        for position, index in enumerate(indices):
-            row = hidden[position]
-            rows[index] = (row[None] if row.dim() == 1 else row[: table.lengths[index]]).float().cpu()
-    return torch.cat([row for row in rows if row is not None])
+            hidden = _at_depths(model, batch, depths)
+        for depth in depths:
+            for position, index in enumerate(indices):
+                row = hidden[depth][position]
+                rows[depth][index] = (row[None] if row.dim() == 1 else row[: table.lengths[index]]).float().cpu()
+    return {depth: torch.cat(every) for depth, every in rows.items()}
 
 
 def compute_prefix(model: TwoHeadBert, table: TokenTable, pad_id: int, depth: int, batch_tokens: int = 4096) -> Inputs:
     """Encode every text once and return what the rest of the model reads; see `prefix_rows`."""
-    rows = prefix_rows(model, table, pad_id, depth, batch_tokens)
+    rows = prefix_rows(model, table, pad_id, [depth], batch_tokens)[depth]
     return PooledInputs(rows, table.lengths) if depth == len(encoder_layers(model.encoder)) else ActivationInputs(rows, table.offsets)
 
 
-def _input_of(layer: nn.Module, model: TwoHeadBert, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    def stop(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        raise _Reached(arguments[0] if arguments else named["hidden_states"])
+def _at_depths(model: TwoHeadBert, batch: dict[str, torch.Tensor], depths: Sequence[int]) -> dict[int, torch.Tensor]:
+    """Return the input of each layer asked for, (texts, tokens, width), and for the number of layers the pooled vectors."""
+    layers = encoder_layers(model.encoder)
+    last, found = max(depths), {}
 
-    hook = layer.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        model.encoder(**batch)
-    except _Reached as reached:
-        return reached.hidden
-    finally:
-        hook.remove()
-    raise EncoderError(f"encoder {type(model.encoder).__name__}: layer {type(layer).__name__} was never reached")
+    def hook_of(depth: int) -> Any:
+        def note(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            found[depth] = arguments[0] if arguments else named["hidden_states"]
+            if depth == last:
+                raise _Reached
+
+        return note
+
+    with ExitStack() as hooks:
+        for depth in set(depths) - {len(layers)}:
+            hooks.callback(layers[depth].register_forward_pre_hook(hook_of(depth), with_kwargs=True).remove)
+        with suppress(_Reached):
+            found[len(layers)] = model(**batch).pooled
+    missing = set(depths) - set(found)
+    if missing:
+        raise EncoderError(f"encoder {type(model.encoder).__name__}: layer {min(missing)} was never reached")
+    return found
 
 
 def remove_prefix(model: TwoHeadBert, depth: int) -> None:

@@ -16,13 +16,14 @@ from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialSch
 from ray.tune.search import Searcher
 
 from training.search.assignment import Order
-from training.search.ledger import Ledger, TrialHistory, trial_facts
-from training.search.searcher import HAS_DIVERGED, HAS_NO_MEMORY, HEAD_SCORES, IS_LAST, SCORE, Proposer
+from training.search.ladder import Ladder
+from training.search.ledger import PASSED_OVER, Ledger, TrialHistory, trial_facts
+from training.search.searcher import HAS_DIVERGED, HAS_NO_MEMORY, HEAD_SCORES, IS_LAST, SAMPLED, SCORE, Proposer
 
 # What of a report is written down; Tune adds a dozen keys of its own.
 _REPORTED = (
     *(SCORE, HEAD_SCORES, IS_LAST, HAS_DIVERGED, HAS_NO_MEMORY, "epoch", "epoch_score", "loss", "metrics", "best_metrics"),
-    *("best_number", "joint_accuracy", "epoch_s", "epoch_cpu_s", "point", "best_point", "begun"),
+    *("best_number", "joint_accuracy", "epoch_s", "epoch_cpu_s", "point", "best_point", "depth", "is_climbing"),
 )
 
 
@@ -36,6 +37,7 @@ class Exploration:
         proposer: Of its configurations.
         scheduler: That stops its trials early.
         seed: Of each of its trials.
+        ladder: Who is passed over and who climbs; without it every trial trains once, as its configuration says.
     """
 
     group: str
@@ -43,6 +45,7 @@ class Exploration:
     proposer: Proposer
     scheduler: TrialScheduler
     seed: int
+    ladder: Ladder | None = None
 
 
 @dataclass(eq=False)
@@ -53,6 +56,7 @@ class Agenda(Searcher):
         explorations: In the order in which they begin.
         confirmations: Names the trials that confirm, once every exploration has ended: histories → histories yet without epochs.
         heads_of: Heads of a group.
+        checkpoints_of: Folders of a trial's checkpoints, the newest first.
         ledger: What happened so far.
         most_concurrent: Trials at once.
         budget_s: No exploration begins a trial after this; null means no limit.
@@ -67,6 +71,7 @@ class Agenda(Searcher):
     explorations: Sequence[Exploration]
     confirmations: Callable[[Sequence[TrialHistory]], Sequence[TrialHistory]]
     heads_of: Callable[[str], tuple[str, ...]]
+    checkpoints_of: Callable[[str], Sequence[str]]
     ledger: Ledger
     most_concurrent: int
     budget_s: float | None = None
@@ -98,8 +103,9 @@ class Agenda(Searcher):
         if self.pending:
             history, checkpoints = self.pending.pop(0)
             return self._order(trial_id, history, checkpoints)
-        if (explored := self._explore()) is not None:
-            return self._begin(trial_id, explored)
+        for next_order in (self._climb, self._explore, self._climb_at_last):
+            if (order := next_order(trial_id)) is not None:
+                return order
         if any(history.group in self._groups for history in self.live.values()):
             return None
         if self._to_confirm is None:
@@ -119,18 +125,57 @@ class Agenda(Searcher):
     def _groups(self) -> dict[str, Exploration]:
         return {one.group: one for one in self.explorations}
 
-    def _explore(self) -> TrialHistory | None:
-        if self.budget_s is not None and self.elapsed_s > self.budget_s:
-            return None
-        for one in self.explorations:
-            if (proposal := one.proposer.propose()) is not None:
+    @property
+    def _is_spent(self) -> bool:
+        return self.budget_s is not None and self.elapsed_s > self.budget_s
+
+    def _explore(self, trial_id: str) -> dict[str, Any] | None:
+        """Begin the next proposed trial that is not passed over."""
+        for one in () if self._is_spent else self.explorations:
+            while (proposal := one.proposer.propose()) is not None:
+                depths = one.ladder.depths(proposal.point) if one.ladder else ()
                 name = f"{one.group}-{proposal.number}"
-                return TrialHistory(name, one.group, proposal.number, proposal.point, one.seed, proposal.origin)
+                facts = (name, one.group, proposal.number, proposal.point, one.seed, proposal.origin)
+                history = TrialHistory(*facts, depths=depths)
+                if not self._is_passed_over(one, history):
+                    return self._begin(trial_id, history)
+                self._pass_over(one, history)
         return None
 
-    def _begin(self, trial_id: str, history: TrialHistory) -> dict[str, Any]:
+    def _is_passed_over(self, exploration: Exploration, history: TrialHistory) -> bool:
+        if exploration.ladder is None or history.origin != SAMPLED:
+            return False
+        before = self._own(exploration)
+        scores = [exploration.ladder.heads_score(one.point) for one in before]
+        return exploration.ladder.is_passed_over(scores, exploration.ladder.heads_score(history.point), before)
+
+    def _pass_over(self, exploration: Exploration, history: TrialHistory) -> None:
+        self.histories[history.name] = history
+        self.close(history, PASSED_OVER)
+        exploration.proposer.ended(history.number, PASSED_OVER, {})
+
+    def _own(self, exploration: Exploration) -> list[TrialHistory]:
+        """Return the trials of an exploration, by number."""
+        return sorted((one for one in self.histories.values() if one.group == exploration.group), key=lambda one: one.number)
+
+    def _climb(self, trial_id: str, *, is_end: bool = False) -> dict[str, Any] | None:
+        """Let the next trial train more layers that has earned it."""
+        for one in () if self._is_spent else self.explorations:
+            has_more = any(history.group == one.group for history in self.live.values())
+            if one.ladder is None or (is_end and has_more):
+                continue
+            if (found := one.ladder.next_climb(self._own(one), is_end=is_end)) is not None:
+                history, depths = found
+                history.state, history.depths = "", depths
+                return self._begin(trial_id, history, tuple(self.checkpoints_of(history.name)))
+        return None
+
+    def _climb_at_last(self, trial_id: str) -> dict[str, Any] | None:
+        return self._climb(trial_id, is_end=True)
+
+    def _begin(self, trial_id: str, history: TrialHistory, checkpoints: tuple[str, ...] = ()) -> dict[str, Any]:
         self.ledger.append("proposed", {"trial": trial_facts(history), "elapsed_s": self.elapsed_s})
-        return self._order(trial_id, history, ())
+        return self._order(trial_id, history, checkpoints)
 
     def _order(self, trial_id: str, history: TrialHistory, checkpoints: tuple[str, ...]) -> dict[str, Any]:
         self.histories[history.name] = self.live[trial_id] = history
@@ -140,6 +185,7 @@ class Agenda(Searcher):
             *(history.name, history.group, history.number, heads, history.point, history.seed),
             checkpoints=checkpoints,
             answers=not is_exploring,
+            depths=history.depths,
         )
         return asdict(order)
 
@@ -153,15 +199,19 @@ class Agenda(Searcher):
         history.point = dict(report.get("point", history.point))
         history.epochs[:] = [*(one for one in history.epochs if one["epoch"] < report["epoch"]), report]
         self.ledger.append("epoch", {"trial": trial_facts(history), "report": report, "elapsed_s": self.elapsed_s})
-        if history.group in self._groups and not report.get(HAS_DIVERGED):
+        if self._is_told(history) and not report.get(HAS_DIVERGED):
             self._groups[history.group].proposer.heard(history.number, report)
 
     def ended(self, trial_id: str, state: str, error: str = "") -> None:
         """Write an end down and tell the proposer."""
         self.close(self.live[trial_id], state, error)
         history = self.live.pop(trial_id)
-        if history.group in self._groups:
+        if self._is_told(history):
             self._groups[history.group].proposer.ended(history.number, state, history.last)
+
+    def _is_told(self, history: TrialHistory) -> bool:
+        """Whether a proposer hears of a trial; of one that climbs it heard when that first ended."""
+        return history.group in self._groups and not history.is_climbing
 
     def close(self, history: TrialHistory, state: str, error: str = "") -> None:
         """Write down how a trial ended."""

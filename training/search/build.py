@@ -26,24 +26,28 @@ from training.network.inputs import TokenInputs
 from training.network.model import TwoHeadBert, make_config
 from training.network.prefix import freeze, load_trainable_state, remove_prefix
 from training.search.assignment import Assignment
-from training.search.heads_alone import FirstRung, begin_heads, read_rung
+from training.search.found_heads import FirstRung, read_rung
+from training.search.heads_alone import begin_heads
 from training.search.reading import read, read_again
 from training.search.search_space import TrialSettings
 
 
-def prepare_fit(assignment: Assignment, trial: TrialSettings, *, with_test: bool = False, workers: Workers | None = None) -> Fit:
+def prepare_fit(
+    assignment: Assignment, trial: TrialSettings, *, with_test: bool = False, begins: bool = True, workers: Workers | None = None
+) -> Fit:
     """Build a trial's model and what it reads.
 
     Args:
         assignment: What all trials share.
         trial: Its configuration.
         with_test: The test texts will be answered too, so that their activations are computed while the encoder is whole.
+        begins: It goes on from no other training, so that its heads begin with what the first rung found.
         workers: Who trains together; by default this process alone.
     """
     model = build_model(assignment, trial)
     device = choose_device()
     nn.Module.to(model, device)
-    is_begun = bool(assignment.heads_from) and begin_heads(model, assignment, _first_rung(assignment), trial.fit.seed)
+    is_begun = begins and bool(assignment.heads_from) and begin_heads(model, assignment, _first_rung(assignment), trial.fit.seed)
     depth = trial.fit.frozen_layers
     freeze(model, depth)
     splits = [split for split in ("training", "validation", *(["test"] if with_test else [])) if len(assignment.tokens[split])]

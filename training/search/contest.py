@@ -104,7 +104,9 @@ def _scored(tuning: TuningSettings) -> TuningSettings:
 
 def _again(history: TrialHistory, seed: int) -> TrialHistory:
     name = f"{_CONFIRM}{history.name.removeprefix(f'{MAIN_GROUP}-')}-{seed}"
-    return TrialHistory(name, f"{_CONFIRM}{history.group}", history.number, dict(history.best_point), seed, "confirmation")
+    # As far up the ladder as its best epoch was.
+    depths = history.depths if (history.best_depth,) == history.depths[-1:] else history.depths[:1]
+    return TrialHistory(name, f"{_CONFIRM}{history.group}", history.number, dict(history.best_point), seed, "confirmation", depths=depths)
 
 
 def _ranked(ended: Sequence[TrialHistory], tuning: TuningSettings) -> list[TrialHistory]:

@@ -12,7 +12,8 @@ from cluster.console import say
 from cluster.storage import Storage
 from training.search.assignment import Assignment
 from training.search.build import build_model
-from training.search.heads_alone import FirstRung, encode, explore_head, join, read_rung, write_rung
+from training.search.found_heads import FirstRung, join, read_rung, write_rung
+from training.search.heads_alone import encode, explore_head
 from training.search.search_space import trial_settings
 
 
@@ -26,7 +27,7 @@ def first_rung(assignment: Assignment, folder: str) -> FirstRung | None:
     Returns:
         Nothing where the settings want none, a version's heads are the beginning, or the features have no room.
     """
-    if not assignment.settings.tuning.head_candidates or assignment.start:
+    if not assignment.settings.tuning.ladder or assignment.start:
         return None
     storage = Storage(assignment.storage)
     found = read_rung(storage, folder)
@@ -36,7 +37,7 @@ def first_rung(assignment: Assignment, folder: str) -> FirstRung | None:
         say("note      no room for the frozen encoder's vectors, so heads begin at random; see training.activations.most_bytes")
         return None
     for head, one in found.heads.items():
-        said = f"score {one.scores[0]:.3f} on the frozen encoder, best" if one.best else "no score"
+        said = f"cross-validated {one.scores[0]:.3f} on the frozen encoder, best" if one.best else "no score"
         say(f"heads     {head:<14} {said} of {one.candidates} in {one.seconds:.0f} s")
     return found
 
@@ -69,6 +70,6 @@ def _explore(assignment: Assignment, head: str) -> FirstRung:
     return explore_head(assignment, head, pooled)
 
 
-def _pooled(assignment: Assignment) -> dict[str, torch.Tensor] | None:
+def _pooled(assignment: Assignment) -> torch.Tensor | None:
     torch.set_num_threads(max(1, int(assignment.settings.tuning.resources_per_trial.cpu)))
     return encode(assignment, build_model(assignment, trial_settings(assignment.settings, {})))

@@ -10,7 +10,7 @@ It does not know Ray: what Ray Tune writes for itself is never read back.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.errors import ConflictError
@@ -18,6 +18,8 @@ from cluster.storage import Storage
 from training.errors import TuningError
 from training.search.search_space import Point
 
+# A state: its heads did badly on the frozen encoder, so it was not trained at all.
+PASSED_OVER = "passed over"
 _DIGITS = 6
 
 
@@ -31,10 +33,11 @@ class TrialHistory:
         number: Its place in the group; 0 is the default configuration.
         point: Searched values by path, as they were in its last epoch.
         seed: Of weights, order and dropout.
-        origin: Who proposed it: `default`, `equal weights`, `version N`, `sampler`, `confirmation`.
+        origin: Who proposed it: `default`, `equal weights`, `version N`, `heads alone`, `sampler`, `confirmation`.
         epochs: What each epoch reported, from epoch 1.
-        state: How it ended, or "" while it has not.
+        state: How it ended: `finished`, `stopped`, `passed over`, `diverged`, `out of memory` or `died`; "" while it has not.
         error: Class of the error that ended it.
+        depths: Frozen layers of what it trains one after the other; see `Order`.
     """
 
     name: str
@@ -46,16 +49,39 @@ class TrialHistory:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     state: str = ""
     error: str = ""
+    depths: tuple[int, ...] = ()
 
     @property
     def last(self) -> dict[str, Any]:
         """What its last epoch reported; empty before the first."""
         return self.epochs[-1] if self.epochs else {}
 
+    def before_climbing(self) -> "TrialHistory":
+        """Return what was known when it first ended, for a trial that climbs since."""
+        if not self.is_climbing:
+            return self
+        return replace(self, state="finished", epochs=[one for one in self.epochs if not one.get("is_climbing")])
+
     @property
     def best_point(self) -> Point:
         """The point that its best epoch was trained with; a population changes points on the way."""
         return dict(self.last.get("best_point") or self.point)
+
+    @property
+    def is_climbing(self) -> bool:
+        """Whether it trains more layers than it first did."""
+        return len(self.depths) > 1
+
+    @property
+    def best_depth(self) -> int | None:
+        """Frozen layers of the training that brought its best epoch; nothing before the first epoch."""
+        best = self.last.get("best_number")
+        return next((int(one["depth"]) for one in self.epochs if one["epoch"] == best and "depth" in one), None)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended badly."""
+        return self.state not in ("", "finished", "stopped", PASSED_OVER)
 
     @property
     def is_sound(self) -> bool:
@@ -111,7 +137,10 @@ class Ledger:
                 continue
             facts = event["trial"]
             history = histories.setdefault(facts["name"], TrialHistory(**facts))
-            history.point = facts["point"]
+            if event["kind"] == "proposed":
+                # Or begun anew, to climb.
+                history.state = ""
+            history.point, history.depths = facts["point"], tuple(facts.get("depths", ()))
             if event["kind"] == "epoch":
                 _remember(history.epochs, event["report"])
             elif event["kind"] == "ended":
@@ -142,7 +171,7 @@ def _remember(epochs: list[dict[str, Any]], report: dict[str, Any]) -> None:
 
 def trial_facts(history: TrialHistory) -> dict[str, Any]:
     """Return what every event of a trial repeats."""
-    return {key: getattr(history, key) for key in ("name", "group", "number", "point", "seed", "origin")}
+    return {key: getattr(history, key) for key in ("name", "group", "number", "point", "seed", "origin", "depths")}
 
 
 def sound(histories: Sequence[TrialHistory], group: str) -> list[TrialHistory]:

@@ -167,6 +167,9 @@ def checkpoints(storage: Storage, name: str, trial: str) -> list[str]:
     """List the folders of a trial's checkpoints, the newest first."""
     found = []
     for attempt in attempts(storage, name):
-        folder = search_path(name, f"{attempt}/{trial}")
-        found += [f"{folder}/{one}" for one in sorted(storage.names(folder), reverse=True) if one.startswith("checkpoint_")]
+        path = search_path(name, attempt)
+        # A trial that climbed has a folder for each time: trial-3, trial-3.2.
+        own = [one for one in storage.names(path) if one.partition(".")[0] == trial]
+        for folder in (f"{path}/{one}" for one in sorted(own, reverse=True)):
+            found += [f"{folder}/{one}" for one in sorted(storage.names(folder), reverse=True) if one.startswith("checkpoint_")]
     return found

@@ -9,13 +9,16 @@ import numpy as np
 
 from cluster.console import say
 from cluster.storage import Storage
-from training.data.dataset import Dataset
+from training.data.dataset import Dataset, folds_of
 from training.data.tokens import Tokenizer
 from training.network.encoder import EncoderSource, find_encoder
 from training.search.assignment import Assignment
 from training.search.plan import Plan, search_path
 from training.search.search_space import dimensions
 from training.settings import TrainingSettings
+
+# Each candidate of the first rung trains once more for each: with fewer it learns from less, with more it costs more.
+_FOLDS = 4
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def make_assignment(
         pad_id=tokenizer.pad_id,
         tokens={split: tokenizer.encode(examples.texts) for split, examples in splits.items()},
         labels={split: splits[split].labels for split in ("training", "validation")},
+        folds=folds_of(dataset.training, _FOLDS, settings.data.split.seed),
         digest=dataset.digest,
         storage=storage,
         start=start,

@@ -25,7 +25,9 @@ _BATCH_TOKENS = 4096
 _mapped: dict[str, torch.Tensor] = {}
 
 
-def read(assignment: Assignment, model: TwoHeadBert, depth: int, splits: Sequence[str], parts: int = 1) -> dict[str, Inputs]:
+def read(
+    assignment: Assignment, model: TwoHeadBert, depth: int, splits: Sequence[str], parts: int = 1, below: int | None = None
+) -> dict[str, Inputs]:
     """Return what a model with so many frozen layers reads: activations of all splits, or token ids of all.
 
     Args:
@@ -34,8 +36,12 @@ def read(assignment: Assignment, model: TwoHeadBert, depth: int, splits: Sequenc
         depth: Frozen layers; with 0 the model reads token ids.
         splits: Those that will be read.
         parts: Batches are so many times smaller, where memory ran out.
+        below: What a model with fewer frozen layers will read is kept by the same pass, where there is room.
     """
-    inputs = {split: _opened(_wanted(assignment, model, depth, split), assignment, model, parts) for split in splits} if depth else {}
+    inputs: dict[str, Inputs | None] = {}
+    for split in splits if depth else ():
+        beside = _wanted(assignment, model, below, split) if below and below < depth else None
+        inputs[split] = _opened(_wanted(assignment, model, depth, split), beside, assignment, model, parts)
     found = {split: one for split, one in inputs.items() if one is not None}
     return found if len(found) == len(splits) else {split: tokens_of(assignment, split) for split in splits}
 
@@ -64,20 +70,21 @@ def _precisions(wanted: Wanted) -> tuple[Wanted, Wanted]:
     return wanted, replace(wanted, precision="float32")
 
 
-def _opened(wanted: Wanted, assignment: Assignment, model: TwoHeadBert, parts: int) -> Inputs | None:
+def _opened(wanted: Wanted, beside: Wanted | None, assignment: Assignment, model: TwoHeadBert, parts: int) -> Inputs | None:
     settings = assignment.settings.activations
     storage = Storage(assignment.storage)
     kept = _cache(folder_for(storage, settings.folder), settings.most_bytes, None if storage.local_root else storage.uri)
+    depths = [wanted.source.depth, *([beside.source.depth] if beside else [])]
 
-    def compute(shard: Shard) -> NDArray[np.float32]:
+    def compute(shard: Shard) -> list[NDArray[np.float32]]:
         texts = wanted.table.take(np.arange(shard.first, shard.end))
-        rows = prefix_rows(model, texts, assignment.pad_id, wanted.source.depth, max(1, _BATCH_TOKENS // parts))
-        return rows.numpy()
+        rows = prefix_rows(model, texts, assignment.pad_id, depths, max(1, _BATCH_TOKENS // parts))
+        return [rows[depth].numpy() for depth in depths]
 
     for one in _precisions(wanted):
         if one.name not in _mapped:
             try:
-                found = kept.open(one, compute)
+                found = kept.open(one, compute, beside)
             except RangeExceeded:
                 continue
             if found is None:

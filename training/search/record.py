@@ -4,7 +4,7 @@ It holds rows and classes, never texts. It does not know Ray, files, or how anyt
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from training.checkpoint import EncoderFacts, HeadFacts, ModelFacts, code_revision, library_versions
@@ -12,10 +12,11 @@ from training.judging.abstention import ALWAYS_ABSTAIN
 from training.judging.comparison import headline
 from training.judging.judge import HeadCalibration, reported_split
 from training.judging.metrics import head_scores, selection_score
-from training.search.contest import EQUAL_WEIGHTS, Standing, pareto_front, single_group, standings
-from training.search.heads_alone import FirstRung, read_rung
+from training.search.contest import EQUAL_WEIGHTS, MAIN_GROUP, Standing, pareto_front, single_group, standings
+from training.search.found_heads import FirstRung, read_rung
 from training.search.importance import importance
-from training.search.ledger import TrialHistory
+from training.search.ladder import Agreement, Ladder
+from training.search.ledger import PASSED_OVER, TrialHistory
 from training.search.prepared import Prepared
 from training.search.search_space import TrialSettings, first_points, trial_settings
 from training.search_settings import TuningSettings
@@ -38,12 +39,13 @@ def make_record(
         best: The winning configuration.
         judged: Of `judge.account`, about the published model.
         comparisons: Of `comparison.compare`.
-        elapsed_s: Wall seconds the search took, without the time it lay interrupted.
+        elapsed_s: Wall seconds, without the time it lay interrupted.
     """
     settings, dataset, source = prepared.settings, prepared.dataset, prepared.source
     rung = read_rung(prepared.storage, prepared.folder)
     table = standings(histories)
     trial = trial_settings(settings, best.best.best_point)
+    agreements = _agreements(prepared, rung, histories)
     main = [one for one in histories if one.group == best.searched.group]
     record: dict[str, Any] = {
         "name": prepared.name,
@@ -51,6 +53,7 @@ def make_record(
         "seconds": elapsed_s,
         "cpu_seconds": sum(_seconds(one, "epoch_cpu_s") for one in histories) + (rung.cpu_s if rung else 0.0),
         "first_rung": {head: {"scores": one.scores, "candidates": one.candidates} for head, one in rung.heads.items()} if rung else {},
+        "rungs": [asdict(one) for one in agreements],
         "version": None,
         "heads": {head: _head(head, trial, prepared, judged) for head in settings.heads},
         "tuning": settings.tuning.model_dump(mode="json"),
@@ -63,20 +66,24 @@ def make_record(
         "splits": {split: len(examples) for split, examples in dataset.splits().items()},
         **judged,
         "comparisons": comparisons,
-        "notes": [
-            *(str(note) for note in dataset.notes),
-            *_unreached(judged),
-            *_equal_weights(settings, main),
-            *_cut_short(settings, histories),
-            *_rungs(rung, best),
-        ],
+        "notes": [str(note) for note in dataset.notes],
         "data_digest": dataset.digest,
         "encoder": _encoder(prepared).model_dump() | {"sha256": source.sha256},
         "settings": settings.model_dump(mode="json"),
         "libraries": library_versions(),
         "code_revision": code_revision(),
     }
+    record["notes"] += [*_unreached(judged), *_equal_weights(settings, main), *_cut_short(settings, histories)]
+    record["notes"] += [*_heads_alone(rung, best), *_climbs(histories, agreements)]
     return record | {"headline": headline(record, reported_split(dataset))}
+
+
+def _agreements(prepared: Prepared, rung: FirstRung | None, histories: Sequence[TrialHistory]) -> Sequence[Agreement]:
+    settings = prepared.settings
+    if not settings.tuning.ladder:
+        return ()
+    ladder = Ladder(settings, prepared.source.layers, rung, settings.tuning.reduction_factor)
+    return ladder.agreements([one for one in histories if one.group == MAIN_GROUP])
 
 
 def _unreached(judged: Mapping[str, Any]) -> list[str]:
@@ -94,14 +101,34 @@ def _equal_weights(settings: TrainingSettings, histories: Sequence[TrialHistory]
     return [said if is_equal else "no trial had equal loss weights"]
 
 
-def _rungs(rung: FirstRung | None, best: Standing) -> list[str]:
+def _heads_alone(rung: FirstRung | None, best: Standing) -> list[str]:
     """Say what heads alone reached, and whether training the encoder paid."""
     if rung is None or not any(one.best for one in rung.heads.values()):
         return []
     reached = ", ".join(f"{head} {one.scores[0]:.3f} (best of {one.candidates})" for head, one in rung.heads.items() if one.best)
-    said = [f"heads alone on the frozen encoder reach on the validation texts: {reached}"]
+    said = [f"heads alone on the frozen encoder reach, by cross-validation over the training texts: {reached}"]
     if best.best.last.get("best_number") == 0:
-        said.append("training the encoder brought nothing on them: the published model is the pretrained encoder with trained heads")
+        said.append(
+            "training the encoder brought nothing on the validation texts: the published model is the pretrained encoder with trained heads"
+        )
+    return said
+
+
+def _climbs(histories: Sequence[TrialHistory], agreements: Sequence[Agreement]) -> list[str]:
+    """Say what the ladder's rungs say of each other, and whether climbing paid."""
+    said = []
+    for one in agreements:
+        if one.correlation is not None:
+            doubt = ", so the lower one was no longer asked" if one.is_doubtful else ""
+            said.append(
+                f"rank correlation between {one.lower} and {one.higher}, over {one.pairs} configurations: {one.correlation:+.2f}{doubt}"
+            )
+    main = [one for one in histories if one.group == MAIN_GROUP]
+    if passed := sum(one.state == PASSED_OVER for one in main):
+        said.append(f"{passed} of {len(main)} configurations were passed over for what their heads did on the frozen encoder")
+    if climbed := [one for one in main if one.is_climbing and one.is_sound]:
+        gained = sum((one.best_depth,) == one.depths[-1:] for one in climbed)
+        said.append(f"{len(climbed)} configurations went on to train all the layers they may, {gained} of them with a gain")
     return said
 
 
@@ -140,7 +167,6 @@ def _seconds(history: TrialHistory, key: str) -> float:
 
 def _trial(history: TrialHistory, tuning: TuningSettings) -> dict[str, Any]:
     last = history.last
-    begun = [{"epoch": 0, "loss": None, "metrics": last["begun"]}] if last.get("begun") else []
     return {
         "position": history.number,
         "state": history.state,
@@ -153,7 +179,7 @@ def _trial(history: TrialHistory, tuning: TuningSettings) -> dict[str, Any]:
         "point": history.best_point,
         "origin": history.origin,
         "metrics": last.get("best_metrics", {}),
-        "epochs": [_epoch(one, tuning) for one in (*begun, *history.epochs) if "metrics" in one],
+        "epochs": [_epoch(one, tuning) for one in history.epochs if "metrics" in one],
     }
 
 
@@ -172,11 +198,19 @@ def _encoder(prepared: Prepared) -> EncoderFacts:
     return EncoderFacts(name=source.name, model_type=source.model_type, sha256=source.sha256, pooling=source.pooling)
 
 
+def _frozen_layers(prepared: Prepared, history: TrialHistory, chosen: TrialSettings) -> int:
+    """Return how many layers of a published model are as pretrained."""
+    if history.last.get("best_number") == 0:
+        return prepared.source.layers
+    return chosen.fit.frozen_layers if history.best_depth is None else history.best_depth
+
+
 def describe(prepared: Prepared, best: Standing, calibrations: Mapping[str, HeadCalibration], metrics: Mapping[str, Any]) -> ModelFacts:
     """State what the manifest says about the winner."""
     settings = prepared.settings
     chosen = trial_settings(settings, best.best.best_point)
-    trial = replace(chosen, fit=chosen.fit.model_copy(update={"seed": best.best.seed}))
+    trained = {"seed": best.best.seed, "frozen_layers": _frozen_layers(prepared, best.best, chosen)}
+    trial = replace(chosen, fit=chosen.fit.model_copy(update=trained))
     heads = tuple(
         HeadFacts(
             name=head,

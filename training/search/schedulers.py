@@ -33,7 +33,8 @@ _LINEAR_STEP = 0.1
 def make_scheduler(tuning: TuningSettings, epochs: int, dimensions: Mapping[str, Dimension]) -> TrialScheduler:
     """Make the scheduler that the settings name; `TuneConfig` must give `metric="score", mode="max"`.
 
-    Trials are told apart by `config["number"]`; PBT changes `config["point"]`. Results have `score` (the best so far) and `epoch`.
+    Trials are told apart by `config["number"]`; PBT changes `config["point"]`. Results have `score` (the best so far), `epoch`, and
+    `is_climbing` where a trial trains more layers than it first did: nobody stops it then.
     A search of several heads side by side has the same rungs, over the score: rungs by non-domination (Schmucker et al. 2021) found no
     better fronts in `benchmarks/replay_search.py`.
 
@@ -82,7 +83,7 @@ class RungScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Decide whether a trial goes on."""
-        goes_on = self.observe(int(trial.config["number"]), result) and result["epoch"] < self._epochs
+        goes_on = bool(result.get("is_climbing")) or (self.observe(int(trial.config["number"]), result) and result["epoch"] < self._epochs)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
     def observe(self, number: int, result: Result) -> bool:
@@ -146,7 +147,8 @@ def replay(scheduler: TrialScheduler, finished: Iterable[tuple[int, Iterable[Res
         return {}
     for number, results in finished:
         for result in results:
-            scheduler.observe(number, result)
+            if not result.get("is_climbing"):
+                scheduler.observe(number, result)
     return scheduler.stopped
 
 

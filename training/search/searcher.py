@@ -14,7 +14,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from training.search.ledger import TrialHistory
+from training.search.ledger import PASSED_OVER, TrialHistory
 from training.search.samplers import make_sampler
 from training.search.search_space import Point
 from training.search_settings import TuningSettings
@@ -24,10 +24,17 @@ HEAD_SCORES = "head_scores"
 IS_LAST = "is_last"
 HAS_DIVERGED = "has_diverged"
 HAS_NO_MEMORY = "has_no_memory"
+# The origin of what no person and no rule chose.
+SAMPLED = "sampler"
 
 # A trial that does not fit into the memory breaks this constraint, and the sampler avoids its neighbourhood.
 _MEMORY = "memory"
-_STATES = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "out of memory": TrialState.PRUNED}
+_STATES = {
+    "finished": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    PASSED_OVER: TrialState.PRUNED,
+    "out of memory": TrialState.PRUNED,
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class FirstPoint:
     """A configuration to try before the sampler proposes any.
 
     Attributes:
-        origin: `default`, `equal weights` or `version N`.
+        origin: `default`, `heads alone`, `equal weights` or `version N`.
         point: Searched values by path.
     """
 
@@ -102,7 +109,7 @@ class Proposer:
         trial = self.study.ask(self._distributions)
         self._used.add(number)
         self._trials[number] = trial
-        return Proposal(number, self._first[number].origin if is_given else "sampler", dict(trial.params))
+        return Proposal(number, self._first[number].origin if is_given else SAMPLED, dict(trial.params))
 
     def heard(self, number: int, report: Mapping[str, Any]) -> None:
         """Note an epoch; Optuna takes such values for a single score only."""
@@ -114,7 +121,7 @@ class Proposer:
 
         Args:
             number: Its place in the group.
-            state: `finished`, `stopped`, `diverged`, `died` or `out of memory`.
+            state: See `TrialHistory`.
             report: Its last report.
         """
         trial = self._trials[number]

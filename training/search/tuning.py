@@ -5,14 +5,9 @@ It does not know how one trial trains (`trial`), what a search writes down (`led
 
 import logging
 import os
-import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
 from cluster.connection import connect
 from cluster.console import say
@@ -21,22 +16,19 @@ from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 from training.data.dataset import Dataset, load_dataset
 from training.errors import TuningError
-from training.search.agenda import Agenda, Exploration, GroupScheduler, Recorder
-from training.search.contest import MAIN_GROUP, confirmations, group_heads, single_group
+from training.search.agenda import Agenda, GroupScheduler, Recorder
+from training.search.explorations import make_agenda
 from training.search.first_rung import first_rung
-from training.search.heads_alone import FirstRung
 from training.search.ledger import Ledger
 from training.search.pareto import parse_pick
-from training.search.plan import LEDGER_FOLDER, STUDY_FILE, Plan, Start, check_name, checkpoints, default_name, next_attempt, pin, read_plan
+from training.search.plan import LEDGER_FOLDER, Plan, Start, check_name, default_name, next_attempt, pin, read_plan
 from training.search.prepared import Prepared, announce, prepare
-from training.search.samplers import grid_note
-from training.search.schedulers import make_scheduler, replay
-from training.search.search_space import check_depth, check_space, dimensions, distributions, first_points
-from training.search.searcher import SCORE, FirstPoint, Proposer
+from training.search.search_space import check_depth, check_space
+from training.search.searcher import SCORE
 from training.search.trial import train
-from training.search.winner import SearchResult, finish, last_checkpoint
+from training.search.winner import SearchResult, finish
 from training.search_settings import TuningSettings
-from training.settings import TrainingSettings, of_heads
+from training.settings import TrainingSettings
 
 _ROUNDING = 1e-6
 
@@ -113,7 +105,7 @@ def _see_through(prepared: Prepared, cluster: ClusterSettings) -> SearchResult:
         rung = first_rung(prepared.assignment, prepared.folder)
         if rung is not None:
             prepared = replace(prepared, assignment=replace(prepared.assignment, heads_from=prepared.folder))
-        agenda = _make_agenda(prepared, ledger, rung)
+        agenda = make_agenda(prepared, ledger, rung)
         agenda.begun = begun
         _fit(prepared, agenda)
         return finish(prepared, list(agenda.histories.values()), agenda.elapsed_s)
@@ -136,79 +128,6 @@ def _fit(prepared: Prepared, agenda: Agenda) -> None:
     if agenda.live or not agenda.is_handed_out:
         # Tune catches Ctrl-C and returns as if all were done.
         raise TuningError(f"search {prepared.name!r} was stopped before its end", f"python -m training tune --resume {prepared.name}")
-
-
-def _make_agenda(prepared: Prepared, ledger: Ledger, rung: FirstRung | None) -> Agenda:
-    settings = prepared.settings
-    tuning, heads = settings.tuning, tuple(settings.heads)
-    groups = {MAIN_GROUP: heads}
-    if tuning.compare_single and len(heads) > 1:
-        groups |= {single_group(head): (head,) for head in heads}
-    explorations = [_exploration(prepared, group, of_heads(settings, own), rung) for group, own in groups.items()]
-    agenda = Agenda(
-        explorations=explorations,
-        confirmations=lambda histories: confirmations(histories, tuning),
-        heads_of=lambda group: group_heads(group, heads),
-        ledger=ledger,
-        most_concurrent=_most_concurrent(tuning),
-        budget_s=tuning.time_budget_s,
-    )
-    _remember(prepared, agenda)
-    return agenda
-
-
-def _exploration(prepared: Prepared, group: str, settings: TrainingSettings, rung: FirstRung | None) -> Exploration:
-    searched = distributions(settings)
-    first = [FirstPoint(origin, point) for origin, point in zip(("default", "equal weights"), first_points(settings), strict=False)]
-    if (start := prepared.plan.start) is not None:
-        own = {path: value for path, value in start.point.items() if path in searched}
-        first.insert(1, FirstPoint(f"version {start.version}", own))
-    if rung is not None:
-        first.insert(1, FirstPoint("heads alone", first[0].point | rung.point(searched)))
-    if settings.tuning.sampler == "grid" and (note := grid_note(searched, settings.tuning.num_samples)):
-        say(f"note      {note}")
-    proposer = Proposer(searched, first, list(settings.heads), settings.tuning, _study_storage(prepared) if group == MAIN_GROUP else None)
-    scheduler = make_scheduler(settings.tuning, settings.fit.epochs, dimensions(settings))
-    return Exploration(group, tuple(settings.heads), proposer, scheduler, settings.fit.seed)
-
-
-def _study_storage(prepared: Prepared) -> BaseStorage | None:
-    """Keep the study in a file that optuna-dashboard opens; it is rebuilt from the ledger by every resume."""
-    if prepared.storage.local_root is None:
-        return None
-    path = prepared.storage.local_root / prepared.folder / STUDY_FILE
-    path.unlink(missing_ok=True)
-    return JournalStorage(JournalFileBackend(str(path)))
-
-
-def _remember(prepared: Prepared, agenda: Agenda) -> None:
-    """Take over what an interrupted search did."""
-    agenda.histories = agenda.ledger.histories()
-    damaged = set()
-    for history in agenda.histories.values():
-        if history.state == "died":
-            # What killed it, a full disk or a lost machine, may be over.
-            history.state = ""
-        with tempfile.TemporaryDirectory() as folder:
-            if history.is_sound and last_checkpoint(prepared, history, Path(folder)) is None:
-                say(f"note      the last checkpoint of {history.name} is damaged; it goes on from the one before")
-                history.state = ""
-                damaged.add(history.name)
-    ordered = sorted(agenda.histories.values(), key=lambda history: history.number)
-    reports = [(event["trial"]["group"], event["trial"]["number"], event["report"]) for event in agenda.ledger.events("epoch")]
-    for one in agenda.explorations:
-        # In the order in which they came: whether a trial goes on depends on those before it.
-        stopped = replay(one.scheduler, [(number, [report]) for group, number, report in reports if group == one.group])
-        for history in (history for history in ordered if history.group == one.group):
-            was_decided = stopped.get(history.number) == history.last.get("epoch", -1)
-            if not history.state and was_decided and history.name not in damaged:
-                # And not carried out before the kill.
-                agenda.close(history, "stopped")
-            one.proposer.remember(history)
-    for history in ordered:
-        if not history.state:
-            agenda.pending.append((history, tuple(checkpoints(prepared.storage, prepared.name, history.name))))
-    agenda.spent_s = agenda.ledger.elapsed_s
 
 
 def _tuner(prepared: Prepared, agenda: Agenda) -> Any:
@@ -250,7 +169,9 @@ def _tuner(prepared: Prepared, agenda: Agenda) -> Any:
 
 
 def _trial_name(trial: Any) -> str:
-    return str(trial.config["name"])
+    # Another folder for a trial that begins once more, to climb: `checkpoints` knows them as its own.
+    climbs = f".{len(trial.config['depths'])}" if trial.config["checkpoints"] and len(trial.config["depths"]) > 1 else ""
+    return f"{trial.config['name']}{climbs}"
 
 
 def _resources(tuning: TuningSettings) -> dict[str, float]:
@@ -258,26 +179,6 @@ def _resources(tuning: TuningSettings) -> dict[str, float]:
         # Its processes reserve what they need beside the trial; Tune refuses a trial that reserves nothing at all.
         return {"cpu": 0, "memory": 2**20}
     return {"cpu": tuning.resources_per_trial.cpu, "gpu": tuning.resources_per_trial.gpu}
-
-
-def _most_concurrent(tuning: TuningSettings) -> int:
-    import ray
-
-    total = ray.cluster_resources()
-    cpu = tuning.resources_per_trial.cpu * tuning.workers_per_trial
-    gpu = tuning.resources_per_trial.gpu * tuning.workers_per_trial
-    # Five fifths are one, whatever floating point says.
-    by_cpu = int(total.get("CPU", 0.0) / cpu + _ROUNDING)
-    by_gpu = int(total.get("GPU", 0.0) / gpu + _ROUNDING) if gpu else by_cpu
-    if min(by_cpu, by_gpu) < 1:
-        raise TuningError(
-            f"a trial reserves {cpu:g} CPUs and {gpu:g} GPUs, but the cluster has {total.get('CPU', 0):g} and {total.get('GPU', 0):g}",
-            "lower training.tuning.resources_per_trial",
-        )
-    if tuning.scheduler == "pbt":
-        # A population is alive together; those without resources wait their turn.
-        return tuning.num_samples
-    return tuning.max_concurrent_trials or min(by_cpu, by_gpu)
 
 
 def _trackers(prepared: Prepared) -> list[Any]:

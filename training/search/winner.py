@@ -87,7 +87,7 @@ def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: flo
     storage.write_bytes(f"{place}/{RESULT_FILE}", json.dumps(record, indent=2).encode())
     storage.write_bytes(f"{place}/{REPORT_FILE}", write_report(record).encode())
     root = f"{storage.uri}/{place}"
-    failed = tuple(history for history in histories if history.state not in ("finished", "stopped"))
+    failed = tuple(history for history in histories if history.has_failed)
     return SearchResult(prepared.name, record, f"{root}/{BEST_FOLDER}", f"{root}/{REPORT_FILE}", failed)
 
 

@@ -13,7 +13,7 @@ from training.report.charts.svg import drawing, line, mark, path, words
 _HEIGHT = 230.0
 _LEGEND = (
     ("best", "the best"), ("first", "proposed beforehand"), ("finished", "finished"),
-    ("stopped", "stopped early"), ("failed", "failed"), ("line", "best so far"),
+    ("stopped", "stopped early"), ("passed", "passed over"), ("failed", "failed"), ("line", "best so far"),
 )  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def draw_history(trials: Sequence[Mapping[str, Any]], best: int, width: float) -
     if unscored:
         parts += [
             line(area.left, area.bottom - 26, area.right, area.bottom - 26, "grid"),
-            *(_failed(trial, x(trial["position"]), area.bottom - 13) for trial in unscored),
+            *(_unscored(trial, x(trial["position"]), area.bottom - 13) for trial in unscored),
         ]
         parts.append(words(area.left - 6, area.bottom - 9, "none", anchor="end", class_="tick"))
     parts += [path(_steps(scored, x, y), "step"), *(_trial(trial, best, x, y) for trial in scored)]
@@ -71,8 +71,11 @@ def _trial(trial: Mapping[str, Any], best: int, x: Scale, y: Scale) -> Markup:
     return mark(*place, "crossed", shape="cross", title=said)
 
 
-def _failed(trial: Mapping[str, Any], x: float, y: float) -> Markup:
-    return mark(x, y, "crossed", shape="cross", title=f"trial {trial['position']}: {trial['state']}")
+def _unscored(trial: Mapping[str, Any], x: float, y: float) -> Markup:
+    said = f"trial {trial['position']}: {trial['state']}"
+    return (
+        mark(x, y, "open", radius=2.5, title=said) if trial["state"] == "passed over" else mark(x, y, "crossed", shape="cross", title=said)
+    )
 
 
 def _key(kind: str) -> Markup:
@@ -81,6 +84,7 @@ def _key(kind: str) -> Markup:
         "first": mark(8, 0, "dark", shape="diamond"),
         "finished": mark(8, 0, "dark"),
         "stopped": mark(8, 0, "open"),
+        "passed": mark(8, 0, "open", radius=2.5),
         "failed": mark(8, 0, "crossed", shape="cross"),
         "line": line(0, 0, 16, 0, "step"),
     }

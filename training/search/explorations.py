@@ -1,0 +1,139 @@
+"""What a search explores: each group's proposer, scheduler and ladder, and what an interrupted process did of it.
+
+It does not know how trials train, or what is handed out when (`agenda`).
+"""
+
+import tempfile
+from pathlib import Path
+
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from cluster.console import say
+from training.errors import TuningError
+from training.search.agenda import Agenda, Exploration
+from training.search.contest import MAIN_GROUP, confirmations, group_heads, single_group
+from training.search.found_heads import FirstRung
+from training.search.ladder import Ladder
+from training.search.ledger import Ledger
+from training.search.plan import STUDY_FILE, checkpoints
+from training.search.prepared import Prepared
+from training.search.samplers import grid_note
+from training.search.schedulers import make_scheduler, replay
+from training.search.search_space import dimensions, distributions, first_points
+from training.search.searcher import FirstPoint, Proposer
+from training.search.winner import last_checkpoint
+from training.search_settings import TuningSettings
+from training.settings import TrainingSettings, of_heads
+
+_ROUNDING = 1e-6
+
+
+def make_agenda(prepared: Prepared, ledger: Ledger, rung: FirstRung | None) -> Agenda:
+    """Put together what is explored, and what an earlier process did of it.
+
+    Args:
+        prepared: The search.
+        ledger: What happened so far.
+        rung: What heads reached by themselves, if they were searched.
+    """
+    settings = prepared.settings
+    tuning, heads = settings.tuning, tuple(settings.heads)
+    groups = {MAIN_GROUP: heads}
+    if tuning.compare_single and len(heads) > 1:
+        groups |= {single_group(head): (head,) for head in heads}
+    explorations = [_exploration(prepared, group, of_heads(settings, own), rung) for group, own in groups.items()]
+    agenda = Agenda(
+        explorations=explorations,
+        confirmations=lambda histories: confirmations(histories, tuning),
+        heads_of=lambda group: group_heads(group, heads),
+        checkpoints_of=lambda trial: checkpoints(prepared.storage, prepared.name, trial),
+        ledger=ledger,
+        most_concurrent=_most_concurrent(tuning),
+        budget_s=tuning.time_budget_s,
+    )
+    _remember(prepared, agenda)
+    return agenda
+
+
+def _exploration(prepared: Prepared, group: str, settings: TrainingSettings, rung: FirstRung | None) -> Exploration:
+    searched = distributions(settings)
+    first = [FirstPoint(origin, point) for origin, point in zip(("default", "equal weights"), first_points(settings), strict=False)]
+    if (start := prepared.plan.start) is not None:
+        own = {path: value for path, value in start.point.items() if path in searched}
+        first.insert(1, FirstPoint(f"version {start.version}", own))
+    if rung is not None:
+        first.insert(1, FirstPoint("heads alone", first[0].point | rung.point(searched)))
+    ladder = _ladder(prepared, settings, rung)
+    if settings.tuning.sampler == "grid" and (note := grid_note(searched, settings.tuning.num_samples)):
+        say(f"note      {note}")
+    proposer = Proposer(searched, first, list(settings.heads), settings.tuning, _study_storage(prepared) if group == MAIN_GROUP else None)
+    scheduler = make_scheduler(settings.tuning, settings.fit.epochs, dimensions(settings))
+    return Exploration(group, tuple(settings.heads), proposer, scheduler, settings.fit.seed, ladder)
+
+
+def _ladder(prepared: Prepared, settings: TrainingSettings, rung: FirstRung | None) -> Ladder | None:
+    tuning = settings.tuning
+    # A population compares trials of the same age; a grid is to be complete.
+    if not tuning.ladder or tuning.scheduler == "pbt":
+        return None
+    return Ladder(settings, prepared.source.layers, rung if tuning.sampler != "grid" else None, tuning.reduction_factor)
+
+
+def _study_storage(prepared: Prepared) -> BaseStorage | None:
+    """Keep the study in a file that optuna-dashboard opens; it is rebuilt from the ledger by every resume."""
+    if prepared.storage.local_root is None:
+        return None
+    path = prepared.storage.local_root / prepared.folder / STUDY_FILE
+    path.unlink(missing_ok=True)
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+def _remember(prepared: Prepared, agenda: Agenda) -> None:
+    """Take over what an interrupted search did."""
+    agenda.histories = agenda.ledger.histories()
+    damaged = set()
+    for history in agenda.histories.values():
+        if history.state == "died":
+            # What killed it, a full disk or a lost machine, may be over.
+            history.state = ""
+        with tempfile.TemporaryDirectory() as folder:
+            if history.is_sound and last_checkpoint(prepared, history, Path(folder)) is None:
+                say(f"note      the last checkpoint of {history.name} is damaged; it goes on from the one before")
+                history.state = ""
+                damaged.add(history.name)
+    ordered = sorted(agenda.histories.values(), key=lambda history: history.number)
+    reports = [(event["trial"]["group"], event["trial"]["number"], event["report"]) for event in agenda.ledger.events("epoch")]
+    for one in agenda.explorations:
+        # In the order in which they came: whether a trial goes on depends on those before it.
+        stopped = replay(one.scheduler, [(number, [report]) for group, number, report in reports if group == one.group])
+        for history in (history for history in ordered if history.group == one.group):
+            was_decided = stopped.get(history.number) == history.last.get("epoch", -1)
+            if not history.state and was_decided and history.name not in damaged:
+                # And not carried out before the kill.
+                agenda.close(history, "stopped")
+            one.proposer.remember(history.before_climbing())
+    for history in ordered:
+        if not history.state:
+            agenda.pending.append((history, tuple(checkpoints(prepared.storage, prepared.name, history.name))))
+    agenda.spent_s = agenda.ledger.elapsed_s
+
+
+def _most_concurrent(tuning: TuningSettings) -> int:
+    import ray
+
+    total = ray.cluster_resources()
+    cpu = tuning.resources_per_trial.cpu * tuning.workers_per_trial
+    gpu = tuning.resources_per_trial.gpu * tuning.workers_per_trial
+    # Five fifths are one, whatever floating point says.
+    by_cpu = int(total.get("CPU", 0.0) / cpu + _ROUNDING)
+    by_gpu = int(total.get("GPU", 0.0) / gpu + _ROUNDING) if gpu else by_cpu
+    if min(by_cpu, by_gpu) < 1:
+        raise TuningError(
+            f"a trial reserves {cpu:g} CPUs and {gpu:g} GPUs, but the cluster has {total.get('CPU', 0):g} and {total.get('GPU', 0):g}",
+            "lower training.tuning.resources_per_trial",
+        )
+    if tuning.scheduler == "pbt":
+        # A population is alive together; those without resources wait their turn.
+        return tuning.num_samples
+    return tuning.max_concurrent_trials or min(by_cpu, by_gpu)

@@ -1,0 +1,123 @@
+"""What the first rung found: heads, their scores, and the files it is kept in.
+
+It does not know how heads are searched (`heads_alone`), Ray, or texts.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from cluster.errors import StorageError
+from cluster.storage import Storage, sha256
+from training.fit_settings import HeadLoss
+from training.fitting.population import Candidate
+from training.judging.metrics import selection_score
+from training.search.search_space import Point, TrialSettings
+
+_WEIGHTS_FILE, _FACTS_FILE = "heads.safetensors", "heads.json"
+# A loss weight means nothing to a head by itself.
+OF_A_HEAD = ("hidden_size", "dropout", "loss")
+
+
+@dataclass(frozen=True)
+class HeadFound:
+    """The first rung of one head.
+
+    Attributes:
+        candidates: How many were tried.
+        best: The best candidate of each shape, the best of all first; none where all diverged.
+        scores: Theirs, by cross-validation over the training texts.
+        seconds: Wall time.
+        cpu_seconds: Of the process.
+    """
+
+    candidates: int
+    best: tuple[Candidate, ...]
+    scores: tuple[float, ...]
+    seconds: float
+    cpu_seconds: float
+
+    def score(self, hidden_size: int, loss: HeadLoss) -> float | None:
+        """Return the best score of a shape, if it was tried."""
+        for one, score in zip(self.best, self.scores, strict=True):
+            if (one.hidden_size, one.loss) == (hidden_size, loss):
+                return score
+        return None
+
+
+@dataclass(frozen=True)
+class FirstRung:
+    """What was found, head by head.
+
+    Attributes:
+        heads: By name.
+        tensors: Weights of the best candidate of each shape: `HEAD/HIDDEN_SIZE/LOSS/PARAMETER`.
+        encoding_cpu_s: CPU seconds that the texts took, of all processes; 0 where their vectors were there already.
+    """
+
+    heads: Mapping[str, HeadFound]
+    tensors: Mapping[str, torch.Tensor]
+    encoding_cpu_s: float = 0.0
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of all of it."""
+        return self.encoding_cpu_s + sum(one.cpu_seconds for one in self.heads.values())
+
+    def score(self, trial: TrialSettings, score_weights: Mapping[str, float]) -> float | None:
+        """Return the selection score that a configuration's heads have here; nothing where a head's shape was not tried."""
+        found = {head: self.heads[head].score(one.hidden_size, one.loss) for head, one in trial.heads.items()}
+        known = {head: score for head, score in found.items() if score is not None}
+        return selection_score(known, score_weights) if len(known) == len(found) else None
+
+    def point(self, searched: Iterable[str]) -> Point:
+        """Return the best candidate of every head, by path, as far as it is searched."""
+        found: Point = {
+            f"heads/{head}/{name}": getattr(one.best[0], name) for head, one in self.heads.items() if one.best for name in OF_A_HEAD
+        }
+        return {path: found[path] for path in searched if path in found}
+
+
+def shape(head: str, hidden_size: int, loss: HeadLoss) -> str:
+    """Name what decides whether weights fit a head."""
+    return f"{head}/{hidden_size}/{loss}"
+
+
+def join(rungs: Sequence[FirstRung], encoding_cpu_s: float) -> FirstRung:
+    """Put the rungs of several heads together."""
+    heads = {head: one for rung in rungs for head, one in rung.heads.items()}
+    return FirstRung(heads, {name: value for rung in rungs for name, value in rung.tensors.items()}, encoding_cpu_s)
+
+
+def write_rung(storage: Storage, folder: str, rung: FirstRung) -> None:
+    """Write a first rung into a search's folder; it is there when its facts are."""
+    content = save_tensors({name: value.contiguous() for name, value in rung.tensors.items()})
+    storage.write_bytes(f"{folder}/{_WEIGHTS_FILE}", content)
+    facts = {
+        "sha256": sha256(content),
+        "encoding_cpu_s": rung.encoding_cpu_s,
+        "heads": {head: asdict(one) for head, one in rung.heads.items()},
+    }
+    storage.write_bytes(f"{folder}/{_FACTS_FILE}", json.dumps(facts, indent=2).encode())
+
+
+def read_rung(storage: Storage, folder: str) -> FirstRung | None:
+    """Read what `write_rung` wrote; nothing where it is not there whole."""
+    try:
+        facts = json.loads(storage.read_bytes(f"{folder}/{_FACTS_FILE}"))
+        content = storage.read_bytes(f"{folder}/{_WEIGHTS_FILE}")
+        if sha256(content) != facts["sha256"]:
+            return None
+        heads = {head: _head_found(**one) for head, one in facts["heads"].items()}
+    except (StorageError, ValueError, KeyError, TypeError):
+        return None
+    return FirstRung(heads, load_tensors(content), float(facts.get("encoding_cpu_s", 0.0)))
+
+
+def _head_found(best: list[dict[str, Any]], scores: list[float], **facts: Any) -> HeadFound:
+    return HeadFound(best=tuple(Candidate(**one) for one in best), scores=tuple(scores), **facts)

@@ -1,0 +1,146 @@
+"""The ladder: heads first, then the top layers, then all layers a configuration may train; who climbs, and whether climbing pays.
+
+A rung costs several times what the one below it costs. Configurations whose heads did badly on the frozen encoder are passed over; of
+those whose top layers were trained, the better ones train the rest, from where they are. Both only as long as the lower rung tells
+something of the higher one, which is measured as the search goes. It does not know Ray or how anything is trained.
+
+Source: Li et al. 2020, A System for Massively Parallel Hyperparameter Tuning (ASHA): promotion without waiting for a rung to be full.
+Layers as its resource, and the doubt about the lower rung, are ours.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from training.search.depths import first_depths
+from training.search.found_heads import FirstRung
+from training.search.ledger import TrialHistory
+from training.search.search_space import Point, trial_settings
+from training.search.searcher import SCORE
+from training.settings import TrainingSettings
+
+# Fewer pairs of scores say nothing of how two rungs agree; below this rank correlation the lower rung is not asked.
+_FEWEST_PAIRS, _LEAST_CORRELATION = 5, 0.2
+# So many climbed and gained nothing: nobody else does.
+_IN_VAIN = 2
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two rungs agree about the same configurations.
+
+    Attributes:
+        lower: What the lower rung is called.
+        higher: What the higher rung is called.
+        pairs: Configurations with a score on both.
+        correlation: Spearman's, between the scores; nothing where there are too few pairs, or all are equal.
+    """
+
+    lower: str
+    higher: str
+    pairs: int
+    correlation: float | None
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the lower rung is known to say little of the higher one."""
+        return self.correlation is not None and self.correlation < _LEAST_CORRELATION
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The rungs of one group of trials.
+
+    Attributes:
+        settings: The section `training`, with the group's heads.
+        layers: Of the encoder.
+        rung: The first rung, or nothing where heads begin at random.
+        reduction_factor: One in so many climbs.
+    """
+
+    settings: TrainingSettings
+    layers: int
+    rung: FirstRung | None
+    reduction_factor: float
+
+    def depths(self, point: Point) -> tuple[int, ...]:
+        """Return the frozen layers of what a new configuration trains first."""
+        return first_depths(self.layers, trial_settings(self.settings, point).fit.frozen_layers)
+
+    def heads_score(self, point: Point) -> float | None:
+        """Return what a configuration's heads have on the frozen encoder, by cross-validation."""
+        trial = trial_settings(self.settings, point)
+        return self.rung.score(trial, self.settings.tuning.score_weights) if self.rung else None
+
+    def is_passed_over(self, scores: Sequence[float | None], own: float | None, histories: Sequence[TrialHistory]) -> bool:
+        """Tell whether a new configuration is not worth a training, by what its heads did.
+
+        Args:
+            scores: Of those proposed before it.
+            own: Its own.
+            histories: All trials of the group.
+        """
+        known = [score for score in scores if score is not None]
+        if own is None or len(known) < self.reduction_factor or self.agreements(histories)[0].is_doubtful:
+            return False
+        return own < float(np.quantile(known, 1.0 - 1.0 / self.reduction_factor))
+
+    def next_climb(self, histories: Sequence[TrialHistory], *, is_end: bool) -> tuple[TrialHistory, tuple[int, ...]] | None:
+        """Return the trial that climbs next, and the frozen layers of what it then has trained one after the other.
+
+        Args:
+            histories: All trials of the group.
+            is_end: No other trial of the group will end; then at least the best one climbs.
+        """
+        waiting = [one for one in histories if one.is_sound and self._is_below_its_own(one)]
+        climbed = [one for one in histories if len(one.depths) > 1]
+        ended = [one for one in climbed if one.is_sound]
+        if len(ended) >= _IN_VAIN and not any(_has_gained(one) for one in ended):
+            return None
+        factor = 1.0 if self.agreements(histories)[1].is_doubtful else self.reduction_factor
+        places = int((len(waiting) + len(climbed)) / factor)
+        if is_end and not climbed:
+            places = max(places, 1)
+        ranked = sorted([*waiting, *climbed], key=lambda one: (-_score_of_first(one), one.number))[:places]
+        chosen = next((one for one in ranked if one in waiting), None)
+        if chosen is None:
+            return None
+        return chosen, (*chosen.depths, trial_settings(self.settings, chosen.best_point).fit.frozen_layers)
+
+    def _is_below_its_own(self, history: TrialHistory) -> bool:
+        return len(history.depths) == 1 and trial_settings(self.settings, history.best_point).fit.frozen_layers < history.depths[0]
+
+    def agreements(self, histories: Sequence[TrialHistory]) -> tuple[Agreement, Agreement]:
+        """Measure how the rungs agree: heads alone with what was trained first, and that with what came of climbing."""
+        sound = [one for one in histories if one.is_sound]
+        first = {one.number: _trained(one, one.depths[0]) for one in sound if one.depths}
+        heads = {one.number: self.heads_score(one.best_point) for one in sound if one.depths}
+        second = {one.number: _trained(one, one.depths[-1]) for one in sound if len(one.depths) > 1}
+        return _agreement("heads alone", "top layers", heads, first), _agreement("top layers", "all its layers", first, second)
+
+
+def _agreement(lower: str, higher: str, below: Mapping[int, float | None], above: Mapping[int, float | None]) -> Agreement:
+    pairs = [(below[one], above[one]) for one in below if below[one] is not None and above.get(one) is not None]
+    if len(pairs) < _FEWEST_PAIRS:
+        return Agreement(lower, higher, len(pairs), None)
+    ranks = pd.DataFrame(pairs, dtype=float).rank().to_numpy()
+    if (ranks.std(axis=0) == 0).any():
+        return Agreement(lower, higher, len(pairs), None)
+    return Agreement(lower, higher, len(pairs), float(np.corrcoef(ranks.T)[0, 1]))
+
+
+def _trained(history: TrialHistory, depth: int) -> float | None:
+    """Return the best score of the epochs that trained with so many frozen layers."""
+    scores = [float(one["epoch_score"]) for one in history.epochs if one.get("depth") == depth and one["epoch"] > 0]
+    return max(scores, default=None)
+
+
+def _score_of_first(history: TrialHistory) -> float:
+    """Return the best score before a trial climbed."""
+    return max(float(one[SCORE]) for one in history.epochs if one.get("depth") == history.depths[0])
+
+
+def _has_gained(history: TrialHistory) -> bool:
+    return float(history.last[SCORE]) > _score_of_first(history)
