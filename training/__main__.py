@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from training.search.winner import SearchResult
     from training.settings import TrainingSettings
 
+# What a shell reports of a command that Ctrl-C ended.
+_INTERRUPTED = 130
+# With a limit on time, no limit on trials that anybody would reach.
+_UNCOUNTED_TRIALS = 1000
+
 
 def sample(options: argparse.Namespace) -> int:
     """Write a sample table."""
@@ -51,17 +56,36 @@ def tune(options: argparse.Namespace) -> int:
     from training.settings import load_settings
 
     cluster = load_cluster_settings(options.config, options.overrides)
+    budget = _budget(options)
     if options.resume:
         _refuse_beside_resume(options)
-        result = resume(options.resume, cluster)
+        result = resume(options.resume, cluster, budget)
     else:
         overrides = [*options.overrides, *(["training.tuning.compare_single=true"] if options.compare_single else [])]
+        overrides += [f"training.tuning.{name}={value}" for name, value in budget.items()]
         settings = load_settings(options.config, overrides)
         result = search(settings, cluster, options.name, _start(options, settings))
     say(f"\n{describe_record(result.record)}\n")
     say(f"checkpoint {result.checkpoint}")
     say(f"report     {result.report}")
+    if early := result.record.get("early"):
+        say(f"\n{early}\npublish what is best so far: python -m training publish --search {result.name}")
+        return _INTERRUPTED
     return _judge_failures(result, options.allow_failed)
+
+
+def _budget(options: argparse.Namespace) -> dict[str, float]:
+    """Return the limits given on the command line, under the names of their settings."""
+    found: dict[str, float] = {}
+    if options.minutes is not None:
+        found["time_budget_s"] = options.minutes * 60
+    if options.cpu_hours is not None:
+        found["cpu_budget_s"] = options.cpu_hours * 3600
+    if options.trials is not None:
+        found["num_samples"] = options.trials
+    elif found:
+        found["num_samples"] = _UNCOUNTED_TRIALS
+    return found
 
 
 def _refuse_beside_resume(options: argparse.Namespace) -> None:
@@ -203,6 +227,13 @@ def _registry(options: argparse.Namespace) -> "Registry":
     return Registry(Storage(load_settings(options.config, options.overrides).storage))
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return value
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(prog="python -m training", description="From a table of texts to a published checkpoint.")
@@ -224,6 +255,9 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--allow-failed", type=int, default=0, metavar="N", help="exit with 0 although N trials died or diverged (default: %(default)s)"
     )
+    verb.add_argument("--minutes", type=_positive, metavar="N", help="take at most so long; with --resume from now on")
+    verb.add_argument("--cpu-hours", type=_positive, metavar="N", help="use at most so many CPU hours; with --resume from now on")
+    verb.add_argument("--trials", type=int, metavar="N", help="try so many configurations (default: as many as fit, or tuning.num_samples)")
     verb.add_argument("--compare-single", action="store_true", help="also search one model per head, with as many trials each")
     verb.add_argument("--from-version", metavar="VERSION", help="try this version's configuration right after the default")
     verb.add_argument("--with-weights", action="store_true", help="with --from-version: start every trial from its weights too")

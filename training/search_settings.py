@@ -97,7 +97,9 @@ class TuningSettings(Section):
         max_concurrent_trials: Trials at once; null means as many as the resources allow.
         resources_per_trial: CPUs and GPUs of one worker of a trial.
         workers_per_trial: Processes that train one trial together, each on a share of every batch.
-        time_budget_s: No trial starts after this; null means no limit.
+        time_budget_s: Seconds the search may take, with what confirms its best; what trains then stops at its next epoch. Null means no
+            limit.
+        cpu_budget_s: CPU seconds that what trains and encodes may use, likewise.
         sampler: Who proposes: `tpe`, `gp` (Gaussian process), `random` or `grid` (a range becomes its ends and its middle).
         scheduler: Who stops early: `asha`, `hyperband` (asynchronous, several brackets), `pbt` (population based training) or `none`.
         grace_period: Epochs before a trial can be stopped early.
@@ -121,6 +123,7 @@ class TuningSettings(Section):
     resources_per_trial: TrialResources = TrialResources()
     workers_per_trial: int = Field(default=1, ge=1)
     time_budget_s: Positive | None = None
+    cpu_budget_s: Positive | None = None
     sampler: Literal["tpe", "gp", "random", "grid"] = "tpe"
     scheduler: Literal["asha", "hyperband", "pbt", "none"] = "asha"
     grace_period: int = Field(default=2, ge=1)

@@ -262,7 +262,8 @@ def test_each_head_alone_is_compared_and_a_version_starts_the_next_search(projec
     assert (refused.returncode, "--with-weights is given without --from-version" in refused.stderr) == (2, True)
 
 
-def test_ctrl_c_ends_it_cleanly_and_it_can_go_on(project: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_at_any_moment_its_best_can_be_published_and_it_can_go_on(project: Callable[..., Path], number: signal.Signals) -> None:
     settings = project(tuning=ONE_BY_ONE | {"num_samples": 3, "confirm_top": 0})
     process = subprocess.Popen(
         command(settings, "tune", "--name", "one"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -270,11 +271,31 @@ def test_ctrl_c_ends_it_cleanly_and_it_can_go_on(project: Callable[..., Path]) -
     assert process.stdout is not None
     for line in process.stdout:
         if " training  epoch 1" in line:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "search 'one' was stopped before its end" in errors
-    assert not (settings.parent / "storage/searches/one/result.json").exists()
-    assert training(settings, "tune", "--resume", "one").returncode == 0
-    assert len(result_of(settings, "one")["trials"]) == 3
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "publish what is best so far: python -m training publish --search one" in said
+    early = result_of(settings, "one")
+    assert "stopped before its end" in early["early"]
+    # Not one look at the test texts: the search may go on.
+    assert "test" not in early["metrics"]
+    published = training(settings, "publish", "--search", "one")
+    assert published.returncode == 0, published.stderr
+    gone_on = training(settings, "tune", "--resume", "one", "--trials", "4")
+    assert gone_on.returncode == 0, gone_on.stderr
+    whole = result_of(settings, "one")
+    assert len(whole["trials"]) == 4
+    assert "early" not in whole
+    assert "test" in whole["metrics"]
+
+
+def test_a_budget_ends_the_search_in_time_and_says_so(project: Callable[..., Path]) -> None:
+    settings = project(tuning=ONE_BY_ONE | {"confirm_top": 0})
+    ended = training(settings, "tune", "--name", "one", "--minutes", "0.05")
+    assert ended.returncode == 0, ended.stderr
+    assert "as many trials as fit into 0.05 minutes, at most 1000" in ended.stdout
+    assert "best so far trial-" in ended.stdout
+    assert 1 <= len(result_of(settings, "one")["trials"]) < 20
+    refused = training(settings, "tune", "--minutes", "0")
+    assert (refused.returncode, "must be above 0" in refused.stderr) == (2, True)

@@ -1,6 +1,7 @@
 """What Ray Tune is handed, and when: explorations, then a wait for all of them, then what confirms."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from cluster.storage import Storage
-from training.search.agenda import Agenda, Exploration, GroupScheduler, Recorder, state_of
+from training.search.agenda import Agenda, Exploration, Recorder, state_of
+from training.search.budget import Budget
 from training.search.contest import confirmations, group_heads
+from training.search.group_scheduler import GroupScheduler
 from training.search.ledger import Ledger
 from training.search.searcher import FirstPoint, Proposer
 from training.search_settings import TuningSettings
@@ -104,12 +107,96 @@ def test_interrupted_trials_come_first_with_their_checkpoints(tmp_path: Path) ->
     assert [event["trial"]["name"] for event in again.ledger.events("proposed")] == ["trial-0", "trial-1"]
 
 
-def test_a_spent_budget_begins_no_trial_but_what_confirms(tmp_path: Path) -> None:
-    agenda = make(tmp_path, budget_s=100.0)
+def test_exploring_ends_while_its_best_can_still_be_confirmed(tmp_path: Path) -> None:
+    agenda = make(tmp_path, budget=Budget(100.0))
     agenda.suggest("t0")
-    agenda.spent_s = 200.0
-    end(agenda, "t0", 0.5)
+    agenda.heard("t0", report(0.5, epoch_s=60.0, epoch_cpu_s=50.0))
+    agenda.ended("t0", "finished")
+    assert agenda.used.cpu_s == 50.0
+    # A trial costs 60 s, and so will what confirms it: two at once, so 30 s.
+    agenda.spent_s = 60.0
+    assert not agenda.is_spent
+    agenda.spent_s = 75.0
+    assert agenda.is_spent
+    assert agenda.suggest("t1") == Searcher.FINISHED  # 75 + 60 s: not even that
+    agenda = make(tmp_path / "other", budget=Budget(200.0))
+    agenda.suggest("t0")
+    agenda.heard("t0", report(0.5, epoch_s=60.0))
+    agenda.ended("t0", "finished")
+    agenda.spent_s = 139.0
+    agenda.explorations[0].proposer._used.add(1)
     assert agenda.suggest("t1")["name"] == "confirm-0-8"
+
+
+def test_cpu_seconds_are_a_budget_too(tmp_path: Path) -> None:
+    agenda = make(tmp_path, budget=Budget(cpu_s=100.0), beforehand_cpu_s=45.0)
+    agenda.suggest("t0")
+    assert not agenda.is_spent
+    agenda.heard("t0", report(0.5, epoch_s=60.0, epoch_cpu_s=30.0))
+    agenda.ended("t0", "finished")
+    assert agenda.is_spent
+
+
+def test_it_says_what_is_best_and_how_long_it_will_take(tmp_path: Path) -> None:
+    agenda = make(tmp_path)
+    assert agenda.status() == ""
+    agenda.suggest("t0")
+    agenda.heard("t0", report(0.5, interval=(0.4, 0.6), epoch_s=600.0))
+    assert agenda.status() == "best so far trial-0 0.500 [0.400, 0.600]"
+    agenda.ended("t0", "finished")
+    # One more trial and one that confirms, two at once.
+    assert agenda.status() == "best so far trial-0 0.500 [0.400, 0.600], about 10 min left"
+
+
+class Rungs:
+    """A ladder that passes over whatever the sampler proposes, and lets each trial climb once."""
+
+    def depths(self, point: Any) -> tuple[int, ...]:
+        return (5,)
+
+    def heads_score(self, point: Any) -> float:
+        return 0.5
+
+    def is_passed_over(self, scores: Any, own: float, histories: Any) -> bool:
+        return True
+
+    def next_climb(self, histories: Any, *, is_end: bool) -> Any:
+        return next(((one, (5, 0)) for one in histories if one.is_sound and one.depths == (5,)), None)
+
+
+def test_a_trial_that_climbs_goes_on_from_its_checkpoints_and_the_sampler_hears_of_its_first_training_only(tmp_path: Path) -> None:
+    agenda = make(tmp_path)
+    ladder: Any = Rungs()
+    agenda.explorations = [replace(one, ladder=ladder) for one in agenda.explorations]
+    first = agenda.suggest("t0")
+    assert (first["name"], first["depths"], first["checkpoints"]) == ("trial-0", (5,), ())
+    # The second one is the sampler's, and passed over.
+    assert agenda.suggest("t1") is None
+    assert agenda.histories["trial-1"].state == "passed over"
+    end(agenda, "t0", 0.5)
+    study = agenda.explorations[0].proposer.study
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED"]
+    again = agenda.suggest("t2")
+    assert (again["name"], again["depths"], again["checkpoints"]) == ("trial-0", (5, 0), ("tune-0/trial-0/checkpoint_000001",))
+    agenda.heard("t2", report(0.7, epoch=2, is_climbing=True))
+    agenda.ended("t2", "finished")
+    assert study.trials[0].value == 0.5
+    found = Ledger(Storage(str(tmp_path)), "ledger").histories()
+    assert (found["trial-0"].state, found["trial-0"].last["score"], found["trial-0"].depths) == ("finished", 0.7, (5, 0))
+    before = found["trial-0"].before_climbing()
+    assert (before.state, before.last["score"]) == ("finished", 0.5)
+    assert agenda.suggest("t3")["name"] == "confirm-0-8"
+
+
+def test_a_search_that_is_killed_while_a_trial_climbs_knows_that_it_has_not_ended(tmp_path: Path) -> None:
+    agenda = make(tmp_path)
+    ladder: Any = Rungs()
+    agenda.explorations = [replace(one, ladder=ladder) for one in agenda.explorations]
+    agenda.suggest("t0")
+    end(agenda, "t0", 0.5)
+    agenda.suggest("t1")
+    found = Ledger(Storage(str(tmp_path)), "ledger").histories()["trial-0"]
+    assert (found.state, found.depths, found.is_climbing) == ("", (5, 0), True)
 
 
 def test_a_trial_that_died_is_told_and_one_that_recovers_works_in_smaller_parts(tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ class Fit:
         workers: Who trains together; each has the same model and the same texts.
 
     Attributes:
+        best_logits: Head → what the best epoch judged here answers about the validation texts, (texts, classes).
         is_begun: The model can answer already, which is epoch 0; training that never gets better ends with that.
     """
 
@@ -116,6 +117,7 @@ class Fit:
             encoder.activation_checkpointing_enable()
         self._step = Step(model, training, settings, objective, self._workers)
         self.is_begun = False
+        self.best_logits: Mapping[str, NDArray[np.float32]] = {}
         self._last: Epoch | None = None
         self._best: _Judged | None = None
         self._best_state = trainable_state(model)
@@ -179,6 +181,8 @@ class Fit:
             raise _diverged(number, "an answer about a validation text is no number")
         figures = {head: one.to_dict() for head, one in self._measure(logits).items()}
         score = selection_score(head_scores(figures, self._objective.score_metrics), self._objective.score_weights)
+        if self._best is None or score > self._best.score:
+            self.best_logits = logits
         joint = joint_accuracy(self._validation.labels, {head: values.argmax(axis=1) for head, values in logits.items()})
         return _Judged(number, score, figures, joint)
 

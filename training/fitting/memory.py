@@ -3,8 +3,10 @@
 It does not know Ray. The same batch in twice as many parts needs about half the memory for activations and makes the same step.
 """
 
+import ctypes
 import gc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 
@@ -59,7 +61,20 @@ def epochs_within_memory(make_fit: Callable[[int], Fit], restore: Callable[[Fit]
 
 
 def release_memory() -> None:
-    """Give unused memory back to the GPU, as far as this process can."""
+    """Give unused memory back to the GPU and to the system, as far as this process can."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    # glibc keeps what was freed: after a training of all layers that is two gigabytes which nobody uses.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def own_bytes() -> int:
+    """Return the memory that is this process's alone: without mapped files, which all processes share; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))

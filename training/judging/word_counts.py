@@ -9,18 +9,19 @@ Source: scikit-learn's TfidfVectorizer and LogisticRegression, https://scikit-le
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix, hstack
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 
 from training.data.dataset import MISSING
 from training.errors import DataError
 from training.judging.metrics import Labels, Probabilities
+
+if TYPE_CHECKING:
+    # A second to import, which a search has to spare only at its end.
+    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
 # What stands in one text only is more than half of all features and tells classes apart by chance.
 _LEAST_TEXTS = 2
@@ -47,6 +48,8 @@ class WordCounts:
     """
 
     def __init__(self, training_texts: Sequence[str], texts: Sequence[Sequence[str]]) -> None:
+        from scipy.sparse import hstack
+
         fitted = [_fitted(usual, other, training_texts) for usual, other in _KINDS]
         self._training: csr_matrix = hstack([counts for _, counts in fitted], format="csr")
         self._texts: list[csr_matrix] = [
@@ -65,6 +68,9 @@ class WordCounts:
             (texts, classes) for each list of texts, float32. A class without a training text has probability 0; where only one class has
             any it has 1, and where none has, all are alike.
         """
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+
         known = np.flatnonzero(labels != MISSING)
         present = np.unique(labels[known])
         if len(present) < 2:
@@ -88,8 +94,10 @@ def word_count_probabilities(
     return WordCounts(training_texts, texts).probabilities(labels, classes)
 
 
-def _fitted(usual: Mapping[str, Any], other: Mapping[str, Any], texts: Sequence[str]) -> tuple[TfidfVectorizer, csr_matrix]:
+def _fitted(usual: Mapping[str, Any], other: Mapping[str, Any], texts: Sequence[str]) -> "tuple[TfidfVectorizer, csr_matrix]":
     """Learn a vocabulary and count with it."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     for options in (usual, other):
         counter = TfidfVectorizer(**options, sublinear_tf=True, dtype=np.float32, max_features=_MOST_FEATURES)
         try:

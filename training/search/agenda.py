@@ -5,6 +5,7 @@ hears of epochs and ends, writes them into the ledger and tells the proposers. I
 which trials are worth confirming (`contest`).
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,19 +13,21 @@ from pickle import UnpicklingError
 from typing import Any
 
 from ray.tune import Callback
-from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from training.search.assignment import Order
+from training.search.budget import Budget, Cost, mean_cost, spent_on, times
 from training.search.ladder import Ladder
 from training.search.ledger import PASSED_OVER, Ledger, TrialHistory, trial_facts
-from training.search.searcher import HAS_DIVERGED, HAS_NO_MEMORY, HEAD_SCORES, IS_LAST, SAMPLED, SCORE, Proposer
+from training.search.searcher import HAS_DIVERGED, HAS_NO_MEMORY, HEAD_SCORES, INTERVAL, IS_LAST, SAMPLED, SCORE, Proposer
 
 # What of a report is written down; Tune adds a dozen keys of its own.
 _REPORTED = (
-    *(SCORE, HEAD_SCORES, IS_LAST, HAS_DIVERGED, HAS_NO_MEMORY, "epoch", "epoch_score", "loss", "metrics", "best_metrics"),
-    *("best_number", "joint_accuracy", "epoch_s", "epoch_cpu_s", "point", "best_point", "depth", "is_climbing"),
+    *(SCORE, HEAD_SCORES, INTERVAL, IS_LAST, HAS_DIVERGED, HAS_NO_MEMORY, "epoch", "epoch_score", "loss", "metrics", "best_metrics"),
+    *("best_number", "joint_accuracy", "epoch_s", "epoch_cpu_s", "point", "best_point", "depth", "is_climbing", "worker_bytes"),
 )
+_NO_LIMITS = Budget()
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Agenda(Searcher):
         checkpoints_of: Folders of a trial's checkpoints, the newest first.
         ledger: What happened so far.
         most_concurrent: Trials at once.
-        budget_s: No exploration begins a trial after this; null means no limit.
+        budget: What the search may use, with what confirms.
+        beforehand_cpu_s: CPU seconds used before the first trial.
         spent_s: Wall seconds of earlier, interrupted processes.
         begun: When this process began, `time.monotonic()`.
         histories: All trials by name.
@@ -74,7 +78,8 @@ class Agenda(Searcher):
     checkpoints_of: Callable[[str], Sequence[str]]
     ledger: Ledger
     most_concurrent: int
-    budget_s: float | None = None
+    budget: Budget = _NO_LIMITS
+    beforehand_cpu_s: float = 0.0
     spent_s: float = 0.0
     begun: float = field(default_factory=time.monotonic)
     histories: dict[str, TrialHistory] = field(default_factory=dict)
@@ -109,9 +114,8 @@ class Agenda(Searcher):
         if any(history.group in self._groups for history in self.live.values()):
             return None
         if self._to_confirm is None:
-            known = self.confirmations(list(self.histories.values()))
-            self._to_confirm = [history for history in known if history.name not in self.histories]
-        if self._to_confirm:
+            self._to_confirm = self._confirming
+        if self._to_confirm and self.budget.leaves(self.used, self._mean_cost):
             return self._begin(trial_id, self._to_confirm.pop(0))
         self.is_handed_out = True
         return Searcher.FINISHED
@@ -126,12 +130,53 @@ class Agenda(Searcher):
         return {one.group: one for one in self.explorations}
 
     @property
-    def _is_spent(self) -> bool:
-        return self.budget_s is not None and self.elapsed_s > self.budget_s
+    def used(self) -> Cost:
+        """What the search has used so far."""
+        return Cost(self.elapsed_s, self.beforehand_cpu_s + sum(spent_on(one).cpu_s for one in self.histories.values()))
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether exploring has to end, so that its best can still be confirmed."""
+        return not self.budget.leaves(self.used, times(self._mean_cost, len(self._confirming), self.most_concurrent))
+
+    @property
+    def _mean_cost(self) -> Cost:
+        return mean_cost([one for one in self.histories.values() if one.group in self._groups])
+
+    @property
+    def _confirming(self) -> list[TrialHistory]:
+        """What would confirm the best so far, and has not begun."""
+        return [one for one in self.confirmations(list(self.histories.values())) if one.name not in self.histories]
+
+    def status(self) -> str:
+        """Say in a line what is best so far, and how long it will about take."""
+        found = [one for one in self.histories.values() if one.group == self.explorations[0].group and one.epochs]
+        if not found:
+            return ""
+        best = max(found, key=lambda one: (float(one.last[SCORE]), -one.number))
+        low, high = best.last.get(INTERVAL, (math.nan, math.nan))
+        ends = "" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"
+        left = self.left_s()
+        return f"best so far {best.name} {best.last[SCORE]:.3f}{ends}" + ("" if left is None else f", about {_minutes(left)} left")
+
+    def left_s(self) -> float | None:
+        """Forecast the seconds until the end; nothing before the first trial has ended."""
+        ended = [one for one in self.histories.values() if one.group in self._groups and one.state]
+        if not ended:
+            return self.budget.left_s(self.used)
+        # Those that were passed over cost nothing, and so will some that come.
+        cost = times(self._mean_cost, sum(one.is_sound for one in ended) / len(ended))
+        open_ones = sum(one.proposer.left for one in self.explorations)
+        running = times(self._mean_cost, 0.5 * len(self.live), self.most_concurrent)
+        exploring = times(cost, open_ones, self.most_concurrent)
+        confirming = times(self._mean_cost, len(self._confirming), self.most_concurrent)
+        forecast = running.wall_s + exploring.wall_s + confirming.wall_s
+        limit = self.budget.left_s(self.used)
+        return forecast if limit is None else min(forecast, limit)
 
     def _explore(self, trial_id: str) -> dict[str, Any] | None:
         """Begin the next proposed trial that is not passed over."""
-        for one in () if self._is_spent else self.explorations:
+        for one in () if self.is_spent else self.explorations:
             while (proposal := one.proposer.propose()) is not None:
                 depths = one.ladder.depths(proposal.point) if one.ladder else ()
                 name = f"{one.group}-{proposal.number}"
@@ -160,7 +205,7 @@ class Agenda(Searcher):
 
     def _climb(self, trial_id: str, *, is_end: bool = False) -> dict[str, Any] | None:
         """Let the next trial train more layers that has earned it."""
-        for one in () if self._is_spent else self.explorations:
+        for one in () if self.is_spent else self.explorations:
             has_more = any(history.group == one.group for history in self.live.values())
             if one.ladder is None or (is_end and has_more):
                 continue
@@ -254,6 +299,10 @@ class Recorder(Callback):
         self._agenda.ended(trial.trial_id, "out of memory" if "OutOfMemory" in name or name == "MemoryError" else "died", name)
 
 
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
 def state_of(result: Mapping[str, Any]) -> str:
     """Name how a trial ended that did not die, by its last report."""
     if result.get(HAS_DIVERGED):
@@ -261,72 +310,3 @@ def state_of(result: Mapping[str, Any]) -> str:
     if result.get(HAS_NO_MEMORY):
         return "out of memory"
     return "finished" if result.get(IS_LAST) else "stopped"
-
-
-class GroupScheduler(FIFOScheduler):
-    """Lets each exploration's own scheduler judge its trials; nobody stops a trial that confirms.
-
-    Args:
-        schedulers: By group.
-    """
-
-    def __init__(self, schedulers: Mapping[str, TrialScheduler]) -> None:
-        super().__init__()
-        self._schedulers = dict(schedulers)
-
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """Pass the metric on."""
-        for scheduler in self._schedulers.values():
-            scheduler.set_search_properties(metric, mode, **spec)
-        return True
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """Let a population decide about its own trials; everybody else begins in order."""
-        for group, scheduler in self._schedulers.items():
-            own = [trial for trial in tune_controller.get_trials() if trial.config["group"] == group]
-            if isinstance(scheduler, PopulationBasedTraining) and own:
-                members: Any = _Members(tune_controller, own)
-                chosen = scheduler.choose_trial_to_run(members)
-                if chosen is not None:
-                    return chosen
-        return super().choose_trial_to_run(tune_controller)
-
-    def _judge(self, trial: Any) -> TrialScheduler:
-        return self._schedulers.get(trial.config["group"], _NOBODY)
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Pass it on."""
-        self._judge(trial).on_trial_add(tune_controller, trial)
-
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Pass it on."""
-        self._judge(trial).on_trial_error(tune_controller, trial)
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Ask the group's scheduler."""
-        return str(self._judge(trial).on_trial_result(tune_controller, trial, result))
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Pass it on."""
-        self._judge(trial).on_trial_complete(tune_controller, trial, result)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """Pass it on."""
-        self._judge(trial).on_trial_remove(tune_controller, trial)
-
-
-class _Members:
-    """Tune's controller as a population sees it: with its own trials only."""
-
-    def __init__(self, tune_controller: Any, trials: list[Any]) -> None:
-        self._tune_controller = tune_controller
-        self._trials = trials
-
-    def get_trials(self) -> list[Any]:
-        return self._trials
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tune_controller, name)
-
-
-_NOBODY = FIFOScheduler()

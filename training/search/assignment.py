@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from training.data.tokens import TokenTable
 from training.fit_settings import FitSettings
+from training.search.depths import first_depths
 from training.search.search_space import Point, TrialSettings, trial_settings
 from training.settings import TrainingSettings, of_heads
 
@@ -29,6 +30,7 @@ class Assignment:
         tokens: `training`, `validation` and `test` → tokens of their texts.
         labels: `training` and `validation` → head → (texts,); test labels are not here.
         folds: The fold of each training text, (texts,), for cross-validation.
+        validation_groups: The group of each validation text, "" being none; nothing where there are no groups.
         digest: SHA-256 of the data.
         storage: URI of the storage searches are in.
         start: Folder in it of an earlier version whose weights every trial starts from; "" starts from the pretrained encoder.
@@ -42,10 +44,19 @@ class Assignment:
     tokens: Mapping[str, TokenTable]
     labels: Mapping[str, Labels]
     folds: NDArray[np.int64]
+    validation_groups: Sequence[str] | None
     digest: str
     storage: str = ""
     start: str = ""
     heads_from: str = ""
+
+    def first_depth(self, layers: int) -> int:
+        """Return the frozen layers of what the default configuration trains first on the ladder.
+
+        Args:
+            layers: Of the encoder.
+        """
+        return first_depths(layers, self.settings.fit.frozen_layers)[0]
 
     def of_heads(self, heads: Sequence[str]) -> "Assignment":
         """Return the same with some of the heads only."""

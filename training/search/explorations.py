@@ -12,6 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 from cluster.console import say
 from training.errors import TuningError
 from training.search.agenda import Agenda, Exploration
+from training.search.budget import Budget
 from training.search.contest import MAIN_GROUP, confirmations, group_heads, single_group
 from training.search.found_heads import FirstRung
 from training.search.ladder import Ladder
@@ -50,7 +51,8 @@ def make_agenda(prepared: Prepared, ledger: Ledger, rung: FirstRung | None) -> A
         checkpoints_of=lambda trial: checkpoints(prepared.storage, prepared.name, trial),
         ledger=ledger,
         most_concurrent=_most_concurrent(tuning),
-        budget_s=tuning.time_budget_s,
+        budget=Budget(tuning.time_budget_s, tuning.cpu_budget_s),
+        beforehand_cpu_s=rung.cpu_s if rung else 0.0,
     )
     _remember(prepared, agenda)
     return agenda

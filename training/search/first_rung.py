@@ -7,22 +7,28 @@ import time
 from typing import Any
 
 import torch
+from torch import nn
 
 from cluster.console import say
 from cluster.storage import Storage
+from training.fitting.device import choose_device
+from training.network.model import TwoHeadBert
 from training.search.assignment import Assignment
 from training.search.build import build_model
+from training.search.first_look import Look, look
 from training.search.found_heads import FirstRung, join, read_rung, write_rung
 from training.search.heads_alone import encode, explore_head
+from training.search.ledger import Ledger
 from training.search.search_space import trial_settings
 
 
-def first_rung(assignment: Assignment, folder: str) -> FirstRung | None:
+def first_rung(assignment: Assignment, folder: str, ledger: Ledger) -> FirstRung | None:
     """Find the heads' beginnings on the frozen encoder, or read what an interrupted search found.
 
     Args:
         assignment: What all trials share.
         folder: Of the search, in the storage; the rung is written there.
+        ledger: Takes the first look.
 
     Returns:
         Nothing where the settings want none, a version's heads are the beginning, or the features have no room.
@@ -31,7 +37,7 @@ def first_rung(assignment: Assignment, folder: str) -> FirstRung | None:
         return None
     storage = Storage(assignment.storage)
     found = read_rung(storage, folder)
-    if found is None and (found := _explored(assignment)) is not None:
+    if found is None and (found := _explored(assignment, ledger)) is not None:
         write_rung(storage, folder, found)
     if found is None:
         say("note      no room for the frozen encoder's vectors, so heads begin at random; see training.activations.most_bytes")
@@ -42,8 +48,10 @@ def first_rung(assignment: Assignment, folder: str) -> FirstRung | None:
     return found
 
 
-def _explored(assignment: Assignment) -> FirstRung | None:
+def _explored(assignment: Assignment, ledger: Ledger) -> FirstRung | None:
     import ray
+
+    begun = time.monotonic()
 
     resources = assignment.settings.tuning.resources_per_trial
     # Encoding wants what a trial has; heads on vectors that are there need no GPU.
@@ -51,11 +59,23 @@ def _explored(assignment: Assignment) -> FirstRung | None:
     exploring: Any = ray.remote(_explore).options(num_cpus=resources.cpu, num_gpus=0)
     shared = ray.put(assignment)
     heads = tuple(assignment.settings.heads)
+    looking: Any = ray.remote(_look).options(num_cpus=resources.cpu, num_gpus=resources.gpu)
+    # By itself: whoever encodes the rest would keep it waiting.
+    seen, looked = ray.get(looking.remote(shared))
+    ledger.append("look", {"look": seen.to_dict(), "elapsed_s": time.monotonic() - begun})
+    shown = ", ".join(f"{head} {score:.3f}" for head, score in seen.heads.items())
+    texts = f"{seen.texts} of {len(assignment.tokens['training'])} texts, on {seen.validation_texts} validation texts"
+    say(f"first     score {seen.score:.3f} ({shown}): heads on {texts}")
     # They divide the texts among themselves; see `activations`.
     spent = ray.get([encoding.remote(shared) for _ in heads])
     if None in spent:
         return None
-    return join(ray.get([exploring.remote(shared, head) for head in heads]), sum(spent))
+    return join(ray.get([exploring.remote(shared, head) for head in heads]), sum(spent) + looked)
+
+
+def _look(assignment: Assignment) -> tuple[Look, float]:
+    begun = time.process_time()
+    return look(assignment, _model(assignment)), time.process_time() - begun
 
 
 def _encode(assignment: Assignment) -> float | None:
@@ -71,5 +91,11 @@ def _explore(assignment: Assignment, head: str) -> FirstRung:
 
 
 def _pooled(assignment: Assignment) -> torch.Tensor | None:
+    return encode(assignment, _model(assignment))
+
+
+def _model(assignment: Assignment) -> TwoHeadBert:
     torch.set_num_threads(max(1, int(assignment.settings.tuning.resources_per_trial.cpu)))
-    return encode(assignment, build_model(assignment, trial_settings(assignment.settings, {})))
+    model = build_model(assignment, trial_settings(assignment.settings, {}))
+    nn.Module.to(model, choose_device())
+    return model

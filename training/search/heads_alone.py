@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
+import numpy as np
 import optuna
 import torch
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
@@ -22,9 +24,8 @@ from training.fitting.loss import inverse_sqrt_weights
 from training.fitting.population import Candidate, Outcome, Question, known, train_population
 from training.network.encoder import encoder_layers
 from training.network.inputs import PooledInputs
-from training.network.model import TwoHeadBert
+from training.network.model import Head, TwoHeadBert
 from training.search.assignment import Assignment
-from training.search.depths import first_depths
 from training.search.found_heads import OF_A_HEAD, FirstRung, HeadFound, shape
 from training.search.reading import read
 from training.search.samplers import make_sampler
@@ -51,8 +52,7 @@ def encode(assignment: Assignment, model: TwoHeadBert) -> torch.Tensor | None:
         model: With its encoder whole.
     """
     layers = len(encoder_layers(model.encoder))
-    (below,) = first_depths(layers, assignment.settings.fit.frozen_layers)
-    inputs = read(assignment, model, layers, ("training", "validation"), below=below)
+    inputs = read(assignment, model, layers, ("training", "validation"), below=assignment.first_depth(layers))
     training = inputs["training"]
     return training.pooled if isinstance(training, PooledInputs) else None
 
@@ -78,7 +78,7 @@ def explore_head(assignment: Assignment, head: str, pooled: torch.Tensor) -> Fir
     outcomes: list[Outcome] = []
     while len(outcomes) < count:
         asked = [study.ask(searched) for _ in range(min(_BATCH, count - len(outcomes)))]
-        ended = _train([_candidate(own, head, trial.params) for trial in asked], own, head, pooled, settings.fit.seed)
+        ended = _train([_candidate(own, head, trial.params) for trial in asked], own, head, pooled)
         for trial, one in zip(asked, ended, strict=True):
             study.tell(trial, one.score) if one.state else study.tell(trial, state=TrialState.FAIL)
         outcomes += ended
@@ -87,6 +87,23 @@ def explore_head(assignment: Assignment, head: str, pooled: torch.Tensor) -> Fir
     found = HeadFound(len(outcomes), candidates, scores, time.monotonic() - begun, time.process_time() - cpu)
     tensors = {f"{_shape(head, one.candidate)}/{name}": value for one in best for name, value in one.state.items()}
     return FirstRung({head: found}, tensors)
+
+
+def default_head(assignment: Assignment, head: str, pooled: torch.Tensor, chosen: NDArray[np.int64]) -> Head:
+    """Train the default configuration's head on some of the training texts, at the rate that heads by themselves bear.
+
+    Args:
+        assignment: What all trials share.
+        head: Its name.
+        pooled: Of those texts, (texts, width).
+        chosen: Which they are, (texts,).
+    """
+    own = trial_settings(assignment.settings, first_points(assignment.settings)[0]).heads[head]
+    candidate = Candidate(own.hidden_size, own.dropout, own.loss, _HIGHEST_RATE)
+    (outcome,) = _train([candidate], assignment, head, pooled, chosen=chosen)
+    module = Head(pooled.shape[1], len(assignment.classes[head]), own.hidden_size, own.dropout, own.loss)
+    module.load_state_dict(outcome.state or module.state_dict())
+    return module
 
 
 def _searched(settings: TrainingSettings) -> dict[str, BaseDistribution]:
@@ -114,15 +131,26 @@ def _candidate(assignment: Assignment, head: str, point: Mapping[str, Any]) -> C
     return Candidate(own.hidden_size, own.dropout, own.loss, trial.fit.head_learning_rate)
 
 
-def _train(candidates: Sequence[Candidate], assignment: Assignment, head: str, pooled: torch.Tensor, seed: int) -> list[Outcome]:
+def _train(
+    candidates: Sequence[Candidate],
+    assignment: Assignment,
+    head: str,
+    pooled: torch.Tensor,
+    *,
+    chosen: NDArray[np.int64] | None = None,
+    seed: int | None = None,
+) -> list[Outcome]:
+    """Train candidates on the training texts, or on some of them, with the search's seed or another."""
     settings, classes = assignment.settings, len(assignment.classes[head])
-    labels = assignment.labels["training"][head]
-    features = known(pooled, labels, assignment.folds)
+    every = slice(None) if chosen is None else chosen
+    labels = assignment.labels["training"][head][every]
+    features = known(pooled, labels, assignment.folds[every])
     weights = inverse_sqrt_weights(labels, classes) if settings.heads[head].class_weighting == "inverse_sqrt" else None
     question = Question(head, classes, settings.heads[head].ordered, settings.tuning.score_metrics.get(head, "macro_f1"), weights)
     # Few steps an epoch, each over many texts: such a step costs little more.
     texts = min(max(len(features.labels) // _STEPS, _LEAST_TEXTS), _MOST_TEXTS)
-    fit = settings.fit.model_copy(update={"epochs": _EPOCHS, "patience": _PATIENCE, "batch_texts": texts, "seed": seed})
+    fit = settings.fit.model_copy(update={"epochs": _EPOCHS, "patience": _PATIENCE, "batch_texts": texts})
+    fit = fit if seed is None else fit.model_copy(update={"seed": seed})
     return train_population(candidates, question, features, fit)
 
 
@@ -161,7 +189,7 @@ def begin_heads(model: TwoHeadBert, assignment: Assignment, rung: FirstRung, see
         state = {name: rung.tensors[f"{wanted}/{name}"] for name in module.state_dict()}
         if seed != assignment.settings.fit.seed and (pooled := encode(assignment, model)) is not None:
             with torch.enable_grad():
-                state = _train([found], assignment, head, pooled, seed)[0].state or state
+                state = _train([found], assignment, head, pooled, seed=seed)[0].state or state
         module.load_state_dict(state)
         states.append(state)
     return len(states) == len(model.heads)

@@ -3,7 +3,8 @@
 It does not know Ray or how trials are proposed.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -78,9 +79,35 @@ def make_assignment(
         tokens={split: tokenizer.encode(examples.texts) for split, examples in splits.items()},
         labels={split: splits[split].labels for split in ("training", "validation")},
         folds=folds_of(dataset.training, _FOLDS, settings.data.split.seed),
+        validation_groups=dataset.validation.groups,
         digest=dataset.digest,
         storage=storage,
         start=start,
+    )
+
+
+def with_budget(prepared: Prepared, budget: Mapping[str, float], used: Mapping[str, float]) -> Prepared:
+    """Return the search with other limits.
+
+    Args:
+        prepared: The search.
+        budget: `num_samples` in all; `time_budget_s` and `cpu_budget_s` beyond what was used.
+        used: Under the same names.
+    """
+    limits = {name: int(value) if name == "num_samples" else value + used[name] for name, value in budget.items()}
+    tuning = prepared.settings.tuning.model_copy(update=limits)
+    settings = prepared.settings.model_copy(update={"tuning": tuning})
+    return replace(prepared, plan=replace(prepared.plan, settings=settings), assignment=replace(prepared.assignment, settings=settings))
+
+
+def without_test(prepared: Prepared) -> Prepared:
+    """Return the search as if it had no test texts."""
+    dataset, assignment = prepared.dataset, prepared.assignment
+    empty = {"test": assignment.tokens["test"].take(np.arange(0))}
+    return replace(
+        prepared,
+        dataset=replace(dataset, test=dataset.test.take([])),
+        assignment=replace(assignment, tokens={**assignment.tokens, **empty}),
     )
 
 
@@ -96,8 +123,18 @@ def announce(prepared: Prepared) -> None:
         said = "configuration and weights" if prepared.plan.start.weights else "configuration"
         say(f"starts    from the {said} of version {prepared.plan.start.version}")
     say(f"searched  {', '.join(dimensions(prepared.settings)) or 'nothing: every dimension is fixed'}")
-    tuning = prepared.settings.tuning
-    singles = f", as many for each of {len(prepared.settings.heads)} heads alone" if tuning.compare_single else ""
+    say(f"plan      {_plan_of(prepared.settings)}")
+
+
+def _plan_of(settings: TrainingSettings) -> str:
+    tuning = settings.tuning
+    limits = [f"{tuning.time_budget_s / 60:g} minutes"] if tuning.time_budget_s else []
+    limits += [f"{tuning.cpu_budget_s / 3600:g} CPU hours"] if tuning.cpu_budget_s else []
+    trials = f"{tuning.num_samples} trials"
+    if limits:
+        trials = f"as many trials as fit into {' and '.join(limits)}, at most {tuning.num_samples}"
+    singles = f", as many for each of {len(settings.heads)} heads alone" if tuning.compare_single else ""
     seeds = f"{tuning.confirm_seeds} other {'seed' if tuning.confirm_seeds == 1 else 'seeds'}"
     confirmed = f"; then the best {tuning.confirm_top} and the default with {seeds}" if tuning.confirm_top else ""
-    say(f"plan      {tuning.num_samples} trials{singles}{confirmed}")
+    rungs = ", their heads first, then top layers, the better ones all they may train" if tuning.ladder else ""
+    return f"{trials}{rungs}{singles}{confirmed}"

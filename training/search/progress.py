@@ -5,7 +5,7 @@ It knows trials by the reports of `trial` and nothing of how they are made.
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,17 +37,18 @@ class Progress(Callback):
 
     Args:
         heads: In the order of their columns.
+        status: Returns the best so far, and how long it will still take.
     """
 
-    def __init__(self, heads: Sequence[str]) -> None:
-        self._heads = list(heads)
+    def __init__(self, heads: Sequence[str], status: Callable[[], str] = str) -> None:
+        self._heads, self._status = list(heads), status
         self._rows: dict[str, TrialRow] = {}
         self._started = time.monotonic()
         self._live: Live | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks with the search; an open terminal cannot be.
-        return self.__dict__ | {"_live": None}
+        return self.__dict__ | {"_live": None, "_status": str}
 
     def setup(self, *_: Any, **__: Any) -> None:
         """Open the live table, in a terminal."""
@@ -86,8 +87,10 @@ class Progress(Callback):
         row.state = state
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
-        else:
-            print(self._line(row), flush=True)
+            return
+        print(self._line(row), flush=True)
+        if state not in ("waiting", "training") and (said := self._status()):
+            print(f"[{time.monotonic() - self._started:6.1f} s] {said}", flush=True)
 
     def _line(self, row: TrialRow) -> str:
         elapsed = time.monotonic() - self._started
@@ -99,7 +102,7 @@ class Progress(Callback):
 
     def _table(self) -> Table:
         done = sum(row.state not in ("waiting", "training") for row in self._rows.values())
-        table = Table(title=f"{done} trials done", title_justify="left")
+        table = Table(title="; ".join(said for said in (f"{done} trials done", self._status()) if said), title_justify="left")
         for column in ("trial", "state", "epoch", "score", *self._heads, "seconds"):
             table.add_column(column, justify="left" if column in ("trial", "state") else "right")
         best = max((row.score for row in self._rows.values() if row.score is not None), default=None)

@@ -52,6 +52,7 @@ def make_record(
         "created": prepared.plan.begun,
         "seconds": elapsed_s,
         "cpu_seconds": sum(_seconds(one, "epoch_cpu_s") for one in histories) + (rung.cpu_s if rung else 0.0),
+        "worker_bytes": max((int(epoch.get("worker_bytes", 0)) for one in histories for epoch in one.epochs), default=0),
         "first_rung": {head: {"scores": one.scores, "candidates": one.candidates} for head, one in rung.heads.items()} if rung else {},
         "rungs": [asdict(one) for one in agreements],
         "version": None,

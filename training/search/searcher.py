@@ -21,6 +21,8 @@ from training.search_settings import TuningSettings
 
 SCORE = "score"
 HEAD_SCORES = "head_scores"
+# The 95 % interval of the score over the validation texts, (low, high).
+INTERVAL = "interval"
 IS_LAST = "is_last"
 HAS_DIVERGED = "has_diverged"
 HAS_NO_MEMORY = "has_no_memory"
@@ -94,6 +96,11 @@ class Proposer:
         self.study = optuna.create_study(directions=["maximize"] * max(1, len(self._heads)), sampler=sampler, storage=storage)
         self._trials: dict[int, Trial] = {}
         self._used: set[int] = set()
+
+    @property
+    def left(self) -> int:
+        """How many trials it may still propose."""
+        return max(self._tuning.num_samples - len(self._used), 0)
 
     def propose(self) -> Proposal | None:
         """Propose the next trial, or nothing when all are proposed.

@@ -12,7 +12,7 @@ from cluster.console import table
 def describe_record(record: Mapping[str, Any]) -> str:
     """Render a search's record: headline, heads, comparisons, confirmed configurations."""
     split = "test" if "test" in record["metrics"] else "validation"
-    parts = [record["headline"], _heads(record, split), _comparisons(record), _confirmed(record)]
+    parts = [record["headline"], _heads(record, split), _comparisons(record), _confirmed(record), _cost(record)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -58,6 +58,15 @@ def _confirmed(record: Mapping[str, Any]) -> str:
     ]
     shown = table(["configuration", "mean", "with other seeds"], rows, right=(1,)) if rows else ""
     return f"on the validation split, trained again:\n{shown}" if shown else ""
+
+
+def _cost(record: Mapping[str, Any]) -> str:
+    if not record.get("worker_bytes"):
+        return ""
+    return (
+        f"took {record['seconds'] / 60:.1f} minutes, {record['cpu_seconds'] / 60:.1f} CPU minutes in trials and encoding, "
+        f"at most {record['worker_bytes'] / 1e9:.1f} GB in one worker"
+    )
 
 
 def _with_interval(value: float, ends: tuple[float, float]) -> str:

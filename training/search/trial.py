@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from training.fitting.fit import Epoch, Fit
-from training.fitting.memory import epochs_within_memory
+from training.fitting.memory import epochs_within_memory, release_memory
 from training.fitting.workers import Workers
 from training.search.assignment import Assignment, Order
 from training.search.searcher import HAS_NO_MEMORY, IS_LAST
@@ -35,6 +35,8 @@ def train(config: dict[str, Any], assignment: Assignment) -> None:
         # The checkpoint is asked for anew where memory ran out: Tune then knows a later one.
         work = Work(order, assignment, latest=tune.get_checkpoint)
         work.report_epochs(work.epochs(epochs_within_memory), report)
+        # This process trains the next trial too.
+        release_memory()
         return
     # out of memory: one process alone cannot start again, so all of them do.
     for factor in (1, 2):

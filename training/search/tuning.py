@@ -5,7 +5,11 @@ It does not know how one trial trains (`trial`), what a search writes down (`led
 
 import logging
 import os
+import signal
+import threading
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,17 +20,18 @@ from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 from training.data.dataset import Dataset, load_dataset
 from training.errors import TuningError
-from training.search.agenda import Agenda, GroupScheduler, Recorder
+from training.search.agenda import Agenda, Recorder
 from training.search.explorations import make_agenda
 from training.search.first_rung import first_rung
+from training.search.group_scheduler import GroupScheduler
 from training.search.ledger import Ledger
 from training.search.pareto import parse_pick
 from training.search.plan import LEDGER_FOLDER, Plan, Start, check_name, default_name, next_attempt, pin, read_plan
-from training.search.prepared import Prepared, announce, prepare
+from training.search.prepared import Prepared, announce, prepare, with_budget, without_test
 from training.search.search_space import check_depth, check_space
 from training.search.searcher import SCORE
 from training.search.trial import train
-from training.search.winner import SearchResult, finish
+from training.search.winner import SearchResult, finish, has_checkpoint
 from training.search_settings import TuningSettings
 from training.settings import TrainingSettings
 
@@ -74,10 +79,15 @@ def _check_start(start: Start, settings: TrainingSettings, dataset: Dataset) -> 
         )
 
 
-def resume(name: str, cluster: ClusterSettings) -> SearchResult:
+def resume(name: str, cluster: ClusterSettings, budget: Mapping[str, float] | None = None) -> SearchResult:
     """Go on with a search that was interrupted, with the settings it began with.
 
     Ended trials stay as they are; interrupted ones go on from their last whole checkpoint.
+
+    Args:
+        name: Of the search.
+        cluster: The section `cluster`.
+        budget: Other values of `num_samples`, and of `time_budget_s` and `cpu_budget_s` from now on.
 
     Raises:
         TuningError: There is no such search, or its data changed.
@@ -90,29 +100,59 @@ def resume(name: str, cluster: ClusterSettings) -> SearchResult:
             f"search {name!r}: its data changed since it began (digest {dataset.digest[:12]}, then {plan.data_digest[:12]})",
             "put the old tables back, or begin a new search",
         )
-    return _see_through(prepare(plan, storage, dataset), cluster)
+    return _see_through(prepare(plan, storage, dataset), cluster, budget or {})
 
 
-def _see_through(prepared: Prepared, cluster: ClusterSettings) -> SearchResult:
+def _see_through(prepared: Prepared, cluster: ClusterSettings, budget: Mapping[str, float] | None = None) -> SearchResult:
     _quieten()
-    announce(prepared)
     ledger = Ledger(prepared.storage, f"{prepared.folder}/{LEDGER_FOLDER}")
+    prepared = with_budget(prepared, budget or {}, ledger.used)
+    announce(prepared)
     for file in ledger.damaged:
         say(f"note      {ledger.path}/{file} is damaged and left out; the trial goes on from its last whole checkpoint")
-    with connect(cluster) as connection:
+    with connect(cluster) as connection, _ended_by_signals():
         say(f"Ray       {connection.dashboard_url} {'(started for this search)' if connection.is_private else ''}".rstrip())
         begun = time.monotonic()
-        rung = first_rung(prepared.assignment, prepared.folder)
+        try:
+            rung = first_rung(prepared.assignment, prepared.folder, ledger)
+        except KeyboardInterrupt:
+            raise _nothing_yet(prepared) from None
         if rung is not None:
             prepared = replace(prepared, assignment=replace(prepared.assignment, heads_from=prepared.folder))
         agenda = make_agenda(prepared, ledger, rung)
         agenda.begun = begun
-        _fit(prepared, agenda)
+        if not _fit(prepared, agenda):
+            return _finish_early(prepared, agenda)
         return finish(prepared, list(agenda.histories.values()), agenda.elapsed_s)
 
 
-def _fit(prepared: Prepared, agenda: Agenda) -> None:
+def _finish_early(prepared: Prepared, agenda: Agenda) -> SearchResult:
+    """Make a version of what is best so far, judged on the validation texts alone: the search may go on, and look at the test texts then.
+
+    Raises:
+        TuningError: Nothing has a score yet.
+    """
+    known = [replace(one, state=one.state or "stopped") for one in agenda.histories.values() if one.epochs]
+    found = [one for one in known if one.is_sound and has_checkpoint(prepared, one)]
+    if not found:
+        raise _nothing_yet(prepared)
+    note = f"stopped before its end, with {len(found)} of at least {prepared.settings.tuning.num_samples} trials; the test texts are unseen"
+    return finish(without_test(prepared), found, agenda.elapsed_s, f"{note}; {_go_on(prepared)}")
+
+
+def _nothing_yet(prepared: Prepared) -> TuningError:
+    return TuningError(f"search {prepared.name!r} was stopped before its first trial had a score", _go_on(prepared))
+
+
+def _go_on(prepared: Prepared) -> str:
+    return f"go on with it: python -m training tune --resume {prepared.name}"
+
+
+def _fit(prepared: Prepared, agenda: Agenda) -> bool:
     """Let Tune train everything; a trial that fails is an outcome, which the ledger has.
+
+    Returns:
+        Whether it came to its end; a signal ends it before.
 
     Raises:
         TuningError: Tune itself cannot go on, with a full disk for example.
@@ -121,13 +161,32 @@ def _fit(prepared: Prepared, agenda: Agenda) -> None:
 
     try:
         _tuner(prepared, agenda).fit()
+    except KeyboardInterrupt:
+        # Before Tune listened.
+        return False
     except (TuneError, OSError, StorageError) as error:
         cause = str(error).strip().splitlines()[-1]
         hint = f"see to the cause, then go on: python -m training tune --resume {prepared.name}"
         raise TuningError(f"search {prepared.name!r} cannot go on: {cause}", hint) from error
-    if agenda.live or not agenda.is_handed_out:
-        # Tune catches Ctrl-C and returns as if all were done.
-        raise TuningError(f"search {prepared.name!r} was stopped before its end", f"python -m training tune --resume {prepared.name}")
+    # Tune catches Ctrl-C and returns as if all were done.
+    return agenda.is_handed_out and not agenda.live
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM end Tune as Ctrl-C does: every trial has saved its last epoch, and what is best so far can be published."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # Tune listens to this one as well as to Ctrl-C.
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def _tuner(prepared: Prepared, agenda: Agenda) -> Any:
@@ -140,14 +199,14 @@ def _tuner(prepared: Prepared, agenda: Agenda) -> Any:
     tuning = settings.tuning
     filesystem, path = _tune_storage(prepared)
     trainable = tune.with_resources(tune.with_parameters(train, assignment=prepared.assignment), _resources(tuning))
-    progress = Progress(list(settings.heads))
+    progress = Progress(list(settings.heads), agenda.status)
     return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             metric=SCORE,
             mode="max",
             search_alg=agenda,
-            scheduler=GroupScheduler({one.group: one.scheduler for one in agenda.explorations}),
+            scheduler=GroupScheduler({one.group: one.scheduler for one in agenda.explorations}, lambda: agenda.is_spent),
             # As many as the agenda hands out.
             num_samples=-1,
             # A trial of several processes ends with them; a reused one would leave those of a stopped trial at work.

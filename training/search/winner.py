@@ -58,13 +58,14 @@ class SearchResult:
     failed: tuple[TrialHistory, ...]
 
 
-def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: float) -> SearchResult:
+def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: float, early: str = "") -> SearchResult:
     """Choose the winner, judge it, and write its checkpoint and the report into the search's folder.
 
     Args:
         prepared: The search.
         histories: All its trials, ended.
         elapsed_s: Wall seconds it took so far.
+        early: What to say of a search that has not come to its end, and may go on.
 
     Raises:
         TuningError: No trial brought a score.
@@ -77,13 +78,15 @@ def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: flo
     comparisons = compare_all(prepared, histories, best)
     judged = account(prepared.settings, prepared.dataset, logits, calibrations)
     record = make_record(prepared, histories, best, judged, comparisons, elapsed_s)
-    record["notes"] += [note] if note else []
+    record["notes"] += [said for said in (early, note) if said]
     facts = describe(prepared, best, calibrations, record["metrics"])
     storage, place = prepared.storage, prepared.folder
     with tempfile.TemporaryDirectory() as folder:
         texts = {RECORD_FILE: json.dumps(record, indent=2), CARD_FILE: write_card(record)}
         write_checkpoint(Path(folder), model, prepared.tokenizer, facts, texts)
         _replace_folder(storage, f"{place}/{BEST_FOLDER}", Path(folder))
+    if early:
+        record["early"] = early
     storage.write_bytes(f"{place}/{RESULT_FILE}", json.dumps(record, indent=2).encode())
     storage.write_bytes(f"{place}/{REPORT_FILE}", write_report(record).encode())
     root = f"{storage.uri}/{place}"
@@ -140,6 +143,12 @@ def last_checkpoint(prepared: Prepared, history: TrialHistory, folder: Path) -> 
         if whole_epoch(found) == history.last["epoch"]:
             return found
     return None
+
+
+def has_checkpoint(prepared: Prepared, history: TrialHistory) -> bool:
+    """Tell whether the checkpoint of a trial's last epoch is there, whole."""
+    with tempfile.TemporaryDirectory() as folder:
+        return last_checkpoint(prepared, history, Path(folder)) is not None
 
 
 def answer_splits(model: TwoHeadBert, prepared: Prepared) -> dict[str, Logits]:

@@ -5,6 +5,7 @@ texts are scored by the final report.
 """
 
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,18 +19,21 @@ import torch
 
 from cluster.storage import Storage
 from training.fitting.fit import DivergedError, Epoch, Fit, best_state_in, last_epoch_in
-from training.fitting.memory import MemoryExhausted
+from training.fitting.memory import MemoryExhausted, own_bytes
 from training.fitting.workers import OneWorker, Workers
-from training.judging.metrics import head_scores
+from training.judging.bootstrap import interval, score_of, selection_score_of
+from training.judging.metrics import head_scores, probabilities
 from training.search.assignment import Assignment, Order
 from training.search.build import answer_all, prepare_fit
 from training.search.saved import save_answers, seal, whole_epoch
 from training.search.search_space import TrialSettings
-from training.search.searcher import HAS_DIVERGED, HAS_NO_MEMORY, HEAD_SCORES, IS_LAST, SCORE
+from training.search.searcher import HAS_DIVERGED, HAS_NO_MEMORY, HEAD_SCORES, INTERVAL, IS_LAST, SCORE
 from training.search.together import Report
 from training.settings import TrainingSettings
 
 _FACTS_FILE = "trial.json"
+# Enough to see how wide an interval is, after every epoch that is better.
+_RESAMPLES = 200
 # What is reported of a trial without a single epoch.
 NOTHING: dict[str, Any] = {SCORE: 0.0, HEAD_SCORES: {}, "epoch": 0}
 
@@ -57,7 +61,7 @@ class Work:
         self._trainings = order.trainings(self._assignment.settings)
         self._trial = self._trainings[0]
         self._workers = workers or OneWorker()
-        self._best_point = order.point
+        self._best_point, self._ends = order.point, (math.nan, math.nan)
 
     def epochs(self, train: Train) -> Iterator[tuple[Fit, Epoch]]:
         """Train what is ordered, one training after the other, from wherever an earlier process had come.
@@ -98,7 +102,8 @@ class Work:
         with self._checkpoint() as folder:
             if folder is not None:
                 # Its own, or in a population the donor's.
-                self._best_point = _read_facts(folder)["best_point"]
+                facts = _read_facts(folder)
+                self._best_point, self._ends = facts["best_point"], tuple(facts[INTERVAL])
             if folder is not None and self._depth(folder) == self._trial.fit.frozen_layers:
                 fit.restore(folder)
             elif before is not None:
@@ -138,6 +143,9 @@ class Work:
                 if epoch.best_number == epoch.number:
                     self._best_point = self._order.point
                 facts = report_of(epoch, settings) | {"point": self._order.point, "best_point": self._best_point}
+                if epoch.best_number == epoch.number:
+                    self._ends = self._interval(fit)
+                facts |= {INTERVAL: self._ends, "worker_bytes": own_bytes()}
                 facts |= {"depth": self._trial.fit.frozen_layers, "is_climbing": self._trial is not self._trainings[0]}
                 with tempfile.TemporaryDirectory() as folder:
                     if self._workers.rank == 0:
@@ -151,9 +159,20 @@ class Work:
         except MemoryExhausted:
             report(facts | {HAS_NO_MEMORY: True, IS_LAST: True} | clock.lap(), None)
 
+    def _interval(self, fit: Fit) -> tuple[float, float]:
+        """Return how far the score could lie elsewhere on other validation texts."""
+        tuning, labels = self._assignment.settings.tuning, self._assignment.labels["validation"]
+        scores = {
+            head: score_of(labels[head], probabilities(logits), tuning.score_metrics.get(head, "macro_f1"))
+            for head, logits in fit.best_logits.items()
+        }
+        statistic = selection_score_of(scores, tuning.score_weights)
+        groups = self._assignment.validation_groups
+        return interval(statistic, len(next(iter(labels.values()))), resamples=_RESAMPLES, groups=groups)
+
     def _keep(self, fit: Fit, epoch: Epoch, folder: Path) -> None:
         fit.save(folder)
-        facts = {"best_point": self._best_point, "depth": self._trial.fit.frozen_layers}
+        facts = {"best_point": self._best_point, "depth": self._trial.fit.frozen_layers, INTERVAL: self._ends}
         (folder / _FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
         if epoch.is_last and self._order.answers:
             save_answers(folder, answer_all(self._assignment, self._trial, fit))

@@ -1,0 +1,218 @@
+"""What does a search cost? The recipe of a Ray user against this project's search, on the same rows, in one run.
+
+    pip install --no-deps accelerate        # what the recipe's Trainer needs beside this project
+    python benchmarks/search_cost/search_cost.py onet400 --data FOLDER --seeds 0 1 2 --out RESULTS
+
+FOLDER holds the real tables (`onet/occupations.csv`, `kldb/titles.csv`). For every seed the recipe (`recipe.py`) runs to its end, then our
+search until it has used as many CPU seconds. Measured are CPU seconds of all processes, Ray's own among them, and wall time. Prints, by
+seed: the recipe's final score and cost; CPU seconds until our search first held that score, and the ratio; both best scores at the recipe's
+cost. RESULTS gets the readings as JSON and the curves as SVG. Scores are mean macro-F1 of both heads on the validation rows.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from curve import draw_curves
+from meter import Meter, measure
+
+from training.data.dataset import load_dataset
+from training.network.encoder import find_encoder
+from training.settings import TrainingSettings
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Case:
+    """A table and two questions about its texts.
+
+    Attributes:
+        file: Below the data folder.
+        template: Of the text.
+        heads: Columns.
+        max_tokens: Of a text.
+        rows: As many are taken after a shuffle with seed 0; all, where null.
+        group: Rows whose values of this column begin with the same letters stay together.
+        letters: So many.
+    """
+
+    file: str
+    template: str
+    heads: tuple[str, str]
+    max_tokens: int
+    rows: int | None = None
+    group: str = ""
+    letters: int = 0
+
+
+CASES = {
+    "onet400": Case("onet/occupations.csv", "{Title}. {Description} {tasks}", ("category", "edu5"), 256, 400),
+    "onet": Case("onet/occupations.csv", "{Title}. {Description} {tasks}", ("category", "edu5"), 256),
+    "kldb": Case("kldb/titles.csv", "{beruf}", ("bereich", "niveau"), 32, 5_000, "code", 4),
+}
+
+
+@dataclass
+class Curve:
+    """Best scores over cost.
+
+    Attributes:
+        points: (CPU seconds, wall seconds, best score so far), whenever it rose.
+        cpu_s: Of the whole command.
+        wall_s: Of the whole command.
+        peak_bytes: Most memory that one of its processes held.
+    """
+
+    points: list[tuple[float, float, float]] = field(default_factory=list)
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    peak_bytes: int = 0
+
+    def note(self, meter: Meter, scores: Sequence[float]) -> None:
+        """Take in the scores reported so far."""
+        self.cpu_s, self.wall_s, self.peak_bytes = meter.cpu_s, meter.wall_s, meter.peak_bytes
+        best = max(scores, default=0.0)
+        if best > self.at(float("inf")):
+            self.points.append((meter.cpu_s, meter.wall_s, best))
+
+    def at(self, cpu_s: float) -> float:
+        """Return the best score within so many CPU seconds."""
+        return max((score for spent, _, score in self.points if spent <= cpu_s), default=0.0)
+
+    def until(self, score: float) -> tuple[float, float] | None:
+        """Return CPU and wall seconds until a score was first held."""
+        return next(((cpu, wall) for cpu, wall, reached in self.points if reached >= score), None)
+
+
+def write_tables(case: Case, data: Path, folder: Path) -> None:
+    """Write training and validation rows, four to one."""
+    table = pd.read_csv(data / case.file, dtype=str, keep_default_na=False).sample(frac=1, random_state=0)
+    table = table.head(case.rows) if case.rows else table
+    if not case.group:
+        held_out = table.index[int(0.8 * len(table)) :]
+    else:
+        groups = table[case.group].str[: case.letters]
+        sizes = groups.value_counts()[groups.drop_duplicates()].cumsum()
+        held_out = table.index[groups.isin(sizes.index[sizes > 0.8 * len(table)])]
+    table.drop(held_out).to_csv(folder / "training.csv", index=False)
+    table.loc[held_out].to_csv(folder / "validation.csv", index=False)
+
+
+def settings_of(case: Case, folder: Path, seed: int, trials: int) -> dict[str, Any]:
+    """Return the settings of our search: nothing but what the recipe is told as well."""
+    return {
+        "cluster": {"storage": str(folder / "storage")},
+        "training": {
+            "data": {
+                "files": [str(folder / "training.csv")],
+                "validation_files": [str(folder / "validation.csv")],
+                "text": case.template,
+                "split": {"test_fraction": 0.0},
+            },
+            "heads": {head: {} for head in case.heads},
+            "encoder": {"max_tokens": case.max_tokens},
+            "fit": {"seed": seed},
+            "tuning": {"num_samples": trials, "confirm_top": 0, "seed": seed},
+        },
+    }
+
+
+def run_recipe(case: Case, folder: Path, seed: int, encoder: Path) -> Curve:
+    curve, log = Curve(), folder / "recipe.log"
+    tables = ["--training", str(folder / "training.csv"), "--validation", str(folder / "validation.csv"), "--template", case.template]
+    command = [sys.executable, str(HERE / "recipe.py"), *tables, "--heads", *case.heads, "--max-tokens", str(case.max_tokens)]
+
+    def look(meter: Meter) -> bool:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        curve.note(meter, [json.loads(one)["score"] for one in lines if one.startswith('{"trial"') and one.endswith("}")])
+        return False
+
+    measure([*command, "--seed", str(seed), "--encoder", str(encoder)], {"PYTHONWARNINGS": "ignore"}, folder, look, log)
+    return curve
+
+
+def run_ours(case: Case, folder: Path, seed: int, trials: int, most_cpu_s: float) -> Curve:
+    curve, config = Curve(), folder / "ray_config.yaml"
+    config.write_text(json.dumps(settings_of(case, folder, seed, trials)), encoding="utf-8")
+    ledger = folder / "storage" / "searches" / "ours" / "ledger"
+    count = len(pd.read_csv(folder / "validation.csv"))
+
+    def look(meter: Meter) -> bool:
+        events = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(ledger.glob("*.json"))]
+        # A first look counts where it has seen all validation rows, as the recipe does.
+        looks = [event["look"] for event in events if event["kind"] == "look"]
+        scores = [look["score"] for look in looks if look["validation_texts"] == count]
+        curve.note(meter, scores + [event["report"]["score"] for event in events if event["kind"] == "epoch"])
+        return meter.cpu_s > most_cpu_s
+
+    command = [sys.executable, "-m", "training", "tune", "--config", str(config), "--name", "ours"]
+    measure(command, {"PYTHONPATH": str(HERE.parent.parent)}, folder, look, folder / "ours.log")
+    return curve
+
+
+def said_of(recipe: Curve, ours: Curve) -> dict[str, float]:
+    """Compare two curves."""
+    final = recipe.at(float("inf"))
+    held = ours.until(final)
+    return {
+        "recipe_score": final,
+        "recipe_cpu_s": recipe.cpu_s,
+        "recipe_wall_s": recipe.wall_s,
+        "held_cpu_s": held[0] if held else float("nan"),
+        "held_wall_s": held[1] if held else float("nan"),
+        "ratio": recipe.cpu_s / held[0] if held else float("nan"),
+        "our_score": ours.at(recipe.cpu_s),
+        "peak_gb": ours.peak_bytes / 1e9,
+    }
+
+
+def print_table(rows: Mapping[int, Mapping[str, float]]) -> None:
+    columns = list(next(iter(rows.values())))
+    print(f"| seed | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
+    for seed, row in rows.items():
+        print(f"| {seed} | {' | '.join(f'{value:.3f}' if value < 1 else f'{value:.1f}' for value in row.values())} |")
+    medians = [statistics.median(row[column] for row in rows.values()) for column in columns]
+    print(f"| median | {' | '.join(f'{value:.3f}' if value < 1 else f'{value:.1f}' for value in medians)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=list(CASES))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--trials", type=int, default=8, help="of our search (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    case = CASES[options.case]
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows, curves = {}, []
+    for seed in options.seeds:
+        folder = Path(tempfile.mkdtemp(prefix="cost"))
+        write_tables(case, options.data, folder)
+        settings = TrainingSettings.model_validate(settings_of(case, folder, seed, options.trials)["training"])
+        load_dataset(settings)
+        recipe = run_recipe(case, folder, seed, find_encoder(settings.encoder).folder)
+        ours = run_ours(case, folder, seed, options.trials, recipe.cpu_s)
+        rows[seed] = said_of(recipe, ours)
+        curves.append((recipe, ours))
+        print_table({seed: rows[seed]})
+        shutil.rmtree(folder)
+    print(f"\n{options.case}")
+    print_table(rows)
+    facts = {"case": options.case, "rows": rows, "curves": [{"recipe": asdict(one), "ours": asdict(other)} for one, other in curves]}
+    (options.out / f"{options.case}.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    drawn = draw_curves([[one.points for one in pair] for pair in curves], [[one.cpu_s for one in pair] for pair in curves])
+    (options.out / f"{options.case}.svg").write_text(drawn, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Who is passed over, who climbs, and when the ladder doubts its lower rung."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from training.fitting.population import Candidate
+from training.search.depths import first_depths, middle_depth
+from training.search.found_heads import FirstRung, HeadFound
+from training.search.ladder import Ladder
+from training.search.ledger import TrialHistory
+from training.settings import TrainingSettings
+
+SETTINGS = TrainingSettings.model_validate(
+    {
+        "heads": {"job": {}, "level": {}},
+        "search_space": {"hidden_size": {"choices": [0, 128, 256]}, "frozen_layers": {"choices": [0, 4, 5, 6]}},
+        "fit": {"frozen_layers": 0},
+    }
+)
+
+
+def found(*scores: tuple[int, float]) -> HeadFound:
+    ranked = sorted(scores, key=lambda one: -one[1])
+    candidates = tuple(Candidate(size, 0.1, "softmax", 1e-2) for size, _ in ranked)
+    return HeadFound(len(scores), candidates, tuple(score for _, score in ranked), 1.0, 1.0)
+
+
+RUNG = FirstRung({"job": found((0, 0.5), (128, 0.7)), "level": found((0, 0.3), (128, 0.6))}, {"any": torch.zeros(1)})
+LADDER = Ladder(SETTINGS, 6, RUNG, 2.0)
+
+
+def point(job: int, level: int, frozen: int = 0) -> dict[str, Any]:
+    return {"heads/job/hidden_size": job, "heads/level/hidden_size": level, "frozen_layers": frozen}
+
+
+def trial(
+    number: int, first: float, own: dict[str, Any] | None = None, *, climbed: float | None = None, state: str = "finished"
+) -> TrialHistory:
+    """A trial that had a score after two epochs of the top layer, and another after two more of all layers."""
+    epochs = [
+        {"epoch": 0, "score": first - 0.2, "epoch_score": first - 0.2, "depth": 5, "best_number": 0},
+        {"epoch": 1, "score": first, "epoch_score": first, "depth": 5, "best_number": 1},
+    ]
+    if climbed is not None:
+        best = max(first, climbed)
+        epochs.append(
+            {"epoch": 2, "score": best, "epoch_score": climbed, "depth": 0, "best_number": 2 if climbed > first else 1, "is_climbing": True}
+        )
+    depths = (5,) if climbed is None else (5, 0)
+    return TrialHistory(f"trial-{number}", "trial", number, own or point(0, 0), 7, "sampler", epochs, state, depths=depths)
+
+
+@pytest.mark.parametrize(("layers", "middle"), [(1, 0), (3, 2), (6, 5), (12, 10), (24, 20)])
+def test_the_middle_rung_trains_a_sixth_of_the_layers_and_at_least_one(layers: int, middle: int) -> None:
+    assert middle_depth(layers) == middle
+
+
+def test_nothing_trains_more_than_it_may() -> None:
+    assert first_depths(6, 0) == (5,)
+    assert first_depths(6, 5) == (5,)
+    assert first_depths(12, 11) == (11,)
+    assert first_depths(6, 6) == (6,)
+    assert LADDER.depths(point(0, 0, frozen=6)) == (6,)
+
+
+def test_heads_score_by_their_shapes() -> None:
+    assert LADDER.heads_score(point(0, 0)) == pytest.approx(0.4)
+    assert LADDER.heads_score(point(128, 0)) == pytest.approx(0.5)
+    assert LADDER.heads_score(point(256, 0)) is None
+    weighted = SETTINGS.model_copy(update={"tuning": SETTINGS.tuning.model_copy(update={"score_weights": {"job": 1.0}})})
+    assert Ladder(weighted, 6, RUNG, 2.0).heads_score(point(128, 0)) == pytest.approx(0.7)
+
+
+def test_heads_below_the_middle_are_passed_over_and_equals_are_not() -> None:
+    assert LADDER.is_passed_over([0.4, 0.65], 0.4, [])
+    assert not LADDER.is_passed_over([0.4, 0.65], 0.65, [])
+    assert not LADDER.is_passed_over([0.5, 0.5], 0.5, [])
+    assert not LADDER.is_passed_over([0.65], 0.4, [])
+    assert not LADDER.is_passed_over([0.4, 0.65], None, [])
+
+
+def misled(count: int) -> list[TrialHistory]:
+    """The worse the heads were alone, the better the top layer made them."""
+    return [trial(number, 0.9 - 0.1 * number, point(128 * (number // 2 % 2), 128 * (number // 3 % 2))) for number in range(count)]
+
+
+def test_a_first_rung_that_misleads_is_found_and_no_longer_asked() -> None:
+    few, many = misled(4), misled(6)
+    assert LADDER.agreements(few)[0].correlation is None
+    heads = [LADDER.heads_score(one.point) for one in many]
+    agreement = LADDER.agreements(many)[0]
+    assert agreement.pairs == 6
+    assert agreement.correlation is not None
+    assert agreement.correlation < 0
+    assert agreement.is_doubtful
+    assert LADDER.is_passed_over(heads, 0.4, few)
+    assert not LADDER.is_passed_over(heads, 0.4, many)
+
+
+def test_the_correlation_is_spearmans() -> None:
+    from scipy.stats import spearmanr
+
+    trials = [trial(number, score, climbed=score**2 - number / 50) for number, score in enumerate((0.3, 0.5, 0.1, 0.8, 0.6, 0.55))]
+    expected = spearmanr([0.3, 0.5, 0.1, 0.8, 0.6, 0.55], [one.epochs[-1]["epoch_score"] for one in trials]).statistic
+    assert LADDER.agreements(trials)[1].correlation == pytest.approx(expected)
+
+
+def test_the_better_half_climbs_and_nobody_twice() -> None:
+    trials = [trial(0, 0.5)]
+    assert LADDER.next_climb(trials, is_end=False) is None
+    trials.append(trial(1, 0.6))
+    assert LADDER.next_climb(trials, is_end=False) == (trials[1], (5, 0))
+    trials[1] = trial(1, 0.6, climbed=0.7)
+    assert LADDER.next_climb(trials, is_end=False) is None
+    trials += [trial(2, 0.55), trial(3, 0.4)]
+    assert LADDER.next_climb(trials, is_end=False) == (trials[2], (5, 0))
+
+
+def test_at_the_end_at_least_the_best_climbs() -> None:
+    alone = [trial(0, 0.5)]
+    assert LADDER.next_climb(alone, is_end=True) == (alone[0], (5, 0))
+    assert LADDER.next_climb([trial(0, 0.5, climbed=0.6)], is_end=True) is None
+
+
+def test_who_may_train_no_more_does_not_climb_nor_who_ended_badly() -> None:
+    trials = [trial(0, 0.5), trial(1, 0.6, point(0, 0, frozen=5)), trial(2, 0.7, state="diverged"), trial(3, 0.4)]
+    assert LADDER.next_climb(trials, is_end=False) == (trials[0], (5, 0))
+
+
+def test_nobody_climbs_after_two_who_gained_nothing() -> None:
+    vain = [trial(0, 0.5, climbed=0.4), trial(1, 0.6, climbed=0.5)]
+    waiting = [trial(number, 0.7) for number in range(2, 8)]
+    assert LADDER.next_climb([*vain, *waiting], is_end=False) is None
+    assert LADDER.next_climb([trial(0, 0.5, climbed=0.6), vain[1], *waiting], is_end=False) is not None
