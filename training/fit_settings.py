@@ -97,6 +97,7 @@ class FitSettings(Section):
     Attributes:
         epochs: At most this many passes over the training examples.
         patience: Stop after this many epochs without a better selection score.
+        average_epochs: After every epoch the average of the last ones' weights is judged as well, and kept where it is better.
         encoder_learning_rate: AdamW, for the encoder's last layer.
         head_learning_rate: AdamW, for the heads.
         layer_decay: Factor on the learning rate from one encoder layer down to the next.
@@ -117,6 +118,7 @@ class FitSettings(Section):
 
     epochs: int = Field(default=6, ge=1)
     patience: int = Field(default=2, ge=1)
+    average_epochs: bool = False
     encoder_learning_rate: Positive = 5e-5
     head_learning_rate: Positive = 1e-3
     layer_decay: float = Field(default=0.9, gt=0.0, le=1.0)

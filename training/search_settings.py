@@ -111,6 +111,8 @@ class TuningSettings(Section):
         pick: With `pareto`, which of the front wins: `knee`, or a rule like `education >= 0.70, then category`.
         confirm_top: So many of the best configurations are trained again with other seeds; the best mean wins. 0 trusts the search.
         confirm_seeds: Other seeds for each of them, for the default configuration and for equal weights.
+        refit: At the end train the winning configuration once more, on training and validation texts together and for as many epochs as it
+            was best after, and publish that. Temperatures, thresholds and validation figures stay those of before.
         compare_single: Also search a model of its own for each head, with as many trials each, and compare.
         trackers: Also write to `tensorboard` or `mlflow` (each needs its package).
         seed: Of the sampler.
@@ -135,6 +137,7 @@ class TuningSettings(Section):
     pick: str = "knee"
     confirm_top: int = Field(default=3, ge=0)
     confirm_seeds: int = Field(default=2, ge=1)
+    refit: bool = False
     compare_single: bool = False
     trackers: tuple[Literal["tensorboard", "mlflow"], ...] = ()
     seed: int = 7

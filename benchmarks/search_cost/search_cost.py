@@ -43,6 +43,7 @@ class Case:
         rows: As many are taken after a shuffle with seed 0; all, where null.
         group: Rows whose values of this column begin with the same letters stay together.
         letters: So many.
+        without: Rows of this class of the first head are left out: too few to stand on both sides.
     """
 
     file: str
@@ -52,12 +53,13 @@ class Case:
     rows: int | None = None
     group: str = ""
     letters: int = 0
+    without: str = ""
 
 
 CASES = {
     "onet400": Case("onet/occupations.csv", "{Title}. {Description} {tasks}", ("category", "edu5"), 256, 400),
     "onet": Case("onet/occupations.csv", "{Title}. {Description} {tasks}", ("category", "edu5"), 256),
-    "kldb": Case("kldb/titles.csv", "{beruf}", ("bereich", "niveau"), 32, 5_000, "code", 4),
+    "kldb": Case("kldb/titles.csv", "{beruf}", ("bereich", "niveau"), 32, 5_000, "code", 4, "Militär"),
 }
 
 
@@ -96,6 +98,7 @@ class Curve:
 def write_tables(case: Case, data: Path, folder: Path) -> None:
     """Write training and validation rows, four to one."""
     table = pd.read_csv(data / case.file, dtype=str, keep_default_na=False).sample(frac=1, random_state=0)
+    table = table[table[case.heads[0]] != case.without] if case.without else table
     table = table.head(case.rows) if case.rows else table
     if not case.group:
         held_out = table.index[int(0.8 * len(table)) :]

@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 from cluster.storage import Storage
 from training.search.agenda import Agenda, Exploration, Recorder, state_of
 from training.search.budget import Budget
-from training.search.contest import confirmations, group_heads
+from training.search.contest import confirmations, group_heads, refit
 from training.search.group_scheduler import GroupScheduler
 from training.search.ledger import Ledger
 from training.search.searcher import FirstPoint, Proposer
@@ -30,7 +30,7 @@ class Judge(FIFOScheduler):  # type: ignore[misc]
         return str(TrialScheduler.STOP)
 
 
-def make(tmp_path: Path, groups: Sequence[str] = ("trial",), **changes: Any) -> Agenda:
+def make(tmp_path: Path, groups: Sequence[str] = ("trial",), tuning: TuningSettings = TUNING, **changes: Any) -> Agenda:
     explorations = []
     for group in groups:
         heads = group_heads(group, ["a", "b"])
@@ -39,6 +39,7 @@ def make(tmp_path: Path, groups: Sequence[str] = ("trial",), **changes: Any) -> 
     return Agenda(
         explorations=explorations,
         confirmations=lambda histories: confirmations(histories, TUNING),
+        refit=lambda histories: refit(histories, tuning),
         heads_of=lambda group: group_heads(group, ["a", "b"]),
         checkpoints_of=lambda trial: [f"tune-0/{trial}/checkpoint_000001"],
         ledger=Ledger(Storage(str(tmp_path)), "ledger"),
@@ -48,7 +49,15 @@ def make(tmp_path: Path, groups: Sequence[str] = ("trial",), **changes: Any) -> 
 
 
 def report(score: float, epoch: int = 1, **changes: Any) -> dict[str, Any]:
-    return {"score": score, "head_scores": {"a": score, "b": score}, "epoch": epoch, "is_last": True, "time_total_s": 3.0, **changes}
+    return {
+        "score": score,
+        "head_scores": {"a": score, "b": score},
+        "epoch": epoch,
+        "best_number": epoch,
+        "is_last": True,
+        "time_total_s": 3.0,
+        **changes,
+    }
 
 
 def end(agenda: Agenda, trial_id: str, score: float) -> None:
@@ -126,6 +135,23 @@ def test_exploring_ends_while_its_best_can_still_be_confirmed(tmp_path: Path) ->
     agenda.spent_s = 139.0
     agenda.explorations[0].proposer._used.add(1)
     assert agenda.suggest("t1")["name"] == "confirm-0-8"
+
+
+def test_the_winner_is_trained_on_all_texts_when_everything_else_has_ended(tmp_path: Path) -> None:
+    tuning = TUNING.model_copy(update={"refit": True})
+    agenda = make(tmp_path, tuning=tuning)
+    for name, score in (("t0", 0.5), ("t1", 0.6)):
+        agenda.suggest(name)
+        end(agenda, name, score)
+    agenda.suggest("t2"), agenda.suggest("t3")
+    assert agenda.suggest("t4") is None
+    end(agenda, "t2", 0.6)
+    assert agenda.suggest("t4") is None
+    end(agenda, "t3", 0.5)
+    order = agenda.suggest("t4")
+    assert (order["name"], order["epochs"], order["answers"], order["point"]) == ("refit-1", (1,), True, agenda.histories["trial-1"].point)
+    end(agenda, "t4", 0.99)
+    assert agenda.suggest("t5") == Searcher.FINISHED
 
 
 def test_cpu_seconds_are_a_budget_too(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from training.errors import TuningError
-from training.search.contest import confirmations, group_heads, pareto_front, single_group, standings, winner
+from training.search.contest import confirmations, group_heads, pareto_front, refit, single_group, standings, winner
 from training.search.ledger import TrialHistory
 from training.search_settings import TuningSettings
 
@@ -68,3 +68,40 @@ def test_pareto_picks_by_its_rule_and_says_when_nobody_meets_it() -> None:
     best, note = winner(table, tuning(mode="pareto", pick="b >= 0.9, then a"))
     assert best.number == 0
     assert "no trial meets every condition" in note
+
+
+def climbed(number: int, best_number: int, depths: tuple[int, ...] = (5, 0)) -> TrialHistory:
+    """Three epochs of the top layer, best after the second, then two of all."""
+    epochs: list[dict[str, Any]] = [
+        {"epoch": 1, "depth": 5, "best_number": 1},
+        {"epoch": 2, "depth": 5, "best_number": 2},
+        {"epoch": 3, "depth": 5, "best_number": 2},
+        {"epoch": 4, "depth": 0, "best_number": 4 if best_number == 4 else 2, "is_climbing": True},
+        {"epoch": 5, "depth": 0, "best_number": best_number, "is_climbing": True},
+    ]
+    report = {"score": 0.9, "head_scores": {"a": 0.9, "b": 0.9}}
+    return TrialHistory(
+        f"trial-{number}", "trial", number, {"rate": 1}, 7, "sampler", [one | report for one in epochs], "finished", depths=depths
+    )
+
+
+def test_what_confirms_climbs_as_far_as_it_paid() -> None:
+    (again,) = confirmations([climbed(2, 5)], tuning(confirm_top=1, confirm_seeds=1))
+    assert again.depths == (5, 0)
+    (again,) = confirmations([climbed(2, 2)], tuning(confirm_top=1, confirm_seeds=1))
+    assert again.depths == (5,)
+
+
+def test_the_winner_is_trained_on_all_texts_for_as_long_as_it_was_best() -> None:
+    wanted = tuning(refit=True, confirm_top=0)
+    assert refit([climbed(2, 5)], tuning()) is None
+    assert refit([history(0, 0.5, state="died")], wanted) is None
+    last = refit([history(0, 0.5), climbed(2, 5)], wanted)
+    assert last is not None
+    # From the second epoch of the top layer, which was its best.
+    assert (last.name, last.number, last.depths, last.planned) == ("refit-2", 2, (5, 0), (2, 2))
+    last = refit([climbed(2, 2)], wanted)
+    assert last is not None
+    assert (last.depths, last.planned) == ((5,), (2,))
+    assert group_heads(last.group, ["a", "b"]) == ("a", "b")
+    assert [one.name for one in confirmations([climbed(2, 2), last], tuning(confirm_top=1, confirm_seeds=1))] == ["confirm-2-8"]

@@ -17,7 +17,7 @@ from training.fitting.optimiser import parameter_groups, schedule
 from training.network.encoder import encoder_layers
 from training.network.inputs import TokenInputs
 from training.network.model import TwoHeadBert, make_config
-from training.network.prefix import compute_prefix, freeze, load_trainable_state, remove_prefix, rest_frozen
+from training.network.prefix import compute_prefix, freeze, load_trainable_state, remove_prefix, rest_frozen, trainable_state
 
 HEADS = [
     {"name": "job", "classes": ["nurse", "driver"], "hidden_size": 0, "dropout": 0.0},
@@ -233,3 +233,29 @@ def test_a_training_of_more_layers_goes_on_where_fewer_were_best(start: Callable
     assert rest[-1].number == last.number + 2
     assert rest == repeated
     assert all(torch.equal(again.best_state[name], value) for name, value in above.best_state.items())
+
+
+def test_the_average_of_the_last_epochs_is_judged_and_kept_where_it_is_better(start: Callable[..., Fit], tmp_path: Path) -> None:
+    # So fast that the weights jump about a valley: their average lies deeper.
+    fast = SETTINGS.model_copy(update={"epochs": 8, "patience": 8, "encoder_learning_rate": 3e-2, "head_learning_rate": 3e-1})
+    plain, averaged = list(start(fast).epochs()), start(fast.model_copy(update={"average_epochs": True}))
+    states, expected = [], None
+    for epoch in averaged.epochs():
+        states.append(trainable_state(averaged.model))
+        if expected is None:
+            expected = {name: value.clone() for name, value in states[0].items()}
+        else:
+            expected = {name: (value + states[-1][name]) / 2 for name, value in expected.items()}
+        # What trains on is not the average.
+        assert (epoch.score, epoch.loss) == (plain[epoch.number - 1].score, plain[epoch.number - 1].loss)
+        assert (epoch.average_score is None) == (epoch.number == 1)
+        if epoch.best_number == epoch.number and epoch.best_score > epoch.score:
+            assert epoch.best_score == epoch.average_score
+            assert all(torch.allclose(averaged.best_state[name], value, atol=1e-6) for name, value in expected.items())
+        if epoch.number == 4:
+            averaged.save(tmp_path)
+    again = start(fast.model_copy(update={"average_epochs": True}))
+    again.restore(tmp_path)
+    *_, last = again.epochs()
+    assert last == epoch
+    assert last.best_score >= plain[-1].best_score

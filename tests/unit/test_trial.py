@@ -1,16 +1,18 @@
 """What a trial reports: its epochs, and how it ended where it ended badly."""
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ray.tune import Checkpoint
 
 from training.data.dataset import load_dataset
 from training.data.tokens import Tokenizer
-from training.fitting.fit import Fit
 from training.fitting.memory import epochs_within_memory
 from training.network.encoder import find_encoder
 from training.network.model import TwoHeadBert
@@ -37,14 +39,16 @@ def assignment(make_encoder: Callable[..., Path], tmp_path: Path) -> Assignment:
         }
     )
     source = find_encoder(settings.encoder)
-    return make_assignment(settings, load_dataset(settings), source, Tokenizer(source.folder, 16))
+    return make_assignment(settings, load_dataset(settings), source, Tokenizer(source.folder, 16), str(tmp_path / "storage"))
 
 
-def train(assignment: Assignment, folder: Path, at_epoch: Callable[[int], None] = lambda _: None) -> list[dict[str, Any]]:
+def train(
+    assignment: Assignment, folder: Path, at_epoch: Callable[[int], None] = lambda _: None, order: Order = ORDER
+) -> list[dict[str, Any]]:
     """Let a trial train without Ray; what it reports as checkpoint is kept in the folder."""
-    work = Work(ORDER, assignment)
     reports: list[dict[str, Any]] = []
     kept: list[Path] = []
+    folder.mkdir(exist_ok=True)
 
     def report(metrics: Mapping[str, Any], checkpoint: Path | None) -> None:
         reports.append(dict(metrics))
@@ -53,11 +57,8 @@ def train(assignment: Assignment, folder: Path, at_epoch: Callable[[int], None] 
             checkpoint.mkdir()
             at_epoch(metrics["epoch"])
 
-    def restore(fit: Fit) -> None:
-        if kept:
-            fit.restore(kept[-1])
-
-    work.report_epochs(epochs_within_memory(work.prepare, restore), report)
+    work = Work(order, assignment, latest=lambda: Checkpoint.from_directory(str(kept[-1])) if kept else None)
+    work.report_epochs(work.epochs(epochs_within_memory), report)
     return reports
 
 
@@ -117,3 +118,71 @@ def test_a_loss_that_is_no_number_is_reported(assignment: Assignment, tmp_path: 
     monkeypatch.setattr(TwoHeadBert, "forward", forward)
     (only,) = train(assignment, tmp_path)
     assert (only["epoch"], only[IS_LAST], only[HAS_DIVERGED]) == (0, True, True)
+
+
+def kept_of(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What must be the same on any machine, whenever it stopped."""
+    return [{key: value for key, value in one.items() if key not in ("epoch_s", "epoch_cpu_s", "worker_bytes")} for one in reports]
+
+
+def test_a_trial_that_climbs_trains_more_layers_from_where_fewer_were_best(assignment: Assignment, tmp_path: Path) -> None:
+    reports = train(assignment, tmp_path / "whole", order=replace(ORDER, depths=(2, 0)))
+    below = [one for one in reports if one["depth"] == 2]
+    assert [(one["epoch"], one["depth"], one["is_climbing"], one[IS_LAST]) for one in reports] == [
+        *((number, 2, False, False) for number in (1, 2, 3)),
+        *((number, 0, True, number == 6) for number in (4, 5, 6)),
+    ]
+    assert all(one["score"] >= below[-1]["score"] for one in reports[3:])
+    assert [read_answers(tmp_path / f"whole/epoch-{number}") is None for number in range(1, 7)] == [True] * 5 + [False]
+
+
+def test_wherever_it_was_interrupted_it_ends_the_same(assignment: Assignment, tmp_path: Path) -> None:
+    order = replace(ORDER, depths=(2, 0))
+    whole = kept_of(train(assignment, tmp_path / "whole", order=order))
+    for epoch in (2, 3, 5):
+        found = (str((tmp_path / f"whole/epoch-{epoch}").relative_to(tmp_path)),)
+        shutil.copytree(tmp_path / f"whole/epoch-{epoch}", tmp_path / "storage" / found[0])
+        again = kept_of(train(assignment, tmp_path / f"from-{epoch}", order=replace(order, checkpoints=found)))
+        assert again == whole[epoch:]
+
+
+def test_climbing_later_is_climbing_at_once(assignment: Assignment, tmp_path: Path) -> None:
+    whole = kept_of(train(assignment, tmp_path / "whole", order=replace(ORDER, depths=(2, 0))))
+    first = kept_of(train(assignment, tmp_path / "first", order=replace(ORDER, depths=(2,), answers=False)))
+    assert [one | {IS_LAST: False} for one in first] == whole[:3]
+    assert first[-1][IS_LAST]
+    shutil.copytree(tmp_path / "first/epoch-3", tmp_path / "storage/first")
+    second = kept_of(train(assignment, tmp_path / "second", order=replace(ORDER, depths=(2, 0), checkpoints=("first",))))
+    assert second == whole[3:]
+
+
+def test_top_layers_alone_have_a_higher_rate(assignment: Assignment) -> None:
+    top, whole = replace(ORDER, depths=(2, 0)).trainings(assignment.settings)
+    assert top.fit.encoder_learning_rate == 4 * whole.fit.encoder_learning_rate
+    (own,) = ORDER.trainings(assignment.settings)
+    assert own.fit == assignment.settings.fit
+
+
+def test_a_worker_that_is_warm_keeps_nothing_of_the_trials_before(assignment: Assignment, tmp_path: Path) -> None:
+    """The same trial first and fifth in one process, with others of other depths and batches between."""
+    others = [{}, {"frozen_layers": 2}, {"batch_tokens": 32, "heads/job/hidden_size": 8}, {"frozen_layers": 3}, {}]
+    found = [kept_of(train(assignment, tmp_path / str(number), order=replace(ORDER, point=point))) for number, point in enumerate(others)]
+    assert found[0] == found[4]
+    assert found[0] != found[1]
+
+
+def test_at_the_end_the_validation_texts_are_learned_too(assignment: Assignment, tmp_path: Path) -> None:
+    reports = train(assignment, tmp_path / "one", order=replace(ORDER, depths=(2, 0), epochs=(2, 1)))
+    assert [(one["epoch"], one["depth"], one["best_number"], one[IS_LAST]) for one in reports] == [
+        (1, 2, 1, False),
+        (2, 2, 2, False),
+        (3, 0, 3, True),
+    ]
+    learned = assignment.with_validation()
+    training, validation = assignment.tokens["training"], assignment.tokens["validation"]
+    assert len(learned.tokens["training"]) == len(training) + len(validation)
+    for place in range(len(validation)):
+        assert learned.tokens["training"][len(training) + place].tolist() == validation[place].tolist()
+    assert learned.labels["training"]["job"].tolist() == [*assignment.labels["training"]["job"], *assignment.labels["validation"]["job"]]
+    assert learned.tokens["validation"] is validation
+    assert read_answers(tmp_path / "one/epoch-3") is not None

@@ -60,6 +60,12 @@ def make_token_table(rows: Iterable[Sequence[int] | NDArray[np.int32]], full_len
     return TokenTable(ids, offsets, np.asarray(full_lengths, dtype=np.int64))
 
 
+def joined(first: TokenTable, second: TokenTable) -> TokenTable:
+    """Put the texts of a second table after those of a first."""
+    offsets = np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]])
+    return TokenTable(np.concatenate([first.ids, second.ids]), offsets, np.concatenate([first.full_lengths, second.full_lengths]))
+
+
 def hush_transformers() -> None:
     """Keep transformers' progress bars, load reports and hints out of our tables and JSON; its errors are still raised."""
     from transformers.utils import logging

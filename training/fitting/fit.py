@@ -2,6 +2,9 @@
 
 It does not know Ray, files of a search, or how the inputs were made (`inputs`). Stopped after any epoch and restored, it goes
 on as if it had never stopped: every epoch has a seed of its own.
+
+Sources, for averages of weights: Izmailov et al. 2018, Averaging Weights Leads to Wider Optima and Better Generalization; of the latest
+ones: Kaddour 2022, Stop Wasting My Time! (LAWA).
 """
 
 import json
@@ -34,6 +37,8 @@ _FACTS_FILE = "fit.json"
 # Several times as many tokens as in training fit into a batch that keeps no activations for the backward pass.
 _EVALUATION_FACTOR = 4
 _SEED_STRIDE = 1_000_000_007
+# The last epoch counts a half, the one before it a quarter, and so on.
+_AVERAGE_WEIGHT = 0.5
 
 
 class DivergedError(TuningError):
@@ -48,12 +53,13 @@ class Epoch:
         number: From 1; 0 is a model that could answer before it trained.
         loss: Mean training loss a step, balanced as the settings say; none in epoch 0.
         score: Selection score on the validation texts.
-        best_score: The best so far, this epoch included.
+        best_score: The best so far, this epoch and its average included.
         best_number: The epoch it was reached in.
         metrics: Head → its validation metrics in this epoch.
         best_metrics: The same in the best epoch.
         joint_accuracy: Share of validation texts with all heads right in this epoch.
         is_last: Nothing will follow: the epochs or the patience are used up.
+        average_score: What the average of the last epochs' weights has; nothing where none was made.
     """
 
     number: int
@@ -65,6 +71,7 @@ class Epoch:
     best_metrics: dict[str, dict[str, float]]
     joint_accuracy: float
     is_last: bool
+    average_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ class Fit:
 
     Attributes:
         best_logits: Head → what the best epoch judged here answers about the validation texts, (texts, classes).
+        stop_after: Train so many epochs, whatever they score, and end with the last one; null chooses by the validation texts.
         is_begun: The model can answer already, which is epoch 0; training that never gets better ends with that.
     """
 
@@ -117,12 +125,14 @@ class Fit:
             encoder.activation_checkpointing_enable()
         self._step = Step(model, training, settings, objective, self._workers)
         self.is_begun = False
+        self.stop_after: int | None = None
         self.best_logits: Mapping[str, NDArray[np.float32]] = {}
         self._last: Epoch | None = None
         self._best: _Judged | None = None
         self._best_state = trainable_state(model)
         # Epochs of trainings that this one goes on from.
         self._before = 0
+        self._average: dict[str, torch.Tensor] = {}
 
     def epochs(self) -> Iterator[Epoch]:
         """Train and yield after each epoch; goes on where `restore` left off.
@@ -133,7 +143,8 @@ class Fit:
         self._workers.copy_first(list(self.model.parameters()))
         if self._last is None and self.is_begun:
             self._best = found = self._judge(0)
-            self._last = Epoch(0, None, found.score, found.score, 0, found.metrics, found.metrics, found.joint_accuracy, is_last=False)
+            figures = (found.score, found.score, 0, found.metrics, found.metrics, found.joint_accuracy)
+            self._last = Epoch(0, None, *figures, is_last=self.stop_after == 0)
             yield self._last
         if self._last is not None and self._last.is_last:
             # Restored after its end: whoever listens may have died before hearing of it.
@@ -158,10 +169,13 @@ class Fit:
         torch.manual_seed(seed + self._workers.rank * _SEED_STRIDE)
         loss = self._train(number, np.random.default_rng(seed))
         found = self._judge(number)
-        if self._best is None or found.score > self._best.score:
+        if self._is_better(found):
             self._best, self._best_state = found, trainable_state(self.model)
-        best, before = self._best, self._before
+        average_score = self._judge_average(number) if self._settings.average_epochs else None
+        best, before = self._best or found, self._before
         is_last = number - before >= self._settings.epochs or number - max(best.number, before) >= self._settings.patience
+        if self.stop_after is not None:
+            is_last = number - before >= self.stop_after
         return Epoch(
             number,
             loss,
@@ -172,7 +186,27 @@ class Fit:
             best.metrics,
             found.joint_accuracy,
             is_last,
+            average_score,
         )
+
+    def _is_better(self, found: "_Judged") -> bool:
+        return self.stop_after is not None or self._best is None or found.score > self._best.score
+
+    def _judge_average(self, number: int) -> float | None:
+        """Move the average half way to the weights of this epoch, and judge it; it is the result where it is better than any epoch."""
+        current = trainable_state(self.model)
+        if not self._average:
+            # Of one epoch alone: nothing new to judge.
+            self._average = current
+            return None
+        for name, value in self._average.items():
+            value.lerp_(current[name], _AVERAGE_WEIGHT)
+        load_trainable_state(self.model, self._average)
+        found = self._judge(number)
+        if self._is_better(found):
+            self._best, self._best_state = found, trainable_state(self.model)
+        load_trainable_state(self.model, current)
+        return found.score
 
     def _judge(self, number: int) -> "_Judged":
         """Score the model as it is on the validation texts."""
@@ -181,10 +215,11 @@ class Fit:
             raise _diverged(number, "an answer about a validation text is no number")
         figures = {head: one.to_dict() for head, one in self._measure(logits).items()}
         score = selection_score(head_scores(figures, self._objective.score_metrics), self._objective.score_weights)
-        if self._best is None or score > self._best.score:
-            self.best_logits = logits
         joint = joint_accuracy(self._validation.labels, {head: values.argmax(axis=1) for head, values in logits.items()})
-        return _Judged(number, score, figures, joint)
+        found = _Judged(number, score, figures, joint)
+        if self._is_better(found):
+            self.best_logits = logits
+        return found
 
     def _measure(self, logits: Mapping[str, NDArray[np.float32]]) -> dict[str, HeadMetrics]:
         truth, ordered = self._validation.labels, self._objective.ordered
@@ -221,6 +256,7 @@ class Fit:
         steps: dict[str, float] = {}
         if self._last is None or not self._last.is_last:
             tensors |= {f"current/{name}": tensor for name, tensor in trainable_state(self.model).items()}
+            tensors |= {f"average/{name}": tensor for name, tensor in self._average.items()}
             state, steps = self._step.state()
             tensors |= state
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, folder / _TENSORS_FILE)
@@ -233,6 +269,7 @@ class Fit:
         facts = json.loads((folder / _FACTS_FILE).read_text(encoding="utf-8"))
         load_trainable_state(self.model, under("current/", tensors))
         self._best_state = under("best/", tensors)
+        self._average = {name: value.to(self._device) for name, value in under("average/", tensors).items()}
         self._last, self._before = _last_epoch(facts), int(facts["before"])
         self._best = _best_of(self._last) if self._last else None
         self._step.load(tensors, facts["steps"])

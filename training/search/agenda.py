@@ -25,7 +25,18 @@ from training.search.searcher import HAS_DIVERGED, HAS_NO_MEMORY, HEAD_SCORES, I
 # What of a report is written down; Tune adds a dozen keys of its own.
 _REPORTED = (
     *(SCORE, HEAD_SCORES, INTERVAL, IS_LAST, HAS_DIVERGED, HAS_NO_MEMORY, "epoch", "epoch_score", "loss", "metrics", "best_metrics"),
-    *("best_number", "joint_accuracy", "epoch_s", "epoch_cpu_s", "point", "best_point", "depth", "is_climbing", "worker_bytes"),
+    *(
+        "best_number",
+        "joint_accuracy",
+        "epoch_s",
+        "epoch_cpu_s",
+        "point",
+        "best_point",
+        "depth",
+        "is_climbing",
+        "worker_bytes",
+        "average_score",
+    ),
 )
 _NO_LIMITS = Budget()
 
@@ -58,6 +69,7 @@ class Agenda(Searcher):
     Attributes:
         explorations: In the order in which they begin.
         confirmations: Names the trials that confirm, once every exploration has ended: histories → histories yet without epochs.
+        refit: Names the training of the winner on all texts, once everything else has ended; nothing where there is none.
         heads_of: Heads of a group.
         checkpoints_of: Folders of a trial's checkpoints, the newest first.
         ledger: What happened so far.
@@ -74,6 +86,7 @@ class Agenda(Searcher):
 
     explorations: Sequence[Exploration]
     confirmations: Callable[[Sequence[TrialHistory]], Sequence[TrialHistory]]
+    refit: Callable[[Sequence[TrialHistory]], TrialHistory | None]
     heads_of: Callable[[str], tuple[str, ...]]
     checkpoints_of: Callable[[str], Sequence[str]]
     ledger: Ledger
@@ -117,6 +130,9 @@ class Agenda(Searcher):
             self._to_confirm = self._confirming
         if self._to_confirm and self.budget.leaves(self.used, self._mean_cost):
             return self._begin(trial_id, self._to_confirm.pop(0))
+        last = self.refit(list(self.histories.values()))
+        if last is not None and last.name not in self.histories and self.budget.leaves(self.used, self._mean_cost):
+            return None if self.live else self._begin(trial_id, last)
         self.is_handed_out = True
         return Searcher.FINISHED
 
@@ -231,6 +247,7 @@ class Agenda(Searcher):
             checkpoints=checkpoints,
             answers=not is_exploring,
             depths=history.depths,
+            epochs=history.planned,
         )
         return asdict(order)
 

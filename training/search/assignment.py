@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.tokens import TokenTable
+from training.data.tokens import TokenTable, joined
 from training.fit_settings import FitSettings
 from training.search.depths import first_depths
 from training.search.search_space import Point, TrialSettings, trial_settings
@@ -35,6 +35,7 @@ class Assignment:
         storage: URI of the storage searches are in.
         start: Folder in it of an earlier version whose weights every trial starts from; "" starts from the pretrained encoder.
         heads_from: Folder in it of a first rung that heads start from; "" starts them at random.
+        heads_again: Its heads are trained anew, on other texts than it had.
     """
 
     settings: TrainingSettings
@@ -49,6 +50,7 @@ class Assignment:
     storage: str = ""
     start: str = ""
     heads_from: str = ""
+    heads_again: bool = False
 
     def first_depth(self, layers: int) -> int:
         """Return the frozen layers of what the default configuration trains first on the ladder.
@@ -57,6 +59,20 @@ class Assignment:
             layers: Of the encoder.
         """
         return first_depths(layers, self.settings.fit.frozen_layers)[0]
+
+    def with_validation(self) -> "Assignment":
+        """Return the same with the validation texts among those that are learned from."""
+        training, validation = self.tokens["training"], self.tokens["validation"]
+        labels = {head: np.concatenate([own, self.labels["validation"][head]]) for head, own in self.labels["training"].items()}
+        # A fold of their own: they were divided from the others with care.
+        folds = np.concatenate([self.folds, np.full(len(validation), self.folds.max(initial=-1) + 1)])
+        return replace(
+            self,
+            tokens={**self.tokens, "training": joined(training, validation)},
+            labels={**self.labels, "training": labels},
+            folds=folds,
+            heads_again=True,
+        )
 
     def of_heads(self, heads: Sequence[str]) -> "Assignment":
         """Return the same with some of the heads only."""
@@ -81,6 +97,7 @@ class Order:
         answers: Write the logits of validation and test texts beside the last checkpoint.
         depths: Frozen layers of what it trains one after the other, each from where the one before it was best; none trains once, as its
             configuration says.
+        epochs: Of each of them, on training and validation texts together, with nothing to choose by; none chooses by the validation texts.
     """
 
     name: str
@@ -93,6 +110,7 @@ class Order:
     checkpoints: tuple[str, ...] = ()
     answers: bool = False
     depths: tuple[int, ...] = ()
+    epochs: tuple[int, ...] = ()
 
     def settings(self, settings: TrainingSettings) -> TrialSettings:
         """Decide every value of the trial."""

@@ -18,6 +18,7 @@ from training.search_settings import TuningSettings
 MAIN_GROUP = "trial"
 _CONFIRM = "confirm-"
 _SINGLE = "single-"
+REFIT_GROUP = "refit"
 EQUAL_WEIGHTS = "equal weights"
 
 
@@ -87,7 +88,7 @@ def confirmations(histories: Sequence[TrialHistory], tuning: TuningSettings) -> 
     if not tuning.confirm_top:
         return []
     named = []
-    for group in dict.fromkeys(one.group for one in histories if not one.group.startswith(_CONFIRM)):
+    for group in dict.fromkeys(one.group for one in histories if not one.group.startswith((_CONFIRM, REFIT_GROUP))):
         ended = sound(histories, group)
         is_main = group == MAIN_GROUP
         chosen = _ranked(ended, tuning if is_main else _scored(tuning))[: tuning.confirm_top if is_main else 1]
@@ -104,9 +105,32 @@ def _scored(tuning: TuningSettings) -> TuningSettings:
 
 def _again(history: TrialHistory, seed: int) -> TrialHistory:
     name = f"{_CONFIRM}{history.name.removeprefix(f'{MAIN_GROUP}-')}-{seed}"
-    # As far up the ladder as its best epoch was.
-    depths = history.depths if (history.best_depth,) == history.depths[-1:] else history.depths[:1]
-    return TrialHistory(name, f"{_CONFIRM}{history.group}", history.number, dict(history.best_point), seed, "confirmation", depths=depths)
+    group = f"{_CONFIRM}{history.group}"
+    return TrialHistory(name, group, history.number, dict(history.best_point), seed, "confirmation", depths=_needed_depths(history))
+
+
+def _needed_depths(history: TrialHistory) -> tuple[int, ...]:
+    """Return the part of the ladder that led to the best epoch."""
+    return history.depths if (history.best_depth,) == history.depths[-1:] else history.depths[:1]
+
+
+def refit(histories: Sequence[TrialHistory], tuning: TuningSettings) -> TrialHistory | None:
+    """Name the training of the winner on training and validation texts together, if it is wanted and there is a winner.
+
+    Args:
+        histories: All trials, those that confirm too.
+        tuning: Whether it is wanted.
+    """
+    table = standings(histories)
+    if not tuning.refit or not table:
+        return None
+    best = winner(table, tuning)[0].best
+    depths = _needed_depths(best)
+    # What climbed did so from the best epoch of what it trained first.
+    first = [one for one in best.epochs if not one.get("is_climbing")][-1]
+    planned = (first["best_number"], best.last["best_number"] - first["epoch"]) if len(depths) > 1 else (best.last["best_number"],)
+    name = f"{REFIT_GROUP}-{best.number}"
+    return TrialHistory(name, REFIT_GROUP, best.number, best.best_point, best.seed, REFIT_GROUP, depths=depths, planned=planned)
 
 
 def _ranked(ended: Sequence[TrialHistory], tuning: TuningSettings) -> list[TrialHistory]:

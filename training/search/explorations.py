@@ -13,7 +13,7 @@ from cluster.console import say
 from training.errors import TuningError
 from training.search.agenda import Agenda, Exploration
 from training.search.budget import Budget
-from training.search.contest import MAIN_GROUP, confirmations, group_heads, single_group
+from training.search.contest import MAIN_GROUP, confirmations, group_heads, refit, single_group
 from training.search.found_heads import FirstRung
 from training.search.ladder import Ladder
 from training.search.ledger import Ledger
@@ -47,6 +47,7 @@ def make_agenda(prepared: Prepared, ledger: Ledger, rung: FirstRung | None) -> A
     agenda = Agenda(
         explorations=explorations,
         confirmations=lambda histories: confirmations(histories, tuning),
+        refit=lambda histories: refit(histories, tuning),
         heads_of=lambda group: group_heads(group, heads),
         checkpoints_of=lambda trial: checkpoints(prepared.storage, prepared.name, trial),
         ledger=ledger,

@@ -168,7 +168,7 @@ def _shape(head: str, candidate: Candidate) -> str:
 
 @torch.no_grad()
 def begin_heads(model: TwoHeadBert, assignment: Assignment, rung: FirstRung, seed: int) -> bool:
-    """Give a model's heads what was found for their shapes; with another seed than the search's, trained anew with it.
+    """Give a model's heads what was found for their shapes; with another seed or other texts than the rung had, trained anew.
 
     Args:
         model: With its encoder whole; changed in place.
@@ -187,7 +187,8 @@ def begin_heads(model: TwoHeadBert, assignment: Assignment, rung: FirstRung, see
         if found is None:
             continue
         state = {name: rung.tensors[f"{wanted}/{name}"] for name in module.state_dict()}
-        if seed != assignment.settings.fit.seed and (pooled := encode(assignment, model)) is not None:
+        is_known = seed == assignment.settings.fit.seed and not assignment.heads_again
+        if not is_known and (pooled := encode(assignment, model)) is not None:
             with torch.enable_grad():
                 state = _train([found], assignment, head, pooled, seed=seed)[0].state or state
         module.load_state_dict(state)

@@ -38,6 +38,7 @@ class TrialHistory:
         state: How it ended: `finished`, `stopped`, `passed over`, `diverged`, `out of memory` or `died`; "" while it has not.
         error: Class of the error that ended it.
         depths: Frozen layers of what it trains one after the other; see `Order`.
+        planned: Epochs of each of them, on training and validation texts together; see `Order.epochs`.
     """
 
     name: str
@@ -50,6 +51,7 @@ class TrialHistory:
     state: str = ""
     error: str = ""
     depths: tuple[int, ...] = ()
+    planned: tuple[int, ...] = ()
 
     @property
     def last(self) -> dict[str, Any]:
@@ -146,7 +148,7 @@ class Ledger:
             if event["kind"] == "proposed":
                 # Or begun anew, to climb.
                 history.state = ""
-            history.point, history.depths = facts["point"], tuple(facts.get("depths", ()))
+            history.point, history.depths, history.planned = facts["point"], tuple(facts["depths"]), tuple(facts["planned"])
             if event["kind"] == "epoch":
                 _remember(history.epochs, event["report"])
             elif event["kind"] == "ended":
@@ -177,7 +179,7 @@ def _remember(epochs: list[dict[str, Any]], report: dict[str, Any]) -> None:
 
 def trial_facts(history: TrialHistory) -> dict[str, Any]:
     """Return what every event of a trial repeats."""
-    return {key: getattr(history, key) for key in ("name", "group", "number", "point", "seed", "origin", "depths")}
+    return {key: getattr(history, key) for key in ("name", "group", "number", "point", "seed", "origin", "depths", "planned")}
 
 
 def sound(histories: Sequence[TrialHistory], group: str) -> list[TrialHistory]:

@@ -206,8 +206,10 @@ def _frozen_layers(prepared: Prepared, history: TrialHistory, chosen: TrialSetti
     return chosen.fit.frozen_layers if history.best_depth is None else history.best_depth
 
 
-def describe(prepared: Prepared, best: Standing, calibrations: Mapping[str, HeadCalibration], metrics: Mapping[str, Any]) -> ModelFacts:
-    """State what the manifest says about the winner."""
+def describe(
+    prepared: Prepared, best: Standing, calibrations: Mapping[str, HeadCalibration], metrics: Mapping[str, Any], published: str
+) -> ModelFacts:
+    """State what the manifest says about the winner; `published` names the training whose weights it has."""
     settings = prepared.settings
     chosen = trial_settings(settings, best.best.best_point)
     trained = {"seed": best.best.seed, "frozen_layers": _frozen_layers(prepared, best.best, chosen)}
@@ -233,5 +235,5 @@ def describe(prepared: Prepared, best: Standing, calibrations: Mapping[str, Head
         settings={"fit": trial.fit.model_dump(), "heads": {head: one.model_dump() for head, one in trial.heads.items()}},
         metrics=dict(metrics),
         data_digest=prepared.dataset.digest,
-        search={"name": prepared.name, "trial": best.best.name},
+        search={"name": prepared.name, "trial": published},
     )

@@ -30,7 +30,7 @@ from training.report.card import write_card
 from training.report.page import write_report
 from training.search.assignment import Assignment, Order
 from training.search.build import build_model
-from training.search.contest import EQUAL_WEIGHTS, Standing, single_group, standings, winner
+from training.search.contest import EQUAL_WEIGHTS, REFIT_GROUP, Standing, single_group, standings, winner
 from training.search.ledger import TrialHistory
 from training.search.plan import BEST_FOLDER, REPORT_FILE, RESULT_FILE, checkpoints
 from training.search.prepared import Prepared
@@ -73,13 +73,20 @@ def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: flo
     table = standings(histories)
     best, note = winner(table, prepared.settings.tuning)
     model = load_best(prepared, best.best)
-    logits = answer_splits(model, prepared)
+    logits, published = answer_splits(model, prepared), best.best
+    refit = next((one for one in histories if one.group == REFIT_GROUP and one.is_sound), None)
+    if refit is not None:
+        # It has learned the validation texts: what they say stays what they said before.
+        model, published = load_best(prepared, refit), refit
+        logits |= {split: found for split, found in answer_splits(model, prepared).items() if split == "test"}
     calibrations = calibrate(prepared.settings.heads, logits["validation"], prepared.dataset.validation.labels)
     comparisons = compare_all(prepared, histories, best)
     judged = account(prepared.settings, prepared.dataset, logits, calibrations)
     record = make_record(prepared, histories, best, judged, comparisons, elapsed_s)
-    record["notes"] += [said for said in (early, note) if said]
-    facts = describe(prepared, best, calibrations, record["metrics"])
+    refitted = "the published model learned from the validation texts too; their figures, temperatures and thresholds are those of before"
+    record["notes"] += [said for said in (early, note, refitted if refit else "") if said]
+    record["published"]["name"] = published.name
+    facts = describe(prepared, best, calibrations, record["metrics"], published.name)
     storage, place = prepared.storage, prepared.folder
     with tempfile.TemporaryDirectory() as folder:
         texts = {RECORD_FILE: json.dumps(record, indent=2), CARD_FILE: write_card(record)}

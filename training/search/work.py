@@ -57,7 +57,7 @@ class Work:
         torch.set_num_threads(max(1, int(assignment.settings.tuning.resources_per_trial.cpu)))
         self._order, self._latest = order, latest
         self._storage = Storage(assignment.storage)
-        self._assignment = assignment.of_heads(order.heads)
+        self._assignment = (assignment.with_validation() if order.epochs else assignment).of_heads(order.heads)
         self._trainings = order.trainings(self._assignment.settings)
         self._trial = self._trainings[0]
         self._workers = workers or OneWorker()
@@ -90,7 +90,10 @@ class Work:
         is_answering = self._order.answers and self._is_at_the_end
         trial = replace(self._trial, fit=fit)
         is_first = self._trial is self._trainings[0]
-        return prepare_fit(self._assignment, trial, with_test=is_answering, begins=is_first, workers=self._workers)
+        made = prepare_fit(self._assignment, trial, with_test=is_answering, begins=is_first, workers=self._workers)
+        if self._order.epochs:
+            made.stop_after = self._order.epochs[self._trainings.index(self._trial)]
+        return made
 
     def go_on(self, fit: Fit, before: tuple[Mapping[str, torch.Tensor], Epoch] | None) -> None:
         """Restore the newest checkpoint of this training; or else begin where the one before it was best, if there is one.
