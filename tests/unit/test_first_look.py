@@ -1,0 +1,68 @@
+"""The first look: a score from a sample, the same each time, of all validation texts where they are few."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.data.dataset import load_dataset
+from training.data.tokens import Tokenizer
+from training.network.encoder import find_encoder
+from training.network.model import TwoHeadBert
+from training.search import first_look
+from training.search.assignment import Assignment
+from training.search.build import build_model
+from training.search.first_look import look
+from training.search.prepared import make_assignment
+from training.search.search_space import trial_settings
+from training.settings import TrainingSettings
+
+
+@pytest.fixture
+def assignment(make_encoder: Callable[..., Path], tmp_path: Path) -> Assignment:
+    jobs = ("driver", "nurse", "sales")
+    lines = [
+        "text,job,letter",
+        *(f"{jobs[row % 3]} {'abc'[row // 3 % 3]} {row},{jobs[row % 3]},{'abc'[row // 3 % 3]}" for row in range(240)),
+    ]
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+    settings = TrainingSettings.model_validate(
+        {
+            "data": {"files": [str(tmp_path / "table.csv")]},
+            "heads": {"job": {}, "letter": {}},
+            "encoder": {"name": str(make_encoder("bert")), "max_tokens": 16},
+            "tuning": {"score_weights": {"job": 3.0, "letter": 1.0}},
+        }
+    )
+    source = find_encoder(settings.encoder)
+    return make_assignment(settings, load_dataset(settings), source, Tokenizer(source.folder, 16), str(tmp_path / "storage"))
+
+
+def model_of(assignment: Assignment) -> TwoHeadBert:
+    return build_model(assignment, trial_settings(assignment.settings, {}))
+
+
+def test_it_scores_a_sample_the_same_each_time(assignment: Assignment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_look, "_TRAINING_TOKENS", 300)
+    first, second = (look(assignment, model_of(assignment)) for _ in range(2))
+    assert first == second
+    training = assignment.tokens["training"]
+    assert 300 / training.lengths.max() - 1 <= first.texts < len(training)
+    # Few enough for all: comparable with every score that follows.
+    assert first.validation_texts == len(assignment.tokens["validation"])
+    assert first.score == pytest.approx((3 * first.heads["job"] + first.heads["letter"]) / 4)
+
+
+def test_many_validation_texts_are_sampled_too(assignment: Assignment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_look, "_VALIDATION_TOKENS", 60)
+    assert look(assignment, model_of(assignment)).validation_texts < len(assignment.tokens["validation"])
+
+
+def test_the_sample_is_drawn_from_everywhere(assignment: Assignment) -> None:
+    table = assignment.tokens["training"]
+    chosen = first_look._sample(table, int(table.lengths.sum()) // 2, seed=7)
+    assert len(set(chosen.tolist())) == len(chosen)
+    assert 0.3 < float(np.mean(chosen < len(table) // 2)) < 0.7
+    assert first_look._sample(table, 10**9, seed=7).tolist() == list(range(len(table)))
+    assert len(first_look._sample(table, 1, seed=7)) == 1
