@@ -55,7 +55,7 @@ def test_there_is_no_import_circle() -> None:
 
 
 def test_only_the_seams_of_training_know_ray() -> None:
-    seams = ("first_rung", "trial", "together", "agenda", "group_scheduler", "explorations", "schedulers", "progress", "tuning")
+    seams = ("slots", "first_rung", "trial", "together", "agenda", "group_scheduler", "schedulers", "progress", "tuning")
     allowed = {f"training.search.{name}" for name in seams}
     sources = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == "training"]
     assert {module_of(path) for path in sources if any(name.partition(".")[0] == "ray" for name in imported_modules(path))} <= allowed

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from cluster.storage import Storage
 from training.data.dataset import load_dataset
 from training.data.tokens import Tokenizer
 from training.network.encoder import find_encoder
+from training.search import heads_alone
 from training.search.assignment import Assignment
 from training.search.build import build_model, prepare_fit
 from training.search.found_heads import FirstRung, join, read_rung, shape, write_rung
@@ -144,3 +146,22 @@ def test_when_every_candidate_diverges_heads_begin_at_random(assignment: Assignm
     assert found.heads == rung.heads
     assert not [path for path in rung.point(distributions(wild.settings)) if path.split("/")[1] in lost]
     assert begin_heads(build_model(wild, trial_settings(wild.settings, {})), wild, rung, 7) == (not lost)
+
+
+def test_of_many_texts_candidates_compete_on_some_and_the_winner_learns_from_all(
+    assignment: Assignment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads_alone, "_MOST_CONTEST", 30)
+    learned: list[int] = []
+    whole = heads_alone.train_population
+
+    def train(candidates: Any, question: Any, features: Any, settings: Any) -> Any:
+        learned.append(len(features.labels))
+        return whole(candidates, question, features, settings)
+
+    monkeypatch.setattr(heads_alone, "train_population", train)
+    pooled = encode(assignment, build_model(assignment, trial_settings(assignment.settings, {})))
+    assert pooled is not None
+    found = explore_head(assignment, "job", pooled)
+    assert learned == [30, 30, len(assignment.tokens["training"])]
+    assert len(found.heads["job"].best) > 1

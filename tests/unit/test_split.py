@@ -6,7 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from training.data.split import connected, stratified_split
+from training.data import split
+from training.data.split import connected, stratified_folds, stratified_split
 
 FRACTIONS = (0.15, 0.15)
 
@@ -132,3 +133,29 @@ def test_heads_may_have_any_names():
     labels, keys = draw(100)
     renamed = {"all": labels["category"]}
     assert sum(map(len, stratified_split(renamed, None, FRACTIONS, 7, keys))) == 100
+
+
+@pytest.mark.parametrize("most", [20_000, 10])
+def test_folds_hold_every_example_once_alike_and_keep_groups_together(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split, "_MOST_BALANCED", most)
+    chance = np.random.default_rng(3)
+    labels = {"a": chance.integers(-1, 4, 400), "b": chance.integers(0, 3, 400)}
+    keys = [f"text {index // 2}" for index in range(400)]
+    groups = [f"group {index // 4}" if index < 200 else "" for index in range(400)]
+    folds = stratified_folds(labels, groups, 4, 7, keys)
+    assert set(folds.tolist()) == {0, 1, 2, 3}
+    for index in range(0, 200, 4):
+        assert len(set(folds[index : index + 4].tolist())) == 1
+    for index in range(0, 400, 2):
+        assert folds[index] == folds[index + 1]
+    order = chance.permutation(400)
+    moved = stratified_folds(
+        {head: values[order] for head, values in labels.items()}, [groups[at] for at in order], 4, 7, [keys[at] for at in order]
+    )
+    assert np.array_equal(moved, folds[order])
+    if most > 400:
+        sizes = np.bincount(folds)
+        assert sizes.max() - sizes.min() <= 8
+        for values in labels.values():
+            for value in np.unique(values):
+                assert np.bincount(folds[values == value], minlength=4).min() >= 0.7 * (values == value).sum() / 4

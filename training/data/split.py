@@ -26,6 +26,8 @@ Stratum = tuple[tuple[str, int], ...]
 
 # Passes over all units in search of better places; real data settled after two to five.
 _PASSES = 10
+# Folds of more units than this are drawn.
+_MOST_BALANCED = 20_000
 # Exchanges compare all pairs of units.
 _MOST_EXCHANGED = 2000
 
@@ -80,7 +82,13 @@ def stratified_folds(labels: Mapping[str, Indices], groups: Sequence[str] | None
         The fold of each example, (examples,), from 0.
     """
     folds = np.zeros(len(keys), dtype=np.int64)
-    for fold, members in enumerate(_divided(_units(labels, groups, seed, keys), (1.0 / count,) * count, groups is not None)):
+    units = _units(labels, groups, seed, keys)
+    if len(units) > _MOST_BALANCED:
+        # So many are balanced by chance, and at once.
+        places = [[index for unit in units if int(unit.order, 16) % count == fold for index in unit.members] for fold in range(count)]
+    else:
+        places = _divided(units, (1.0 / count,) * count, groups is not None)
+    for fold, members in enumerate(places):
         folds[members] = fold
     return folds
 

@@ -10,7 +10,6 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from cluster.console import say
-from training.errors import TuningError
 from training.search.agenda import Agenda, Exploration
 from training.search.budget import Budget
 from training.search.contest import MAIN_GROUP, confirmations, group_heads, refit, single_group
@@ -23,11 +22,9 @@ from training.search.samplers import grid_note
 from training.search.schedulers import make_scheduler, replay
 from training.search.search_space import dimensions, distributions, first_points
 from training.search.searcher import FirstPoint, Proposer
+from training.search.slots import most_concurrent
 from training.search.winner import last_checkpoint
-from training.search_settings import TuningSettings
 from training.settings import TrainingSettings, of_heads
-
-_ROUNDING = 1e-6
 
 
 def make_agenda(prepared: Prepared, ledger: Ledger, rung: FirstRung | None) -> Agenda:
@@ -51,7 +48,7 @@ def make_agenda(prepared: Prepared, ledger: Ledger, rung: FirstRung | None) -> A
         heads_of=lambda group: group_heads(group, heads),
         checkpoints_of=lambda trial: checkpoints(prepared.storage, prepared.name, trial),
         ledger=ledger,
-        most_concurrent=_most_concurrent(tuning),
+        most_concurrent=most_concurrent(tuning),
         budget=Budget(tuning.time_budget_s, tuning.cpu_budget_s),
         beforehand_cpu_s=rung.cpu_s if rung else 0.0,
     )
@@ -120,23 +117,3 @@ def _remember(prepared: Prepared, agenda: Agenda) -> None:
         if not history.state:
             agenda.pending.append((history, tuple(checkpoints(prepared.storage, prepared.name, history.name))))
     agenda.spent_s = agenda.ledger.elapsed_s
-
-
-def _most_concurrent(tuning: TuningSettings) -> int:
-    import ray
-
-    total = ray.cluster_resources()
-    cpu = tuning.resources_per_trial.cpu * tuning.workers_per_trial
-    gpu = tuning.resources_per_trial.gpu * tuning.workers_per_trial
-    # Five fifths are one, whatever floating point says.
-    by_cpu = int(total.get("CPU", 0.0) / cpu + _ROUNDING)
-    by_gpu = int(total.get("GPU", 0.0) / gpu + _ROUNDING) if gpu else by_cpu
-    if min(by_cpu, by_gpu) < 1:
-        raise TuningError(
-            f"a trial reserves {cpu:g} CPUs and {gpu:g} GPUs, but the cluster has {total.get('CPU', 0):g} and {total.get('GPU', 0):g}",
-            "lower training.tuning.resources_per_trial",
-        )
-    if tuning.scheduler == "pbt":
-        # A population is alive together; those without resources wait their turn.
-        return tuning.num_samples
-    return tuning.max_concurrent_trials or min(by_cpu, by_gpu)

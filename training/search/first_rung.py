@@ -11,6 +11,7 @@ from torch import nn
 
 from cluster.console import say
 from cluster.storage import Storage
+from training.activations.wanted import SHARD_TOKENS
 from training.fitting.device import choose_device
 from training.network.model import TwoHeadBert
 from training.search.assignment import Assignment
@@ -20,6 +21,10 @@ from training.search.found_heads import FirstRung, join, read_rung, write_rung
 from training.search.heads_alone import encode, explore_head
 from training.search.ledger import Ledger
 from training.search.search_space import trial_settings
+from training.search.slots import slots
+
+# A process costs seconds to start.
+_SHARDS_EACH = 2
 
 
 def first_rung(assignment: Assignment, folder: str, ledger: Ledger) -> FirstRung | None:
@@ -67,10 +72,16 @@ def _explored(assignment: Assignment, ledger: Ledger) -> FirstRung | None:
     texts = f"{seen.texts} of {len(assignment.tokens['training'])} texts, on {seen.validation_texts} validation texts"
     say(f"first     score {seen.score:.3f} ({shown}): heads on {texts}")
     # They divide the texts among themselves; see `activations`.
-    spent = ray.get([encoding.remote(shared) for _ in heads])
+    spent = ray.get([encoding.remote(shared) for _ in range(_encoders(assignment))])
     if None in spent:
         return None
     return join(ray.get([exploring.remote(shared, head) for head in heads]), sum(spent) + looked)
+
+
+def _encoders(assignment: Assignment) -> int:
+    """Return how many processes encode: as many as there is room for, each with enough to do."""
+    tokens = sum(len(assignment.tokens[split].ids) for split in ("training", "validation"))
+    return max(1, min(slots(assignment.settings.tuning), tokens // (_SHARDS_EACH * SHARD_TOKENS)))
 
 
 def _look(assignment: Assignment) -> tuple[Look, float]:

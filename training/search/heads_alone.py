@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
+from training.data.dataset import MISSING
 from training.fitting.loss import inverse_sqrt_weights
 from training.fitting.population import Candidate, Outcome, Question, known, train_population
 from training.network.encoder import encoder_layers
@@ -38,6 +39,8 @@ _BATCH = 16
 # Features cost nothing to read again, so heads may take the time they need.
 _EPOCHS, _PATIENCE = 40, 6
 _STEPS, _LEAST_TEXTS, _MOST_TEXTS = 12, 32, 512
+# With more texts the order of candidates hardly changes, but the time they take does.
+_MOST_CONTEST = 16_384
 # Heads by themselves bear higher rates than heads above layers that train with them, and linear ones need them.
 _HIGHEST_RATE = 0.03
 
@@ -76,17 +79,30 @@ def explore_head(assignment: Assignment, head: str, pooled: torch.Tensor) -> Fir
     for point in _each_shape(default, searched)[:count]:
         study.enqueue_trial(point)
     outcomes: list[Outcome] = []
+    some = _some(own, head)
+    contest = pooled[torch.from_numpy(some)]
     while len(outcomes) < count:
         asked = [study.ask(searched) for _ in range(min(_BATCH, count - len(outcomes)))]
-        ended = _train([_candidate(own, head, trial.params) for trial in asked], own, head, pooled)
+        ended = _train([_candidate(own, head, trial.params) for trial in asked], own, head, contest, chosen=some)
         for trial, one in zip(asked, ended, strict=True):
             study.tell(trial, one.score) if one.state else study.tell(trial, state=TrialState.FAIL)
         outcomes += ended
     best = _best_of_each_shape(outcomes)
+    if best and len(some) == _MOST_CONTEST:
+        # The winner learns from all texts; its score is still comparable with those of the others.
+        best[0].state = _train([best[0].candidate], own, head, pooled)[0].state or best[0].state
     candidates, scores = tuple(one.candidate for one in best), tuple(one.score for one in best)
     found = HeadFound(len(outcomes), candidates, scores, time.monotonic() - begun, time.process_time() - cpu)
     tensors = {f"{_shape(head, one.candidate)}/{name}": value for one in best for name, value in one.state.items()}
     return FirstRung({head: found}, tensors)
+
+
+def _some(assignment: Assignment, head: str) -> NDArray[np.int64]:
+    """Draw the training texts that candidates compete on, from those with a label; all where they are few enough."""
+    labelled = np.flatnonzero(assignment.labels["training"][head] != MISSING)
+    if len(labelled) <= _MOST_CONTEST:
+        return labelled
+    return np.sort(np.random.default_rng(assignment.settings.fit.seed).choice(labelled, _MOST_CONTEST, replace=False))
 
 
 def default_head(assignment: Assignment, head: str, pooled: torch.Tensor, chosen: NDArray[np.int64]) -> Head:
