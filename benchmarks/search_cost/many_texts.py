@@ -2,9 +2,10 @@
 
     python benchmarks/search_cost/many_texts.py --rows 200000
 
-Texts are composed of words and numbers, with two heads that can be learned from them. One search with room for all activations on disk, then
-one with room for the pooled vectors only, so that the top layer reads token ids. Each trains two trials of one epoch. Prints the bytes of
-the cache against its bound, the most memory that any one process held (mapped files included), CPU seconds of all processes and wall time.
+Texts are composed of words and numbers, with two heads that can be learned from them. One search with room for all activations on disk,
+then one with room for the pooled vectors only, so that the top layer reads token ids. Each trains two trials of one epoch. Prints the bytes
+of the cache against its bound, the most memory that any one process held (mapped files included), CPU seconds of all processes and wall
+time.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def run(folder: Path, name: str, most_bytes: int) -> None:
     print(
         f"{name:<8} cache {most[0] / 1e9:.2f} of at most {most_bytes / 1e9:.2f} GB, {meter.peak_bytes / 1e9:.1f} GB in the largest process,"
     )
-    print(f"         {record['worker_bytes'] / 1e9:.1f} GB of a worker's own, {meter.cpu_s:.0f} CPU s, {meter.wall_s:.0f} s")
+    print(f" {record['worker_bytes'] / 1e9:.1f} GB of a worker's own, {meter.cpu_s:.0f} CPU s, {meter.wall_s:.0f} s")
     print(f"         {record['headline']}", flush=True)
 
 

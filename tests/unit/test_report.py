@@ -112,8 +112,11 @@ def test_a_verdict_is_read_without_colour(make_record: MakeRecord, word: str, ma
 
 def test_without_a_test_split_it_says_that_the_figures_flatter(make_record: MakeRecord) -> None:
     page = write_report(only_validation(make_record()))
+    assert "There is no test split" in page
     assert "they flatter" in page
     assert "10 validation texts" in page
+    stopped = write_report(only_validation(make_record()) | {"early": "stopped before its end"})
+    assert "The search was stopped before its end, so its test texts are unseen" in stopped
 
 
 def test_texts_are_shown_only_where_the_record_holds_them(make_record: MakeRecord) -> None:

@@ -29,7 +29,7 @@ _NOTHING_NAMED = (
     *("encoder", "settings", "libraries"),
 )
 _UNKNOWN = ("seconds", "cpu_seconds", "version", "published")
-_UNSAID = ("created", "headline", "data_digest", "code_revision", "reviewed")
+_UNSAID = ("created", "headline", "data_digest", "code_revision", "reviewed", "early")
 _DEFAULTS: Record = {
     **dict.fromkeys(_NOTHING_LISTED, ()),
     **{key: {} for key in _NOTHING_NAMED},
@@ -201,7 +201,8 @@ class Summary:
         texts = plural(self.count, f"{self.split} text") if self.count is not None else f"the {self.split} texts"
         if self.split == "test":
             return f"Figures are measured on {texts} that no choice has seen."
-        return f"There is no test split. Figures are measured on {texts}, which also chose the trial, so they flatter."
+        why = "The search was stopped before its end, so its test texts are unseen" if self.record["early"] else "There is no test split"
+        return f"{why}. Figures are measured on {texts}, which also chose the trial, so they flatter."
 
 
 def _class_row(name: str, number: int, counts: Sequence[Sequence[int]]) -> ClassRow:
