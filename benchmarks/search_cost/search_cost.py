@@ -197,7 +197,8 @@ def main() -> None:
     options = parser.parse_args()
     case = CASES[options.case]
     options.out.mkdir(parents=True, exist_ok=True)
-    rows, curves = {}, []
+    rows: dict[int, dict[str, float]] = {}
+    curves: list[tuple[Curve, Curve]] = []
     for seed in options.seeds:
         folder = Path(tempfile.mkdtemp(prefix="cost"))
         write_tables(case, options.data, folder)
@@ -207,14 +208,17 @@ def main() -> None:
         ours = run_ours(case, folder, seed, options.trials, recipe.cpu_s)
         rows[seed] = said_of(recipe, ours)
         curves.append((recipe, ours))
-        print_table({seed: rows[seed]})
+        # After every seed: a run that is ended early leaves what it has.
+        print_table(rows)
+        write_results(options.out / options.case, rows, curves)
         shutil.rmtree(folder)
-    print(f"\n{options.case}")
-    print_table(rows)
-    facts = {"case": options.case, "rows": rows, "curves": [{"recipe": asdict(one), "ours": asdict(other)} for one, other in curves]}
-    (options.out / f"{options.case}.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def write_results(path: Path, rows: Mapping[int, Mapping[str, float]], curves: Sequence[tuple[Curve, Curve]]) -> None:
+    facts = {"case": path.name, "rows": rows, "curves": [{"recipe": asdict(one), "ours": asdict(other)} for one, other in curves]}
+    path.with_suffix(".json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     drawn = draw_curves([[one.points for one in pair] for pair in curves], [[one.cpu_s for one in pair] for pair in curves])
-    (options.out / f"{options.case}.svg").write_text(drawn, encoding="utf-8")
+    path.with_suffix(".svg").write_text(drawn, encoding="utf-8")
 
 
 if __name__ == "__main__":
