@@ -214,6 +214,32 @@ def test_a_trial_that_climbs_goes_on_from_its_checkpoints_and_the_sampler_hears_
     assert agenda.suggest("t3")["name"] == "confirm-0-8"
 
 
+@pytest.mark.parametrize("state", ["diverged", "out of memory", "died"])
+def test_a_climb_that_ends_badly_leaves_the_trial_what_it_had(tmp_path: Path, state: str) -> None:
+    agenda = make(tmp_path)
+    ladder: Any = Rungs()
+    agenda.explorations = [replace(one, ladder=ladder) for one in agenda.explorations]
+    agenda.suggest("t0")
+    end(agenda, "t0", 0.5)
+    agenda.suggest("t1")
+    if state != "died":
+        # A new process knows of no epoch before.
+        key = "has_diverged" if state == "diverged" else "has_no_memory"
+        agenda.heard("t1", {"score": 0.0, "head_scores": {}, "epoch": 0, "is_last": True, key: True, "is_climbing": True})
+    agenda.ended("t1", state, "MemoryError" if state == "died" else "")
+    for found in (agenda.histories["trial-0"], Ledger(Storage(str(tmp_path)), "ledger").histories()["trial-0"]):
+        assert (found.state, found.last["score"], found.is_sound, found.has_failed) == ("stopped", 0.5, True, False)
+        assert found.error.startswith(f"{state} while it climbed")
+
+
+def test_however_small_the_budget_something_gets_a_score(tmp_path: Path) -> None:
+    agenda = make(tmp_path, budget=Budget(1.0))
+    agenda.spent_s = 10.0
+    assert agenda.suggest("t0")["name"] == "trial-0"
+    agenda.heard("t0", report(0.5, epoch=0, is_last=False))
+    assert agenda.is_spent
+
+
 def test_a_search_that_is_killed_while_a_trial_climbs_knows_that_it_has_not_ended(tmp_path: Path) -> None:
     agenda = make(tmp_path)
     ladder: Any = Rungs()

@@ -152,7 +152,9 @@ class Agenda(Searcher):
 
     @property
     def is_spent(self) -> bool:
-        """Whether exploring has to end, so that its best can still be confirmed."""
+        """Whether exploring has to end, so that its best can still be confirmed; never before anything has a score."""
+        if not any(one.epochs for one in self.histories.values()):
+            return False
         return not self.budget.leaves(self.used, times(self._mean_cost, len(self._confirming), self.most_concurrent))
 
     @property
@@ -257,6 +259,9 @@ class Agenda(Searcher):
     def heard(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Write an epoch down and tell the proposer."""
         history, report = self.live[trial_id], {key: result[key] for key in _REPORTED if key in result}
+        if history.is_climbing and (report.get(HAS_DIVERGED) or report.get(HAS_NO_MEMORY)):
+            # What it had before it climbed, it still has.
+            return
         # As the trial says: a population may have changed the configuration of what comes next already.
         history.point = dict(report.get("point", history.point))
         history.epochs[:] = [*(one for one in history.epochs if one["epoch"] < report["epoch"]), report]
@@ -266,8 +271,11 @@ class Agenda(Searcher):
 
     def ended(self, trial_id: str, state: str, error: str = "") -> None:
         """Write an end down and tell the proposer."""
-        self.close(self.live[trial_id], state, error)
-        history = self.live.pop(trial_id)
+        history = self.live[trial_id]
+        if history.is_climbing and history.epochs and state not in ("finished", "stopped"):
+            state, error = "stopped", f"{state} while it climbed {error}".rstrip()
+        self.close(history, state, error)
+        self.live.pop(trial_id)
         if self._is_told(history):
             self._groups[history.group].proposer.ended(history.number, state, history.last)
 

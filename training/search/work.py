@@ -144,10 +144,8 @@ class Work:
         try:
             for fit, epoch in epochs:
                 if epoch.best_number == epoch.number:
-                    self._best_point = self._order.point
+                    self._best_point, self._ends = self._order.point, self._interval(fit)
                 facts = report_of(epoch, settings) | {"point": self._order.point, "best_point": self._best_point}
-                if epoch.best_number == epoch.number:
-                    self._ends = self._interval(fit)
                 facts |= {INTERVAL: self._ends, "worker_bytes": own_bytes()}
                 facts |= {"depth": self._trial.fit.frozen_layers, "is_climbing": self._trial is not self._trainings[0]}
                 with tempfile.TemporaryDirectory() as folder:
