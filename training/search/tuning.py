@@ -110,7 +110,7 @@ def _see_through(prepared: Prepared, cluster: ClusterSettings, budget: Mapping[s
     announce(prepared)
     for file in ledger.damaged:
         say(f"note      {ledger.path}/{file} is damaged and left out; the trial goes on from its last whole checkpoint")
-    with connect(cluster) as connection, _ended_by_signals():
+    with connect(cluster) as connection, _ended_by_signals(), _told_how_to_go_on(prepared):
         say(f"Ray       {connection.dashboard_url} {'(started for this search)' if connection.is_private else ''}".rstrip())
         begun = time.monotonic()
         try:
@@ -148,26 +148,31 @@ def _go_on(prepared: Prepared) -> str:
     return f"go on with it: python -m training tune --resume {prepared.name}"
 
 
+@contextmanager
+def _told_how_to_go_on(prepared: Prepared) -> Iterator[None]:
+    """Turn what a full disk or a lost cluster raises into an error that says how to go on."""
+    from ray.exceptions import RayError
+    from ray.tune.error import TuneError
+
+    try:
+        yield
+    except (TuneError, RayError, OSError, StorageError) as error:
+        cause = str(error).strip().splitlines()[-1]
+        hint = f"see to the cause, then go on: python -m training tune --resume {prepared.name}"
+        raise TuningError(f"search {prepared.name!r} cannot go on: {cause}", hint) from error
+
+
 def _fit(prepared: Prepared, agenda: Agenda) -> bool:
     """Let Tune train everything; a trial that fails is an outcome, which the ledger has.
 
     Returns:
         Whether it came to its end; a signal ends it before.
-
-    Raises:
-        TuningError: Tune itself cannot go on, with a full disk for example.
     """
-    from ray.tune.error import TuneError
-
     try:
         _tuner(prepared, agenda).fit()
     except KeyboardInterrupt:
         # Before Tune listened.
         return False
-    except (TuneError, OSError, StorageError) as error:
-        cause = str(error).strip().splitlines()[-1]
-        hint = f"see to the cause, then go on: python -m training tune --resume {prepared.name}"
-        raise TuningError(f"search {prepared.name!r} cannot go on: {cause}", hint) from error
     # Tune catches Ctrl-C and returns as if all were done.
     return agenda.is_handed_out and not agenda.live
 
