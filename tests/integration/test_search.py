@@ -95,7 +95,11 @@ def test_a_search_finds_publishes_and_repeats_trial_0(project: Callable[..., Pat
     second = training(settings, "tune", "--name", "two", "--set", "training.tuning.num_samples=1")
     assert second.returncode == 0, second.stderr
     zero = [next(trial for trial in result_of(settings, name)["trials"] if trial["position"] == 0) for name in ("one", "two")]
-    assert zero[0]["score"] == zero[1]["score"]
+    # Who climbs depends on the others; what trial 0 trained first does not.
+    epochs = [[(epoch["number"], epoch["loss"], epoch["score"]) for epoch in trial["epochs"]] for trial in zero]
+    common = min(map(len, epochs))
+    assert common >= 2
+    assert epochs[0][:common] == epochs[1][:common]
     assert result_of(settings, "two")["data_digest"] == result["data_digest"]
 
     taken = training(settings, "tune", "--name", "two")
