@@ -110,7 +110,9 @@ def test_from_a_job_that_is_killed_to_an_answer_from_two_replicas(place: Place) 
 
     resumed = place.run("cluster", "submit", "--", "python", "-m", "training", "tune", "--resume", "ads")
     trials = result_of(place)
-    assert {name: trial["state"] for name, trial in trials.items()} == {f"trial-{position}": "finished" for position in range(5)}
+    assert sorted(trials) == [f"trial-{position}" for position in range(5)]
+    assert all(trial["state"] in ("finished", "passed over") for trial in trials.values())
+    assert all(trials[name]["state"] == "finished" for name in finished)
     assert {name: f"{trials[name]['score']:.3f}" for name in finished} == finished
     assert not [name for name in finished if re.search(rf"\] {name} +training +epoch", resumed)]
 
