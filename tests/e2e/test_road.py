@@ -113,7 +113,10 @@ def test_from_a_job_that_is_killed_to_an_answer_from_two_replicas(place: Place) 
     assert sorted(trials) == [f"trial-{position}" for position in range(5)]
     assert all(trial["state"] in ("finished", "passed over") for trial in trials.values())
     assert all(trials[name]["state"] == "finished" for name in finished)
-    assert {name: f"{trials[name]['score']:.3f}" for name in finished} == finished
+    # One that climbs afterwards, as `trial-0.2`, can only gain.
+    stayed = {name: score for name, score in finished.items() if f" {name}.2 " not in resumed}
+    assert {name: f"{trials[name]['score']:.3f}" for name in stayed} == stayed
+    assert all(trials[name]["score"] >= float(score) - 0.001 for name, score in finished.items())
     assert not [name for name in finished if re.search(rf"\] {name} +training +epoch", resumed)]
 
     place.run("training", "publish", "--search", "ads", "--promote")
