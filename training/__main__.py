@@ -234,6 +234,13 @@ def _positive(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(prog="python -m training", description="From a table of texts to a published checkpoint.")
@@ -257,7 +264,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--minutes", type=_positive, metavar="N", help="take at most so long; with --resume from now on")
     verb.add_argument("--cpu-hours", type=_positive, metavar="N", help="use at most so many CPU hours; with --resume from now on")
-    verb.add_argument("--trials", type=int, metavar="N", help="try so many configurations (default: as many as fit, or tuning.num_samples)")
+    verb.add_argument(
+        "--trials", type=_count, metavar="N", help="try so many configurations (default: as many as fit, or tuning.num_samples)"
+    )
     verb.add_argument("--compare-single", action="store_true", help="also search one model per head, with as many trials each")
     verb.add_argument("--from-version", metavar="VERSION", help="try this version's configuration right after the default")
     verb.add_argument("--with-weights", action="store_true", help="with --from-version: start every trial from its weights too")

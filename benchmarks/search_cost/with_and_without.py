@@ -58,13 +58,8 @@ def run(settings: dict[str, Any], folder: Path, most_cpu_s: float) -> tuple[Mete
     config = folder / f"{name}.yaml"
     config.write_text(json.dumps(settings), encoding="utf-8")
     command = [sys.executable, "-m", "training", "tune", "--config", str(config), "--name", "one"]
-    reached: list[float] = []
-
-    def look(meter: Meter) -> bool:
-        reached[:] = [meter.cpu_s] if meter.cpu_s < most_cpu_s else reached
-        return meter.cpu_s >= most_cpu_s
-
-    meter = measure(command, {"PYTHONPATH": str(Path(__file__).parents[2])}, folder, look, folder / f"{name}.log")
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    meter = measure(command, environment, folder, lambda meter: meter.cpu_s >= most_cpu_s, folder / f"{name}.log")
     return meter, Path(settings["cluster"]["storage"]) / "searches" / "one" / "best"
 
 

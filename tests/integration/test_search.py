@@ -310,3 +310,5 @@ def test_a_budget_ends_the_search_in_time_and_says_so(project: Callable[..., Pat
     assert 1 <= len(result_of(settings, "one")["trials"]) < 20
     refused = training(settings, "tune", "--minutes", "0")
     assert (refused.returncode, "must be above 0" in refused.stderr) == (2, True)
+    refused = training(settings, "tune", "--resume", "one", "--trials", "0")
+    assert (refused.returncode, "must be at least 1" in refused.stderr) == (2, True)

@@ -190,10 +190,15 @@ class Rungs:
         return next(((one, (5, 0)) for one in histories if one.is_sound and one.depths == (5,)), None)
 
 
-def test_a_trial_that_climbs_goes_on_from_its_checkpoints_and_the_sampler_hears_of_its_first_training_only(tmp_path: Path) -> None:
+def climbing(tmp_path: Path) -> Agenda:
     agenda = make(tmp_path)
     ladder: Any = Rungs()
     agenda.explorations = [replace(one, ladder=ladder) for one in agenda.explorations]
+    return agenda
+
+
+def test_a_trial_that_climbs_goes_on_from_its_checkpoints_and_the_sampler_hears_of_its_first_training_only(tmp_path: Path) -> None:
+    agenda = climbing(tmp_path)
     first = agenda.suggest("t0")
     assert (first["name"], first["depths"], first["checkpoints"]) == ("trial-0", (5,), ())
     # The second one is the sampler's, and passed over.
@@ -216,9 +221,7 @@ def test_a_trial_that_climbs_goes_on_from_its_checkpoints_and_the_sampler_hears_
 
 @pytest.mark.parametrize("state", ["diverged", "out of memory", "died"])
 def test_a_climb_that_ends_badly_leaves_the_trial_what_it_had(tmp_path: Path, state: str) -> None:
-    agenda = make(tmp_path)
-    ladder: Any = Rungs()
-    agenda.explorations = [replace(one, ladder=ladder) for one in agenda.explorations]
+    agenda = climbing(tmp_path)
     agenda.suggest("t0")
     end(agenda, "t0", 0.5)
     agenda.suggest("t1")
@@ -241,9 +244,7 @@ def test_however_small_the_budget_something_gets_a_score(tmp_path: Path) -> None
 
 
 def test_a_search_that_is_killed_while_a_trial_climbs_knows_that_it_has_not_ended(tmp_path: Path) -> None:
-    agenda = make(tmp_path)
-    ladder: Any = Rungs()
-    agenda.explorations = [replace(one, ladder=ladder) for one in agenda.explorations]
+    agenda = climbing(tmp_path)
     agenda.suggest("t0")
     end(agenda, "t0", 0.5)
     agenda.suggest("t1")

@@ -131,12 +131,6 @@ class Ledger:
         """Wall seconds the search had taken at its last event."""
         return max((float(event.get("elapsed_s", 0.0)) for event in self._events), default=0.0)
 
-    @property
-    def used(self) -> dict[str, float]:
-        """What the search had used at its last event, under the names of the settings that limit it."""
-        cpu_s = sum(float(one.get("epoch_cpu_s", 0.0)) for history in self.histories().values() for one in history.epochs)
-        return {"time_budget_s": self.elapsed_s, "cpu_budget_s": cpu_s}
-
     def histories(self) -> dict[str, TrialHistory]:
         """Put together what is known of each trial, by its name, in the order they began."""
         histories: dict[str, TrialHistory] = {}

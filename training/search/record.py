@@ -12,6 +12,7 @@ from training.judging.abstention import ALWAYS_ABSTAIN
 from training.judging.comparison import headline
 from training.judging.judge import HeadCalibration, reported_split
 from training.judging.metrics import head_scores, selection_score
+from training.search.budget import spent_on
 from training.search.contest import EQUAL_WEIGHTS, MAIN_GROUP, Standing, pareto_front, single_group, standings
 from training.search.found_heads import FirstRung, read_rung
 from training.search.importance import importance
@@ -51,7 +52,7 @@ def make_record(
         "name": prepared.name,
         "created": prepared.plan.begun,
         "seconds": elapsed_s,
-        "cpu_seconds": sum(_seconds(one, "epoch_cpu_s") for one in histories) + (rung.cpu_s if rung else 0.0),
+        "cpu_seconds": sum(spent_on(one).cpu_s for one in histories) + (rung.cpu_s if rung else 0.0),
         "worker_bytes": max((int(epoch.get("worker_bytes", 0)) for one in histories for epoch in one.epochs), default=0),
         "first_rung": {head: {"scores": one.scores, "candidates": one.candidates} for head, one in rung.heads.items()} if rung else {},
         "rungs": [asdict(one) for one in agreements],
@@ -162,10 +163,6 @@ def _head(head: str, trial: TrialSettings, prepared: Prepared, judged: Mapping[s
     }
 
 
-def _seconds(history: TrialHistory, key: str) -> float:
-    return sum(float(epoch.get(key, 0.0)) for epoch in history.epochs)
-
-
 def _trial(history: TrialHistory, tuning: TuningSettings) -> dict[str, Any]:
     last = history.last
     return {
@@ -175,8 +172,8 @@ def _trial(history: TrialHistory, tuning: TuningSettings) -> dict[str, Any]:
         "score": last["score"] if history.is_sound else None,
         "epoch": last.get("epoch", 0),
         "best_epoch": last.get("best_number", 0),
-        "seconds": _seconds(history, "epoch_s"),
-        "cpu_seconds": _seconds(history, "epoch_cpu_s"),
+        "seconds": spent_on(history).wall_s,
+        "cpu_seconds": spent_on(history).cpu_s,
         "point": history.best_point,
         "origin": history.origin,
         "metrics": last.get("best_metrics", {}),

@@ -21,8 +21,10 @@ from cluster.storage import Storage
 from training.data.dataset import Dataset, load_dataset
 from training.errors import TuningError
 from training.search.agenda import Agenda, Recorder
+from training.search.budget import spent_on
 from training.search.explorations import make_agenda
 from training.search.first_rung import first_rung
+from training.search.found_heads import read_rung
 from training.search.group_scheduler import GroupScheduler
 from training.search.ledger import Ledger
 from training.search.pareto import parse_pick
@@ -106,7 +108,7 @@ def resume(name: str, cluster: ClusterSettings, budget: Mapping[str, float] | No
 def _see_through(prepared: Prepared, cluster: ClusterSettings, budget: Mapping[str, float] | None = None) -> SearchResult:
     _quieten()
     ledger = Ledger(prepared.storage, f"{prepared.folder}/{LEDGER_FOLDER}")
-    prepared = with_budget(prepared, budget or {}, ledger.used)
+    prepared = with_budget(prepared, budget or {}, _used(prepared, ledger))
     announce(prepared)
     for file in ledger.damaged:
         say(f"note      {ledger.path}/{file} is damaged and left out; the trial goes on from its last whole checkpoint")
@@ -124,6 +126,13 @@ def _see_through(prepared: Prepared, cluster: ClusterSettings, budget: Mapping[s
         if not _fit(prepared, agenda):
             return _finish_early(prepared, agenda)
         return finish(prepared, list(agenda.histories.values()), agenda.elapsed_s)
+
+
+def _used(prepared: Prepared, ledger: Ledger) -> dict[str, float]:
+    """Return what earlier processes used, under the names of the settings that limit it."""
+    rung = read_rung(prepared.storage, prepared.folder)
+    trained = sum(spent_on(one).cpu_s for one in ledger.histories().values())
+    return {"time_budget_s": ledger.elapsed_s, "cpu_budget_s": trained + (rung.cpu_s if rung else 0.0)}
 
 
 def _finish_early(prepared: Prepared, agenda: Agenda) -> SearchResult:
