@@ -18,7 +18,7 @@ from serving.client import Client
 from serving.settings import load_settings as load_serving_settings
 from training.checkpoint import load_model, load_tokenizer
 from training.data.dataset import Dataset, load_dataset
-from training.fitting.fit import predict_logits
+from training.fitting.predict import predict_logits
 from training.judging.metrics import confusion, macro_f1, probabilities
 from training.network.inputs import TokenInputs
 from training.registry import Registry

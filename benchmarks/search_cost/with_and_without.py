@@ -22,7 +22,7 @@ from search_cost import CASES, Case, write_tables
 
 from training.data.dataset import load_dataset
 from training.data.tokens import Tokenizer
-from training.fitting.fit import predict_logits
+from training.fitting.predict import predict_logits
 from training.judging.comparison import Answers, compare
 from training.judging.metrics import probabilities
 from training.network.inputs import TokenInputs

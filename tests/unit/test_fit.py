@@ -12,8 +12,9 @@ from transformers import AutoConfig
 
 from training.data.tokens import Tokenizer
 from training.fit_settings import FitSettings
-from training.fitting.fit import DivergedError, Epoch, Fit, Fold, Objective, best_state_in, predict_logits
+from training.fitting.fit import DivergedError, Epoch, Fit, Fold, Objective, best_state_in
 from training.fitting.optimiser import parameter_groups, schedule
+from training.fitting.predict import predict_logits
 from training.network.encoder import encoder_layers
 from training.network.inputs import TokenInputs
 from training.network.model import TwoHeadBert, make_config
@@ -207,10 +208,31 @@ def test_a_beginning_that_training_does_not_better_is_the_result(start: Callable
     load_trainable_state(fit.model, good.best_state)
     fit.is_begun = True
     epochs = list(fit.epochs())
-    assert [one.number for one in epochs] == [0, 1, 2]
+    # Patience waits for what is trained, not for what it began with.
+    trained = [one.score for one in epochs[1:]]
+    best = trained.index(max(trained)) + 1
+    assert (len(trained), epochs[-1].trained_number, epochs[-1].trained_score) == (min(best + 2, 6), best, max(trained))
     assert (epochs[0].loss, epochs[0].score, epochs[0].is_last) == (None, last.best_score, False)
     assert all(one.best_number == 0 and one.best_score == last.best_score and one.score < one.best_score for one in epochs[1:])
     assert epochs[-1].best_metrics == epochs[0].metrics == last.best_metrics
+
+
+def test_whoever_comes_back_from_a_fall_is_waited_for(start: Callable[..., Fit]) -> None:
+    """Its beginning is better than its first epochs, which get better all the time."""
+    good = start(SETTINGS.model_copy(update={"epochs": 15, "patience": 15}))
+    *_, last = good.epochs()
+    fit = start(SETTINGS.model_copy(update={"epochs": 6, "patience": 1}))
+    slow = list(fit.epochs())
+    rising = next(place for place, one in enumerate(slow) if place + 1 == len(slow) or slow[place + 1].score <= one.score) + 1
+    assert rising >= 3
+    again = start(SETTINGS.model_copy(update={"epochs": rising, "patience": 1}))
+    again.is_begun = True
+    whole = {name: value.clone() for name, value in again.model.state_dict().items()}
+    load_trainable_state(again.model, good.best_state)
+    epochs = again.epochs()
+    assert next(epochs).score == last.best_score > max(one.score for one in slow[:rising])
+    again.model.load_state_dict(whole)
+    assert [one.number for one in epochs] == list(range(1, rising + 1))
 
 
 def test_a_training_of_more_layers_goes_on_where_fewer_were_best(start: Callable[..., Fit], tmp_path: Path) -> None:
@@ -230,7 +252,7 @@ def test_a_training_of_more_layers_goes_on_where_fewer_were_best(start: Callable
     again = start(whole)
     again.restore(tmp_path)
     rest, repeated = list(epochs), list(again.epochs())
-    assert rest[-1].number == last.number + 2
+    assert rest[-1].number == min(max(rest[-1].trained_number, first.trained_number) + 2, last.number + 4)
     assert rest == repeated
     assert all(torch.equal(again.best_state[name], value) for name, value in above.best_state.items())
 

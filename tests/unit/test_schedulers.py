@@ -97,6 +97,16 @@ def test_a_trial_is_judged_once_at_a_rung() -> None:
     assert scheduler.on_trial_result(None, trial(2), {"score": 0.99, "epoch": 3}) == TrialScheduler.STOP
 
 
+def test_rungs_compare_what_was_trained_not_what_a_trial_began_with() -> None:
+    scheduler = make("asha")
+    milestone = rungs(2, 8, 2.0)[0]
+    begun = {"score": 0.8, "trained_score": None, "epoch": 0}
+    assert scheduler.on_trial_result(None, trial(0), begun) == TrialScheduler.CONTINUE
+    for number, trained, decision in ((0, 0.6, TrialScheduler.CONTINUE), (1, 0.7, TrialScheduler.CONTINUE), (2, 0.5, TrialScheduler.STOP)):
+        result = {"score": 0.8, "trained_score": trained, "epoch": milestone}
+        assert scheduler.on_trial_result(None, trial(number), result) == decision
+
+
 def test_a_diverged_trial_leaves_no_trace() -> None:
     scheduler = make("asha")
     scheduler.on_trial_result(None, trial(0), {"score": 0.0, "epoch": 0, "has_diverged": True})

@@ -22,20 +22,18 @@ from torch import nn
 
 from training.errors import TuningError
 from training.fit_settings import FitSettings
-from training.fitting.device import to_device
+from training.fitting.predict import predict_logits
 from training.fitting.step import Fold as Fold
 from training.fitting.step import Objective as Objective
 from training.fitting.step import Step, under
 from training.fitting.workers import OneWorker, Workers
 from training.judging.metrics import HeadMetrics, head_scores, joint_accuracy, majority_class, measure_head, probabilities, selection_score
-from training.network.inputs import Inputs, plan_batches
+from training.network.inputs import plan_batches
 from training.network.model import TwoHeadBert
 from training.network.prefix import load_trainable_state, rest_frozen, trainable_state
 
 _TENSORS_FILE = "fit.safetensors"
 _FACTS_FILE = "fit.json"
-# Several times as many tokens as in training fit into a batch that keeps no activations for the backward pass.
-_EVALUATION_FACTOR = 4
 _SEED_STRIDE = 1_000_000_007
 # The last epoch counts a half, the one before it a quarter, and so on.
 _AVERAGE_WEIGHT = 0.5
@@ -60,6 +58,8 @@ class Epoch:
         joint_accuracy: Share of validation texts with all heads right in this epoch.
         is_last: Nothing will follow: the epochs or the patience are used up.
         average_score: What the average of the last epochs' weights has; nothing where none was made.
+        trained_score: The best that this training brought, without what it began with; nothing in epoch 0.
+        trained_number: The epoch it was reached in.
     """
 
     number: int
@@ -72,6 +72,8 @@ class Epoch:
     joint_accuracy: float
     is_last: bool
     average_score: float | None = None
+    trained_score: float | None = None
+    trained_number: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,9 @@ class Fit:
         self.best_logits: Mapping[str, NDArray[np.float32]] = {}
         self._last: Epoch | None = None
         self._best: _Judged | None = None
+        # Score and number of the best epoch trained here. What a model began with is not waited for: heads found alone fall when layers
+        # begin to move under them, and come back some epochs later.
+        self._trained: tuple[float | None, int] = None, 0
         self._best_state = trainable_state(model)
         # Epochs of trainings that this one goes on from.
         self._before = 0
@@ -169,11 +174,10 @@ class Fit:
         torch.manual_seed(seed + self._workers.rank * _SEED_STRIDE)
         loss = self._train(number, np.random.default_rng(seed))
         found = self._judge(number)
-        if self._is_better(found):
-            self._best, self._best_state = found, trainable_state(self.model)
+        self._compare(found)
         average_score = self._judge_average(number) if self._settings.average_epochs else None
         best, before = self._best or found, self._before
-        is_last = number - before >= self._settings.epochs or number - max(best.number, before) >= self._settings.patience
+        is_last = number - before >= self._settings.epochs or number - self._trained[1] >= self._settings.patience
         if self.stop_after is not None:
             is_last = number - before >= self.stop_after
         return Epoch(
@@ -187,7 +191,15 @@ class Fit:
             found.joint_accuracy,
             is_last,
             average_score,
+            *self._trained,
         )
+
+    def _compare(self, found: "_Judged") -> None:
+        """Keep the model as it is, if it is the best so far."""
+        if self._is_better(found):
+            self._best, self._best_state = found, trainable_state(self.model)
+        if self._trained[0] is None or found.score > self._trained[0]:
+            self._trained = found.score, found.number
 
     def _is_better(self, found: "_Judged") -> bool:
         return self.stop_after is not None or self._best is None or found.score > self._best.score
@@ -203,8 +215,7 @@ class Fit:
             value.lerp_(current[name], _AVERAGE_WEIGHT)
         load_trainable_state(self.model, self._average)
         found = self._judge(number)
-        if self._is_better(found):
-            self._best, self._best_state = found, trainable_state(self.model)
+        self._compare(found)
         load_trainable_state(self.model, current)
         return found.score
 
@@ -271,7 +282,8 @@ class Fit:
         self._best_state = under("best/", tensors)
         self._average = {name: value.to(self._device) for name, value in under("average/", tensors).items()}
         self._last, self._before = _last_epoch(facts), int(facts["before"])
-        self._best = _best_of(self._last) if self._last else None
+        if self._last:
+            self._best, self._trained = _best_of(self._last), (self._last.trained_score, self._last.trained_number)
         self._step.load(tensors, facts["steps"])
 
     def begin_after(self, state: Mapping[str, torch.Tensor], last: Epoch) -> None:
@@ -283,7 +295,8 @@ class Fit:
         """
         load_trainable_state(self.model, dict(state))
         self._best_state = trainable_state(self.model)
-        self._last, self._best, self._before = replace(last, is_last=False), _best_of(last), last.number
+        self._last = replace(last, is_last=False, trained_score=None, trained_number=last.number)
+        self._best, self._before, self._trained = _best_of(last), last.number, (None, last.number)
 
 
 def _last_epoch(facts: Mapping[str, Any]) -> Epoch | None:
@@ -306,31 +319,3 @@ def _diverged(epoch: int, found: str) -> DivergedError:
 def best_state_in(folder: Path) -> dict[str, torch.Tensor]:
     """Read the best epoch's trained parameters from a folder written by `Fit.save`."""
     return under("best/", load_file(folder / _TENSORS_FILE))
-
-
-def predict_logits(model: TwoHeadBert, inputs: Inputs, batch_tokens: int, workers: Workers | None = None) -> dict[str, NDArray[np.float32]]:
-    """Compute all heads' logits for all texts, without dropout.
-
-    Args:
-        model: Put into evaluation mode.
-        inputs: The texts.
-        batch_tokens: Of training; a batch here may be several times as large.
-        workers: Who computes together; each gets all logits.
-
-    Returns:
-        Head → (texts, classes), float32, in the order of the inputs.
-    """
-    workers = workers or OneWorker()
-    device = next(model.parameters()).device
-    model.eval()
-    texts = len(inputs.lengths)
-    rows = {str(head["name"]): torch.zeros(texts, len(head["classes"])) for head in model.config.heads}
-    batches = plan_batches(inputs.lengths, batch_tokens * _EVALUATION_FACTOR, batch_texts=512)
-    for indices in batches[workers.rank :: workers.count]:
-        with torch.inference_mode():
-            logits = model(**to_device(inputs.batch(indices), device)).logits
-        for head, values in logits.items():
-            rows[head][torch.from_numpy(indices)] = values.float().cpu()
-    # Every row is in one share and 0 in the others.
-    workers.sum(list(rows.values()))
-    return {head: table.numpy() for head, table in rows.items()}

@@ -78,7 +78,8 @@ class Step:
         self._classes = {str(head["name"]): len(head["classes"]) for head in model.config.heads}
         self.balancer = choose_balancer(model, settings, normalise_weights(objective.loss_weights), self._device)
         own = list(self.balancer.parameters.values())
-        self._optimiser = torch.optim.AdamW(parameter_groups(model, settings) + balancing_group(own, settings))
+        # Fused: a fifth of a step of all layers on the CPU, word embeddings among them, was AdamW's otherwise.
+        self._optimiser = torch.optim.AdamW(parameter_groups(model, settings) + balancing_group(own, settings), fused=True)
         self._base_rates = [float(group["lr"]) for group in self._optimiser.param_groups]
         self._precision = choose_precision(settings.precision, self._device)
 
@@ -173,7 +174,7 @@ class Step:
         for name, step in steps.items():
             parameter = parameters[name]
             moments = {key: tensors[f"{key}/{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
-            self._optimiser.state[parameter] = {"step": torch.tensor(step), **moments}
+            self._optimiser.state[parameter] = {"step": torch.tensor(step, device=parameter.device), **moments}
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._model.named_parameters()) | {f"learned/{name}": one for name, one in self.balancer.parameters.items()}

@@ -36,6 +36,7 @@ _REPORTED = (
         "is_climbing",
         "worker_bytes",
         "average_score",
+        "trained_score",
     ),
 )
 _NO_LIMITS = Budget()

@@ -17,8 +17,9 @@ from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from training.errors import EncoderError
 from training.fit_settings import EncoderSettings
 from training.fitting.device import choose_device
-from training.fitting.fit import Fit, Fold, Objective, predict_logits
+from training.fitting.fit import Fit, Fold, Objective
 from training.fitting.loss import inverse_sqrt_weights
+from training.fitting.predict import predict_logits
 from training.fitting.workers import Workers
 from training.judging.metrics import Logits
 from training.network.encoder import EncoderSource, find_encoder, load_encoder_weights

@@ -103,7 +103,7 @@ class Ladder:
         places = int((len(waiting) + len(climbed)) / factor)
         if is_end and not climbed:
             places = max(places, 1)
-        ranked = sorted([*waiting, *climbed], key=lambda one: (-_score_of_first(one), one.number))[:places]
+        ranked = sorted([*waiting, *climbed], key=lambda one: (-(_trained(one, one.depths[0]) or 0.0), one.number))[:places]
         chosen = next((one for one in ranked if one in waiting), None)
         if chosen is None:
             return None
@@ -138,7 +138,7 @@ def _trained(history: TrialHistory, depth: int) -> float | None:
 
 
 def _score_of_first(history: TrialHistory) -> float:
-    """Return the best score before a trial climbed."""
+    """Return the best score before a trial climbed, of what it began with as well."""
     return max(float(one[SCORE]) for one in history.epochs if one.get("depth") == history.depths[0])
 
 

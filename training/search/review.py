@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from training.checkpoint import RECORD_FILE, Manifest, code_revision, load_model, load_tokenizer, read_manifest
 from training.data.dataset import Dataset, load_dataset
 from training.errors import RegistryError
-from training.fitting.fit import predict_logits
+from training.fitting.predict import predict_logits
 from training.judging.comparison import headline
 from training.judging.judge import HeadCalibration, account, reported_split
 from training.judging.metrics import Logits

@@ -33,8 +33,9 @@ _LINEAR_STEP = 0.1
 def make_scheduler(tuning: TuningSettings, epochs: int, dimensions: Mapping[str, Dimension]) -> TrialScheduler:
     """Make the scheduler that the settings name; `TuneConfig` must give `metric="score", mode="max"`.
 
-    Trials are told apart by `config["number"]`; PBT changes `config["point"]`. Results have `score` (the best so far), `epoch`, and
-    `is_climbing` where a trial trains more layers than it first did: nobody stops it then.
+    Trials are told apart by `config["number"]`; PBT changes `config["point"]`. Results have `score` (the best so far), `epoch`,
+    `trained_score` (without what a trial began with: rungs compare trainings), and `is_climbing` where a trial trains more layers than
+    it first did: nobody stops it then.
     A search of several heads side by side has the same rungs, over the score: rungs by non-domination (Schmucker et al. 2021) found no
     better fronts in `benchmarks/replay_search.py`.
 
@@ -104,7 +105,8 @@ class RungScheduler(FIFOScheduler):
             scores = self._scores.setdefault((bracket, milestone), {})
             if result["epoch"] >= milestone and number not in scores:
                 cutoff = float(np.nanpercentile(list(scores.values()), self._percentile)) if scores else -math.inf
-                scores[number] = float(result["score"])
+                trained = result.get("trained_score")
+                scores[number] = float(result["score"] if trained is None else trained)
                 if scores[number] >= cutoff:
                     return True
                 self._stopped[number] = int(result["epoch"])

@@ -17,7 +17,8 @@ from cluster.storage import Storage
 from training.checkpoint import CARD_FILE, MANIFEST_FILE, RECORD_FILE, write_checkpoint
 from training.errors import TuningError
 from training.fitting.device import choose_device
-from training.fitting.fit import best_state_in, predict_logits
+from training.fitting.fit import best_state_in
+from training.fitting.predict import predict_logits
 from training.judging.calibration import fit_temperature
 from training.judging.comparison import DEFAULT, EQUAL, SINGLE, WORD_COUNTS, Answers, compare
 from training.judging.judge import account, calibrate, reported_split
