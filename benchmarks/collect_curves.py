@@ -19,9 +19,9 @@ import torch
 from training.data.dataset import load_dataset
 from training.data.tokens import Tokenizer
 from training.network.encoder import find_encoder
-from training.search.build import prepare_fit
 from training.search.prepared import make_assignment
-from training.search.search_space import dimensions, first_points, trial_settings
+from training.search.proposing.search_space import dimensions, first_points, trial_settings
+from training.search.trials.build import prepare_fit
 from training.search_settings import Choices
 from training.settings import TrainingSettings, load_settings
 

@@ -34,9 +34,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 from sklearn.ensemble import ExtraTreesRegressor
 
-from training.search.pareto import front, ranks
-from training.search.samplers import make_sampler
-from training.search.schedulers import RungScheduler, make_scheduler, rungs
+from training.search.deciding.pareto import front, ranks
+from training.search.deciding.schedulers import RungScheduler, make_scheduler, rungs
+from training.search.proposing.samplers import make_sampler
 from training.search_settings import TuningSettings
 
 Array = NDArray[np.float64]

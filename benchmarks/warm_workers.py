@@ -59,9 +59,9 @@ def run(config: Path, data: Path, rows: int, trials: int, storage: str, *, is_co
     from training.fitting.memory import epochs_within_memory
     from training.fitting.step import Step
     from training.network.encoder import find_encoder
-    from training.search.assignment import Order
     from training.search.prepared import make_assignment
-    from training.search.work import Work
+    from training.search.trials.assignment import Order
+    from training.search.trials.work import Work
     from training.settings import load_settings
 
     limits = [f"training.data.max_rows={rows}", "training.fit.epochs=1", "training.tuning.ladder=false"]

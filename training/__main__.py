@@ -36,7 +36,7 @@ def check(options: argparse.Namespace) -> int:
     from training.data.doctor import examine, render
     from training.data.tokens import Tokenizer
     from training.network.encoder import find_encoder
-    from training.search.search_space import check_depth, check_space
+    from training.search.proposing.search_space import check_depth, check_space
     from training.settings import load_settings
 
     settings = load_settings(options.config, options.overrides)
@@ -100,7 +100,7 @@ def _refuse_beside_resume(options: argparse.Namespace) -> None:
 def _start(options: argparse.Namespace, settings: "TrainingSettings") -> "Start | None":
     from training.errors import TuningError
     from training.search.plan import Start
-    from training.search.search_space import point_of
+    from training.search.proposing.search_space import point_of
 
     if options.from_version is None:
         if options.with_weights:

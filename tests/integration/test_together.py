@@ -23,7 +23,7 @@ import ray
 from ray import tune
 
 from training.search_settings import TrialResources
-from training.search.together import work_together
+from training.search.trials.together import work_together
 
 
 def work(name):

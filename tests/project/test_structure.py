@@ -55,8 +55,12 @@ def test_there_is_no_import_circle() -> None:
 
 
 def test_only_the_seams_of_training_know_ray() -> None:
-    seams = ("slots", "first_rung", "trial", "together", "agenda", "group_scheduler", "schedulers", "progress", "tuning")
-    allowed = {f"training.search.{name}" for name in seams}
+    seams = {
+        "trials": ("slots", "first_rung", "together", "trial"),
+        "deciding": ("schedulers", "group_scheduler"),
+        "": ("agenda", "progress", "tuning"),
+    }
+    allowed = {f"training.search.{room}.{name}".replace("..", ".") for room, names in seams.items() for name in names}
     sources = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == "training"]
     assert {module_of(path) for path in sources if any(name.partition(".")[0] == "ray" for name in imported_modules(path))} <= allowed
 
@@ -68,6 +72,17 @@ def test_the_rooms_of_training_stand_one_above_the_other() -> None:
         above = tuple(f"training.{name}." for name in rooms[position + 1 :])
         for path in (ROOT / "training" / room).rglob("*.py"):
             assert not [name for name in imported_modules(path) if name.startswith(above)], path
+
+
+def test_the_rooms_of_the_search_stand_one_above_the_other() -> None:
+    floors = ("proposing", "trials", "deciding")
+    search = ROOT / "training" / "search"
+    assert {path.parent.name for path in search.glob("*/__init__.py")} == set(floors)
+    upper = {f"training.search.{path.stem}" for path in search.glob("*.py") if path.stem != "__init__"}
+    for position, room in enumerate(floors):
+        above = {f"training.search.{name}" for name in floors[position + 1 :]} | upper
+        for path in (search / room).glob("*.py"):
+            assert not [name for name in imported_modules(path) if name in above or name.rpartition(".")[0] in above], path
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -90,17 +105,25 @@ def test_help_imports_nothing_heavy(folder: str) -> None:
 def test_each_folder_has_its_four_doors_and_names_its_files(folder: str) -> None:
     files = {path.stem for path in (ROOT / folder).glob("*.py")}
     assert {"__init__", "__main__", "settings", "errors"} <= files
-    for room in [ROOT / folder, *(path.parent for path in (ROOT / folder).glob("*/__init__.py"))]:
+    for room in [ROOT / folder, *(path.parent for path in (ROOT / folder).rglob("*/__init__.py"))]:
         files = {path.stem for path in room.glob("*.py")}
         docstring = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8"))) or ""
         named = set(re.findall(r"`(\w+)`", docstring.partition("Files in floor order:")[2]))
         assert named == files - {"__init__", "__main__"}, room
 
 
+def test_every_room_is_installed() -> None:
+    import tomllib
+
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    rooms = [path.parent.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("__init__.py")]
+    assert sorted(listed) == sorted(".".join(room.parts) for room in rooms)
+
+
 def test_the_shipped_settings_are_valid_in_every_section() -> None:
     from cluster.settings import load_settings as load_cluster
     from serving.settings import load_settings as load_serving
-    from training.search.search_space import check_space
+    from training.search.proposing.search_space import check_space
     from training.settings import load_settings as load_training
 
     path = ROOT / "ray_config.yaml"

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from training.search.budget import Budget, Cost, mean_cost, spent_on, times
-from training.search.ledger import TrialHistory
+from training.search.deciding.budget import Budget, Cost, mean_cost, spent_on, times
+from training.search.proposing.ledger import TrialHistory
 
 
 def history(number: int, *epochs: tuple[float, float], state: str = "finished") -> TrialHistory:

@@ -10,11 +10,11 @@ from training.data.dataset import load_dataset
 from training.data.tokens import Tokenizer
 from training.network.encoder import find_encoder
 from training.network.inputs import ActivationInputs, PooledInputs, TokenInputs
-from training.search import reading
-from training.search.assignment import Assignment
-from training.search.build import answer_all, prepare_fit
 from training.search.prepared import make_assignment
-from training.search.search_space import trial_settings
+from training.search.proposing.search_space import trial_settings
+from training.search.trials import reading
+from training.search.trials.assignment import Assignment
+from training.search.trials.build import answer_all, prepare_fit
 from training.settings import TrainingSettings
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from training.errors import TuningError
-from training.search.contest import confirmations, group_heads, pareto_front, refit, single_group, standings, winner
-from training.search.ledger import TrialHistory
+from training.search.deciding.contest import confirmations, group_heads, pareto_front, refit, single_group, standings, winner
+from training.search.proposing.ledger import TrialHistory
 from training.search_settings import TuningSettings
 
 

@@ -10,12 +10,12 @@ from training.data.dataset import load_dataset
 from training.data.tokens import Tokenizer
 from training.network.encoder import find_encoder
 from training.network.model import TwoHeadBert
-from training.search import first_look
-from training.search.assignment import Assignment
-from training.search.build import build_model
-from training.search.first_look import look
 from training.search.prepared import make_assignment
-from training.search.search_space import trial_settings
+from training.search.proposing.search_space import trial_settings
+from training.search.trials import first_look
+from training.search.trials.assignment import Assignment
+from training.search.trials.build import build_model
+from training.search.trials.first_look import look
 from training.settings import TrainingSettings
 
 

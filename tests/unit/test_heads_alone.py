@@ -12,13 +12,13 @@ from cluster.storage import Storage
 from training.data.dataset import load_dataset
 from training.data.tokens import Tokenizer
 from training.network.encoder import find_encoder
-from training.search import heads_alone
-from training.search.assignment import Assignment
-from training.search.build import build_model, prepare_fit
-from training.search.found_heads import FirstRung, join, read_rung, shape, write_rung
-from training.search.heads_alone import begin_heads, encode, explore_head
 from training.search.prepared import make_assignment
-from training.search.search_space import distributions, trial_settings
+from training.search.proposing.search_space import distributions, trial_settings
+from training.search.trials import heads_alone
+from training.search.trials.assignment import Assignment
+from training.search.trials.build import build_model, prepare_fit
+from training.search.trials.found_heads import FirstRung, join, read_rung, shape, write_rung
+from training.search.trials.heads_alone import begin_heads, encode, explore_head
 from training.settings import TrainingSettings
 
 JOBS, LEVELS = ("driver", "nurse", "sales"), ("none", "school", "master")
@@ -127,7 +127,7 @@ def test_a_shape_that_was_not_tried_begins_at_random(assignment: Assignment) -> 
 
 
 def test_without_room_there_is_no_first_rung(assignment: Assignment, monkeypatch: pytest.MonkeyPatch) -> None:
-    from training.search import reading
+    from training.search.trials import reading
 
     monkeypatch.setattr(reading, "_mapped", {})
     none = assignment.settings.activations.model_copy(update={"most_bytes": 0})

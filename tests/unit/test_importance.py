@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from training.search.importance import importance
-from training.search.ledger import TrialHistory
-from training.search.search_space import first_points
+from training.search.deciding.importance import importance
+from training.search.proposing.ledger import TrialHistory
+from training.search.proposing.search_space import first_points
 from training.settings import TrainingSettings
 
 SETTINGS = TrainingSettings()

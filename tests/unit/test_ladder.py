@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from training.fitting.population import Candidate
-from training.search.depths import first_depths, middle_depth
-from training.search.found_heads import FirstRung, HeadFound
-from training.search.ladder import Ladder
-from training.search.ledger import TrialHistory
+from training.search.deciding.ladder import Ladder
+from training.search.proposing.ledger import TrialHistory
+from training.search.trials.depths import first_depths, middle_depth
+from training.search.trials.found_heads import FirstRung, HeadFound
 from training.settings import TrainingSettings
 
 SETTINGS = TrainingSettings.model_validate(

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.storage import Storage
 from training.errors import TuningError
-from training.search.ledger import Ledger, TrialHistory, sound, trial_facts
+from training.search.proposing.ledger import Ledger, TrialHistory, sound, trial_facts
 
 POINT = {"rate": 0.1}
 

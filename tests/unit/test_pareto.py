@@ -7,7 +7,7 @@ import pytest
 from optuna.study import StudyDirection
 
 from cluster.errors import SettingsError
-from training.search.pareto import Pick, front, knee, parse_pick, pick, ranks
+from training.search.deciding.pareto import Pick, front, knee, parse_pick, pick, ranks
 
 HEADS = ["category", "education"]
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from training.judging.abstention import ALWAYS_ABSTAIN
-from training.search.ledger import TrialHistory
+from training.search.proposing.ledger import TrialHistory
 from training.search.record import _cut_short, _equal_weights, _unreached
 from training.settings import TrainingSettings
 

@@ -8,7 +8,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from training.search.samplers import GridSampler, SamplerName, grid_levels, grid_note, make_sampler, startup_trials
+from training.search.proposing.samplers import GridSampler, SamplerName, grid_levels, grid_note, make_sampler, startup_trials
 
 SPACE: dict[str, BaseDistribution] = {
     "head_learning_rate": FloatDistribution(1e-4, 1e-2, log=True),

@@ -10,7 +10,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from cluster.connection import connect
 from cluster.settings import ClusterSettings
-from training.search.schedulers import Population, RungScheduler, make_scheduler, mutable, replay, rungs
+from training.search.deciding.schedulers import Population, RungScheduler, make_scheduler, mutable, replay, rungs
 from training.search_settings import Choices, Range, TuningSettings
 
 RATE = Range(low=1e-5, high=2e-4, log=True)

@@ -3,7 +3,15 @@
 import pytest
 
 from cluster.errors import SettingsError
-from training.search.search_space import check_depth, check_space, dimensions, distributions, first_points, point_of, trial_settings
+from training.search.proposing.search_space import (
+    check_depth,
+    check_space,
+    dimensions,
+    distributions,
+    first_points,
+    point_of,
+    trial_settings,
+)
 from training.settings import TrainingSettings
 
 

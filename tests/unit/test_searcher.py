@@ -6,8 +6,8 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from training.search.ledger import TrialHistory
-from training.search.searcher import FirstPoint, Proposer
+from training.search.proposing.ledger import TrialHistory
+from training.search.proposing.searcher import FirstPoint, Proposer
 from training.search_settings import TuningSettings
 
 SPACE: dict[str, BaseDistribution] = {

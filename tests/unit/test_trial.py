@@ -16,11 +16,11 @@ from training.data.tokens import Tokenizer
 from training.fitting.memory import epochs_within_memory
 from training.network.encoder import find_encoder
 from training.network.model import TwoHeadBert
-from training.search.assignment import Assignment, Order
 from training.search.prepared import make_assignment
-from training.search.saved import read_answers, whole_epoch
-from training.search.searcher import HAS_DIVERGED, HAS_NO_MEMORY, IS_LAST
-from training.search.work import Work
+from training.search.proposing.searcher import HAS_DIVERGED, HAS_NO_MEMORY, IS_LAST
+from training.search.trials.assignment import Assignment, Order
+from training.search.trials.saved import read_answers, whole_epoch
+from training.search.trials.work import Work
 from training.settings import TrainingSettings
 
 ORDER = Order(name="trial-0", group="search", number=0, heads=("job",), point={}, seed=7, answers=True)

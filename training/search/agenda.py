@@ -16,11 +16,11 @@ from ray.tune import Callback
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from training.search.assignment import Order
-from training.search.budget import Budget, Cost, mean_cost, spent_on, times
-from training.search.ladder import Ladder
-from training.search.ledger import PASSED_OVER, Ledger, TrialHistory, trial_facts
-from training.search.searcher import HAS_DIVERGED, HAS_NO_MEMORY, HEAD_SCORES, INTERVAL, IS_LAST, SAMPLED, SCORE, Proposer
+from training.search.deciding.budget import Budget, Cost, mean_cost, spent_on, times
+from training.search.deciding.ladder import Ladder
+from training.search.proposing.ledger import PASSED_OVER, Ledger, TrialHistory, trial_facts
+from training.search.proposing.searcher import HAS_DIVERGED, HAS_NO_MEMORY, HEAD_SCORES, INTERVAL, IS_LAST, SAMPLED, SCORE, Proposer
+from training.search.trials.assignment import Order
 
 # What of a report is written down; Tune adds a dozen keys of its own.
 _REPORTED = (

@@ -11,18 +11,18 @@ from optuna.storages.journal import JournalFileBackend
 
 from cluster.console import say
 from training.search.agenda import Agenda, Exploration
-from training.search.budget import Budget
-from training.search.contest import MAIN_GROUP, confirmations, group_heads, refit, single_group
-from training.search.found_heads import FirstRung
-from training.search.ladder import Ladder
-from training.search.ledger import Ledger
+from training.search.deciding.budget import Budget
+from training.search.deciding.contest import MAIN_GROUP, confirmations, group_heads, refit, single_group
+from training.search.deciding.ladder import Ladder
+from training.search.deciding.schedulers import make_scheduler, replay
 from training.search.plan import STUDY_FILE, checkpoints
 from training.search.prepared import Prepared
-from training.search.samplers import grid_note
-from training.search.schedulers import make_scheduler, replay
-from training.search.search_space import dimensions, distributions, first_points
-from training.search.searcher import FirstPoint, Proposer
-from training.search.slots import most_concurrent
+from training.search.proposing.ledger import Ledger
+from training.search.proposing.samplers import grid_note
+from training.search.proposing.search_space import dimensions, distributions, first_points
+from training.search.proposing.searcher import FirstPoint, Proposer
+from training.search.trials.found_heads import FirstRung
+from training.search.trials.slots import most_concurrent
 from training.search.winner import last_checkpoint
 from training.settings import TrainingSettings, of_heads
 

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from cluster.errors import ConflictError, StorageError
 from cluster.storage import Storage
 from training.errors import TuningError
-from training.search.search_space import Point
+from training.search.proposing.search_space import Point
 from training.settings import TrainingSettings
 
 LATEST = "latest"

@@ -13,9 +13,9 @@ from cluster.storage import Storage
 from training.data.dataset import Dataset, folds_of
 from training.data.tokens import Tokenizer
 from training.network.encoder import EncoderSource, find_encoder
-from training.search.assignment import Assignment
 from training.search.plan import Plan, search_path
-from training.search.search_space import dimensions
+from training.search.proposing.search_space import dimensions
+from training.search.trials.assignment import Assignment
 from training.settings import TrainingSettings
 
 # Each candidate of the first rung trains once more for each: with fewer it learns from less, with more it costs more.

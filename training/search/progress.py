@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from training.search.agenda import state_of
-from training.search.searcher import HEAD_SCORES, SCORE
+from training.search.proposing.searcher import HEAD_SCORES, SCORE
 
 _DIGITS = 3
 

@@ -12,14 +12,14 @@ from training.judging.abstention import ALWAYS_ABSTAIN
 from training.judging.comparison import headline
 from training.judging.judge import HeadCalibration, reported_split
 from training.judging.metrics import head_scores, selection_score
-from training.search.budget import spent_on
-from training.search.contest import EQUAL_WEIGHTS, MAIN_GROUP, Standing, pareto_front, single_group, standings
-from training.search.found_heads import FirstRung, read_rung
-from training.search.importance import importance
-from training.search.ladder import Agreement, Ladder
-from training.search.ledger import PASSED_OVER, TrialHistory
+from training.search.deciding.budget import spent_on
+from training.search.deciding.contest import EQUAL_WEIGHTS, MAIN_GROUP, Standing, pareto_front, single_group, standings
+from training.search.deciding.importance import importance
+from training.search.deciding.ladder import Agreement, Ladder
 from training.search.prepared import Prepared
-from training.search.search_space import TrialSettings, first_points, trial_settings
+from training.search.proposing.ledger import PASSED_OVER, TrialHistory
+from training.search.proposing.search_space import TrialSettings, first_points, trial_settings
+from training.search.trials.found_heads import FirstRung, read_rung
 from training.search_settings import TuningSettings
 from training.settings import TrainingSettings
 

@@ -21,18 +21,18 @@ from cluster.storage import Storage
 from training.data.dataset import Dataset, load_dataset
 from training.errors import TuningError
 from training.search.agenda import Agenda, Recorder
-from training.search.budget import spent_on
+from training.search.deciding.budget import spent_on
+from training.search.deciding.group_scheduler import GroupScheduler
+from training.search.deciding.pareto import parse_pick
 from training.search.explorations import make_agenda
-from training.search.first_rung import first_rung
-from training.search.found_heads import read_rung
-from training.search.group_scheduler import GroupScheduler
-from training.search.ledger import Ledger
-from training.search.pareto import parse_pick
 from training.search.plan import LEDGER_FOLDER, Plan, Start, check_name, default_name, next_attempt, pin, read_plan
 from training.search.prepared import Prepared, announce, prepare, with_budget, without_test
-from training.search.search_space import check_depth, check_space
-from training.search.searcher import SCORE
-from training.search.trial import train
+from training.search.proposing.ledger import Ledger
+from training.search.proposing.search_space import check_depth, check_space
+from training.search.proposing.searcher import SCORE
+from training.search.trials.first_rung import first_rung
+from training.search.trials.found_heads import read_rung
+from training.search.trials.trial import train
 from training.search.winner import SearchResult, finish, has_checkpoint
 from training.search_settings import TuningSettings
 from training.settings import TrainingSettings

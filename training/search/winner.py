@@ -29,15 +29,15 @@ from training.network.model import TwoHeadBert
 from training.network.prefix import load_trainable_state
 from training.report.card import write_card
 from training.report.page import write_report
-from training.search.assignment import Assignment, Order
-from training.search.build import build_model
-from training.search.contest import EQUAL_WEIGHTS, REFIT_GROUP, Standing, single_group, standings, winner
-from training.search.ledger import TrialHistory
+from training.search.deciding.contest import EQUAL_WEIGHTS, REFIT_GROUP, Standing, single_group, standings, winner
 from training.search.plan import BEST_FOLDER, REPORT_FILE, RESULT_FILE, checkpoints
 from training.search.prepared import Prepared
+from training.search.proposing.ledger import TrialHistory
+from training.search.proposing.search_space import TrialSettings
 from training.search.record import describe, make_record
-from training.search.saved import read_answers, whole_epoch
-from training.search.search_space import TrialSettings
+from training.search.trials.assignment import Assignment, Order
+from training.search.trials.build import build_model
+from training.search.trials.saved import read_answers, whole_epoch
 
 
 @dataclass(frozen=True)

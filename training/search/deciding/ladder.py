@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from training.search.depths import first_depths
-from training.search.found_heads import FirstRung
-from training.search.ledger import TrialHistory
-from training.search.search_space import Point, trial_settings
-from training.search.searcher import SCORE
+from training.search.proposing.ledger import TrialHistory
+from training.search.proposing.search_space import Point, trial_settings
+from training.search.proposing.searcher import SCORE
+from training.search.trials.depths import first_depths
+from training.search.trials.found_heads import FirstRung
 from training.settings import TrainingSettings
 
 # Fewer pairs of scores say nothing of how two rungs agree; below this rank correlation the lower rung is not asked.

@@ -11,10 +11,10 @@ from typing import Any
 from training.fitting.fit import Epoch, Fit
 from training.fitting.memory import epochs_within_memory, release_memory
 from training.fitting.workers import Workers
-from training.search.assignment import Assignment, Order
-from training.search.searcher import HAS_NO_MEMORY, IS_LAST
-from training.search.together import Report, work_together
-from training.search.work import NOTHING, MakeFit, Work
+from training.search.proposing.searcher import HAS_NO_MEMORY, IS_LAST
+from training.search.trials.assignment import Assignment, Order
+from training.search.trials.together import Report, work_together
+from training.search.trials.work import NOTHING, MakeFit, Work
 
 
 def train(config: dict[str, Any], assignment: Assignment) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.search.ledger import TrialHistory
+from training.search.proposing.ledger import TrialHistory
 
 
 @dataclass(frozen=True)

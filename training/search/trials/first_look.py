@@ -16,9 +16,9 @@ from training.network.encoder import encoder_layers
 from training.network.inputs import PooledInputs
 from training.network.model import Head, TwoHeadBert
 from training.network.prefix import prefix_rows
-from training.search.assignment import Assignment
-from training.search.heads_alone import default_head
-from training.search.reading import read
+from training.search.trials.assignment import Assignment
+from training.search.trials.heads_alone import default_head
+from training.search.trials.reading import read
 
 # Seconds of work for a core.
 _TRAINING_TOKENS, _VALIDATION_TOKENS = 16_384, 65_536

@@ -14,9 +14,9 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from training.search.ledger import PASSED_OVER, TrialHistory
-from training.search.samplers import make_sampler
-from training.search.search_space import Point
+from training.search.proposing.ledger import PASSED_OVER, TrialHistory
+from training.search.proposing.samplers import make_sampler
+from training.search.proposing.search_space import Point
 from training.search_settings import TuningSettings
 
 SCORE = "score"

@@ -23,12 +23,12 @@ from training.fitting.memory import MemoryExhausted, own_bytes
 from training.fitting.workers import OneWorker, Workers
 from training.judging.bootstrap import interval, score_of, selection_score_of
 from training.judging.metrics import head_scores, probabilities
-from training.search.assignment import Assignment, Order
-from training.search.build import answer_all, prepare_fit
-from training.search.saved import save_answers, seal, whole_epoch
-from training.search.search_space import TrialSettings
-from training.search.searcher import HAS_DIVERGED, HAS_NO_MEMORY, HEAD_SCORES, INTERVAL, IS_LAST, SCORE
-from training.search.together import Report
+from training.search.proposing.search_space import TrialSettings
+from training.search.proposing.searcher import HAS_DIVERGED, HAS_NO_MEMORY, HEAD_SCORES, INTERVAL, IS_LAST, SCORE
+from training.search.trials.assignment import Assignment, Order
+from training.search.trials.build import answer_all, prepare_fit
+from training.search.trials.saved import save_answers, seal, whole_epoch
+from training.search.trials.together import Report
 from training.settings import TrainingSettings
 
 _FACTS_FILE = "trial.json"

@@ -14,14 +14,14 @@ from cluster.storage import Storage
 from training.activations.wanted import SHARD_TOKENS
 from training.fitting.device import choose_device
 from training.network.model import TwoHeadBert
-from training.search.assignment import Assignment
-from training.search.build import build_model
-from training.search.first_look import Look, look
-from training.search.found_heads import FirstRung, join, read_rung, write_rung
-from training.search.heads_alone import encode, explore_head
-from training.search.ledger import Ledger
-from training.search.search_space import trial_settings
-from training.search.slots import slots
+from training.search.proposing.ledger import Ledger
+from training.search.proposing.search_space import trial_settings
+from training.search.trials.assignment import Assignment
+from training.search.trials.build import build_model
+from training.search.trials.first_look import Look, look
+from training.search.trials.found_heads import FirstRung, join, read_rung, write_rung
+from training.search.trials.heads_alone import encode, explore_head
+from training.search.trials.slots import slots
 
 # A process costs seconds to start.
 _SHARDS_EACH = 2

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import optuna
 from optuna.trial import TrialState, create_trial
 
-from training.search.ledger import TrialHistory
-from training.search.search_space import distributions
-from training.search.searcher import SCORE
+from training.search.proposing.ledger import TrialHistory
+from training.search.proposing.search_space import distributions
+from training.search.proposing.searcher import SCORE
 from training.settings import TrainingSettings
 
 # With fewer the forest behind it repeats chance.

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from training.errors import TuningError
-from training.search.ledger import TrialHistory, sound
-from training.search.pareto import Pick, front, parse_pick, pick
-from training.search.searcher import HEAD_SCORES, SCORE
+from training.search.deciding.pareto import Pick, front, parse_pick, pick
+from training.search.proposing.ledger import TrialHistory, sound
+from training.search.proposing.searcher import HEAD_SCORES, SCORE
 from training.search_settings import TuningSettings
 
 MAIN_GROUP = "trial"

@@ -19,7 +19,7 @@ from training.network.encoder import encoder_layers
 from training.network.inputs import ActivationInputs, Inputs, PooledInputs, TokenInputs
 from training.network.model import TwoHeadBert
 from training.network.prefix import has_prefix, prefix_rows
-from training.search.assignment import Assignment
+from training.search.trials.assignment import Assignment
 
 _BATCH_TOKENS = 4096
 _mapped: dict[str, torch.Tensor] = {}

@@ -26,11 +26,11 @@ from training.fitting.population import Candidate, Outcome, Question, known, tra
 from training.network.encoder import encoder_layers
 from training.network.inputs import PooledInputs
 from training.network.model import Head, TwoHeadBert
-from training.search.assignment import Assignment
-from training.search.found_heads import OF_A_HEAD, FirstRung, HeadFound, shape
-from training.search.reading import read
-from training.search.samplers import make_sampler
-from training.search.search_space import distributions, first_points, trial_settings
+from training.search.proposing.samplers import make_sampler
+from training.search.proposing.search_space import distributions, first_points, trial_settings
+from training.search.trials.assignment import Assignment
+from training.search.trials.found_heads import OF_A_HEAD, FirstRung, HeadFound, shape
+from training.search.trials.reading import read
 from training.settings import TrainingSettings
 
 _RATE = "head_learning_rate"

@@ -16,7 +16,7 @@ from typing import Any
 from cluster.errors import ConflictError
 from cluster.storage import Storage
 from training.errors import TuningError
-from training.search.search_space import Point
+from training.search.proposing.search_space import Point
 
 # A state: its heads did badly on the frozen encoder, so it was not trained at all.
 PASSED_OVER = "passed over"

@@ -17,7 +17,7 @@ from cluster.storage import Storage, sha256
 from training.fit_settings import HeadLoss
 from training.fitting.population import Candidate
 from training.judging.metrics import selection_score
-from training.search.search_space import Point, TrialSettings
+from training.search.proposing.search_space import Point, TrialSettings
 
 _WEIGHTS_FILE, _FACTS_FILE = "heads.safetensors", "heads.json"
 # A loss weight means nothing to a head by itself.

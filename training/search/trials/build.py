@@ -26,11 +26,11 @@ from training.network.encoder import EncoderSource, find_encoder, load_encoder_w
 from training.network.inputs import TokenInputs
 from training.network.model import TwoHeadBert, make_config
 from training.network.prefix import freeze, load_trainable_state, remove_prefix
-from training.search.assignment import Assignment
-from training.search.found_heads import FirstRung, read_rung
-from training.search.heads_alone import begin_heads
-from training.search.reading import read, read_again
-from training.search.search_space import TrialSettings
+from training.search.proposing.search_space import TrialSettings
+from training.search.trials.assignment import Assignment
+from training.search.trials.found_heads import FirstRung, read_rung
+from training.search.trials.heads_alone import begin_heads
+from training.search.trials.reading import read, read_again
 
 
 def prepare_fit(

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from training.data.tokens import TokenTable, joined
 from training.fit_settings import FitSettings
-from training.search.depths import first_depths
-from training.search.search_space import Point, TrialSettings, trial_settings
+from training.search.proposing.search_space import Point, TrialSettings, trial_settings
+from training.search.trials.depths import first_depths
 from training.settings import TrainingSettings, of_heads
 
 Labels = dict[str, NDArray[np.int64]]
