@@ -12,12 +12,13 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from cluster.storage import Storage
-from training.search.agenda import Agenda, Exploration, Recorder, state_of
+from training.search.agenda import Agenda, Exploration
 from training.search.deciding.budget import Budget
 from training.search.deciding.contest import confirmations, group_heads, refit
 from training.search.deciding.group_scheduler import GroupScheduler
 from training.search.proposing.ledger import Ledger
 from training.search.proposing.searcher import FirstPoint, Proposer
+from training.search.recorder import Recorder, state_of
 from training.search_settings import TuningSettings
 
 TUNING = TuningSettings(num_samples=2, confirm_top=1, confirm_seeds=1)

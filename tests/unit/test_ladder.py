@@ -8,7 +8,7 @@ import torch
 from training.fitting.population import Candidate
 from training.search.deciding.ladder import Ladder
 from training.search.proposing.ledger import TrialHistory
-from training.search.trials.depths import first_depths, middle_depth
+from training.search.trials.depths import first_depth, middle_depth
 from training.search.trials.found_heads import FirstRung, HeadFound
 from training.settings import TrainingSettings
 
@@ -58,10 +58,10 @@ def test_the_middle_rung_trains_a_sixth_of_the_layers_and_at_least_one(layers: i
 
 
 def test_nothing_trains_more_than_it_may() -> None:
-    assert first_depths(6, 0) == (5,)
-    assert first_depths(6, 5) == (5,)
-    assert first_depths(12, 11) == (11,)
-    assert first_depths(6, 6) == (6,)
+    assert first_depth(6, 0) == 5
+    assert first_depth(6, 5) == 5
+    assert first_depth(12, 11) == 11
+    assert first_depth(6, 6) == 6
     assert LADDER.depths(point(0, 0, frozen=6)) == (6,)
 
 

@@ -1,6 +1,8 @@
 """Many trainings: proposed, stopped early, written down, confirmed, judged.
 
-Rooms in floor order: `proposing`, `trials`, `deciding`; then the files here. Of these only `agenda`, `progress` and `tuning` know Ray.
+Rooms in floor order: `proposing`, `trials`, `deciding`; then the files here. Of these only `agenda`, `recorder`, `progress` and `tuning`
+know Ray.
 
-Files in floor order: `agenda`, `plan`, `prepared`, `progress`, `record`, `winner`, `explorations`, `tuning`, `terminal`, `review`.
+Files in floor order: `agenda`, `recorder`, `plan`, `prepared`, `progress`, `record`, `winner`, `explorations`, `tuning`, `terminal`,
+`review`.
 """

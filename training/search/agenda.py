@@ -1,18 +1,16 @@
 """The seam between Ray Tune and what is to be trained: explorations first, then the trials that confirm their best.
 
-Everything runs in one experiment of Tune, so that its reused processes keep what they computed once. `Agenda` hands out orders, `Recorder`
-hears of epochs and ends, writes them into the ledger and tells the proposers. It does not know how proposals are made (`searcher`) or
-which trials are worth confirming (`contest`).
+Everything runs in one experiment of Tune, so that its reused processes keep what they computed once. `Agenda` hands out orders, writes
+epochs and ends into the ledger and tells the proposers of them. It does not know how proposals are made (`searcher`) or which trials are
+worth confirming (`contest`).
 """
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pickle import UnpicklingError
 from typing import Any
 
-from ray.tune import Callback
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
@@ -255,7 +253,7 @@ class Agenda(Searcher):
         return asdict(order)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Do nothing: `Recorder` hears of it with more details."""
+        """Do nothing: `recorder` hears of it with more details."""
 
     def heard(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Write an epoch down and tell the proposer."""
@@ -292,47 +290,5 @@ class Agenda(Searcher):
         history.state, history.error = state, error
 
 
-class Recorder(Callback):
-    """Tells the agenda what Ray Tune reports.
-
-    Args:
-        agenda: That handed out the trials.
-    """
-
-    def __init__(self, agenda: Agenda) -> None:
-        self._agenda = agenda
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        """Hear of an epoch."""
-        self._agenda.heard(trial.trial_id, result)
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Hear that a trial ended by itself or was stopped."""
-        self._agenda.ended(trial.trial_id, state_of(trial.last_result or {}))
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Give a trial that died another chance, in smaller parts: the same steps, should it have been the memory."""
-        trial.config["parts"] = 2 * trial.config["parts"]
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Hear that a trial died for good."""
-        try:
-            error = trial.get_pickled_error()
-            name = type(getattr(error, "cause", None) or error).__name__
-        except (OSError, EOFError, UnpicklingError):
-            # Tune hands an error over through a file, which a full disk cuts short.
-            name = "unknown error"
-        self._agenda.ended(trial.trial_id, "out of memory" if "OutOfMemory" in name or name == "MemoryError" else "died", name)
-
-
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def state_of(result: Mapping[str, Any]) -> str:
-    """Name how a trial ended that did not die, by its last report."""
-    if result.get(HAS_DIVERGED):
-        return "diverged"
-    if result.get(HAS_NO_MEMORY):
-        return "out of memory"
-    return "finished" if result.get(IS_LAST) else "stopped"

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from training.search.agenda import state_of
 from training.search.proposing.searcher import HEAD_SCORES, SCORE
+from training.search.recorder import state_of
 
 _DIGITS = 3
 

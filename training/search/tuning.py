@@ -20,7 +20,7 @@ from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 from training.data.dataset import Dataset, load_dataset
 from training.errors import TuningError
-from training.search.agenda import Agenda, Recorder
+from training.search.agenda import Agenda
 from training.search.deciding.budget import spent_on
 from training.search.deciding.group_scheduler import GroupScheduler
 from training.search.deciding.pareto import parse_pick
@@ -30,6 +30,7 @@ from training.search.prepared import Prepared, announce, prepare, with_budget, w
 from training.search.proposing.ledger import Ledger
 from training.search.proposing.search_space import check_depth, check_space
 from training.search.proposing.searcher import SCORE
+from training.search.recorder import Recorder
 from training.search.trials.first_rung import first_rung
 from training.search.trials.found_heads import read_rung
 from training.search.trials.trial import train

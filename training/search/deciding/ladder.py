@@ -9,7 +9,7 @@ Layers as its resource, and the doubt about the lower rung, are ours.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ import pandas as pd
 from training.search.proposing.ledger import TrialHistory
 from training.search.proposing.search_space import Point, trial_settings
 from training.search.proposing.searcher import SCORE
-from training.search.trials.depths import first_depths
+from training.search.trials.depths import first_depth
 from training.search.trials.found_heads import FirstRung
 from training.settings import TrainingSettings
 
@@ -64,15 +64,25 @@ class Ladder:
     layers: int
     rung: FirstRung | None
     reduction_factor: float
+    _known: dict[str, tuple[float | None, int]] = field(default_factory=dict, compare=False, repr=False)
 
     def depths(self, point: Point) -> tuple[int, ...]:
         """Return the frozen layers of what a new configuration trains first."""
-        return first_depths(self.layers, trial_settings(self.settings, point).fit.frozen_layers)
+        return (first_depth(self.layers, self._settled(point)[1]),)
 
     def heads_score(self, point: Point) -> float | None:
         """Return what a configuration's heads have on the frozen encoder, by cross-validation."""
-        trial = trial_settings(self.settings, point)
-        return self.rung.score(trial, self.settings.tuning.score_weights) if self.rung else None
+        return self._settled(point)[0]
+
+    def _settled(self, point: Point) -> tuple[float | None, int]:
+        """Return what a configuration's heads have, and its frozen layers."""
+        # Asked of every earlier trial at every proposal, and checking a whole configuration takes a millisecond.
+        key = repr(sorted(point.items()))
+        if key not in self._known:
+            trial = trial_settings(self.settings, point)
+            score = self.rung.score(trial, self.settings.tuning.score_weights) if self.rung else None
+            self._known[key] = score, trial.fit.frozen_layers
+        return self._known[key]
 
     def is_passed_over(self, scores: Sequence[float | None], own: float | None, histories: Sequence[TrialHistory]) -> bool:
         """Tell whether a new configuration is not worth a training, by what its heads did.
@@ -107,10 +117,10 @@ class Ladder:
         chosen = next((one for one in ranked if one in waiting), None)
         if chosen is None:
             return None
-        return chosen, (*chosen.depths, trial_settings(self.settings, chosen.best_point).fit.frozen_layers)
+        return chosen, (*chosen.depths, self._settled(chosen.best_point)[1])
 
     def _is_below_its_own(self, history: TrialHistory) -> bool:
-        return len(history.depths) == 1 and trial_settings(self.settings, history.best_point).fit.frozen_layers < history.depths[0]
+        return len(history.depths) == 1 and self._settled(history.best_point)[1] < history.depths[0]
 
     def agreements(self, histories: Sequence[TrialHistory]) -> tuple[Agreement, Agreement]:
         """Measure how the rungs agree: heads alone with what was trained first, and that with what came of climbing."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from training.data.tokens import TokenTable, joined
 from training.fit_settings import FitSettings
 from training.search.proposing.search_space import Point, TrialSettings, trial_settings
-from training.search.trials.depths import first_depths
+from training.search.trials.depths import first_depth
 from training.settings import TrainingSettings, of_heads
 
 Labels = dict[str, NDArray[np.int64]]
@@ -58,7 +58,7 @@ class Assignment:
         Args:
             layers: Of the encoder.
         """
-        return first_depths(layers, self.settings.fit.frozen_layers)[0]
+        return first_depth(layers, self.settings.fit.frozen_layers)
 
     def with_validation(self) -> "Assignment":
         """Return the same with the validation texts among those that are learned from."""

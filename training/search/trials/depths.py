@@ -9,6 +9,6 @@ def middle_depth(layers: int) -> int:
     return layers - max(1, round(layers * _TOP))
 
 
-def first_depths(layers: int, frozen: int) -> tuple[int, ...]:
+def first_depth(layers: int, frozen: int) -> int:
     """Return the frozen layers of what a configuration trains first: no fewer than it says, and all but the top ones."""
-    return (max(frozen, min(middle_depth(layers), layers - 1)),)
+    return max(frozen, min(middle_depth(layers), layers - 1))
