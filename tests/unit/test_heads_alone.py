@@ -155,9 +155,9 @@ def test_of_many_texts_candidates_compete_on_some_and_the_winner_learns_from_all
     learned: list[int] = []
     whole = heads_alone.train_population
 
-    def train(candidates: Any, question: Any, features: Any, settings: Any) -> Any:
+    def train(candidates: Any, question: Any, features: Any, *rest: Any) -> Any:
         learned.append(len(features.labels))
-        return whole(candidates, question, features, settings)
+        return whole(candidates, question, features, *rest)
 
     monkeypatch.setattr(heads_alone, "train_population", train)
     pooled = encode(assignment, build_model(assignment, trial_settings(assignment.settings, {})))

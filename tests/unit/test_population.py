@@ -53,6 +53,24 @@ def test_whoever_lost_patience_changes_nothing_for_the_others() -> None:
         torch.testing.assert_close(one.state["output.weight"], alone.state["output.weight"], atol=1e-5, rtol=1e-4)
 
 
+def test_a_halving_ends_the_worse_half_of_a_shape_and_changes_nothing_for_the_better() -> None:
+    rates = (1e-5, 1e-3, 1e-2, 3e-2, 1e-1)
+    candidates = [Candidate(hidden_size, 0.0, "softmax", rate) for hidden_size in (0, 8) for rate in rates]
+    whole = train_population(candidates, QUESTION, FEATURES, SETTINGS)
+    halved = train_population(candidates, QUESTION, FEATURES, SETTINGS, (1, 3))
+    for first in (0, len(rates)):
+        # Five, then three, then two.
+        assert sorted(one.epochs for one in halved[first : first + len(rates)]) == [1, 1, 3, 6, 6]
+    for one, other in zip(whole, halved, strict=True):
+        assert one.epochs == 6
+        if other.epochs == 6:
+            assert (other.score, other.epoch) == (pytest.approx(one.score), one.epoch)
+            torch.testing.assert_close(other.state["output.weight"], one.state["output.weight"], atol=1e-5, rtol=1e-4)
+        else:
+            assert other.epoch <= other.epochs
+            assert other.score <= max(rival.score for rival in halved if rival.candidate.hidden_size == other.candidate.hidden_size)
+
+
 WEIGHTS = np.array([1.0, 2.0, 0.5, 1.5], dtype=np.float32)
 
 

@@ -7,7 +7,8 @@ the best of many candidates flatters less: it is judged on several times as many
 matrix product serves all of them. It does not know the encoder, who proposes candidates, or Ray.
 
 Sources: Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization (AdamW); Wang et al. 2021, HFTA (arXiv 2102.02344), for training
-models of one shape as one; Stone 1974, Cross-validatory choice.
+models of one shape as one; Stone 1974, Cross-validatory choice;
+Jamieson and Talwalkar 2016, Non-stochastic Best Arm Identification and Hyperparameter Optimization, for halvings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -101,7 +102,9 @@ def known(pooled: torch.Tensor, labels: NDArray[np.int64], folds: NDArray[np.int
     return Features(pooled[chosen].float(), torch.from_numpy(labels)[chosen], torch.from_numpy(folds)[chosen])
 
 
-def train_population(candidates: Sequence[Candidate], question: Question, features: Features, settings: FitSettings) -> list[Outcome]:
+def train_population(
+    candidates: Sequence[Candidate], question: Question, features: Features, settings: FitSettings, halvings: Sequence[int] = ()
+) -> list[Outcome]:
     """Train candidates for one head on frozen features.
 
     Args:
@@ -109,15 +112,16 @@ def train_population(candidates: Sequence[Candidate], question: Question, featur
         question: The head.
         features: Texts to learn from, in folds.
         settings: Epochs, patience, `batch_texts`, warm-up, weight decay, gradient norm and seed; the rest is the candidates' own.
+        halvings: After each of these epochs the worse half of the candidates of each shape ends, with what it has.
 
     Returns:
-        One outcome a candidate, in their order. Alone or with others a candidate's is the same up to float noise.
+        One outcome a candidate, in their order. Alone or with others a candidate's is the same up to float noise, as long as it trains.
     """
     outcomes = [Outcome(candidate) for candidate in candidates]
     shapes = {(one.candidate.hidden_size, one.candidate.loss) for one in outcomes}
     for hidden_size, loss in sorted(shapes):
         alike = [one for one in outcomes if (one.candidate.hidden_size, one.candidate.loss) == (hidden_size, loss)]
-        _Stack(alike, question, features, settings).train()
+        _Stack(alike, question, features, settings).train(halvings)
     return outcomes
 
 
@@ -152,12 +156,14 @@ class _Stack:
         self._class_weights = None if weights is None else torch.from_numpy(weights)
         self._majority = majority_class(features.labels.numpy(), question.classes)
 
-    def train(self) -> None:
+    def train(self, halvings: Sequence[int]) -> None:
         settings = self._settings
         for number in range(1, settings.epochs + 1):
             self._epoch(number)
             self._judge(number)
             left = [place for place, one in enumerate(self._living) if number - one.epoch < settings.patience]
+            if number in halvings:
+                left = sorted(sorted(left, key=lambda place: -self._living[place].score)[: (len(left) + 1) // 2])
             if not left:
                 return
             if len(left) < len(self._living):

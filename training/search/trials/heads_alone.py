@@ -38,6 +38,8 @@ _RATE = "head_learning_rate"
 _BATCH = 16
 # Features cost nothing to read again, so heads may take the time they need.
 _EPOCHS, _PATIENCE = 40, 6
+# A third of the time, and the same best heads.
+_HALVINGS = (3, 6, 12)
 _STEPS, _LEAST_TEXTS, _MOST_TEXTS = 12, 32, 512
 # With more texts the order of candidates hardly changes, but the time they take does.
 _MOST_CONTEST = 16_384
@@ -167,7 +169,7 @@ def _train(
     texts = min(max(len(features.labels) // _STEPS, _LEAST_TEXTS), _MOST_TEXTS)
     fit = settings.fit.model_copy(update={"epochs": _EPOCHS, "patience": _PATIENCE, "batch_texts": texts})
     fit = fit if seed is None else fit.model_copy(update={"seed": seed})
-    return train_population(candidates, question, features, fit)
+    return train_population(candidates, question, features, fit, _HALVINGS)
 
 
 def _best_of_each_shape(outcomes: Sequence[Outcome]) -> list[Outcome]:
