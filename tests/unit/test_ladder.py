@@ -124,6 +124,20 @@ def test_at_the_end_at_least_the_best_climbs() -> None:
     assert LADDER.next_climb([trial(0, 0.5, climbed=0.6)], is_end=True) is None
 
 
+@pytest.mark.parametrize(("low", "climbs"), [(0.35, True), (0.29, False), (float("nan"), False)])
+def test_where_the_top_layers_pay_beyond_doubt_the_first_climbs_at_once(low: float, climbs: bool) -> None:
+    """Its heads alone had .3."""
+    alone = [trial(0, 0.5)]
+    alone[0].epochs[-1]["interval"] = (low, 0.6)
+    assert LADDER.next_climb(alone, is_end=False) == ((alone[0], (5, 0)) if climbs else None)
+    # Then what it brings is waited for.
+    climbing = trial(0, 0.5, state="")
+    climbing.depths = (5, 0)
+    waiting = trial(1, 0.4)
+    waiting.epochs[-1]["interval"] = (low, 0.6)
+    assert LADDER.next_climb([climbing, waiting], is_end=False) is None
+
+
 def test_who_may_train_no_more_does_not_climb_nor_who_ended_badly() -> None:
     trials = [trial(0, 0.5), trial(1, 0.6, point(0, 0, frozen=5)), trial(2, 0.7, state="diverged"), trial(3, 0.4)]
     assert LADDER.next_climb(trials, is_end=False) == (trials[0], (5, 0))

@@ -2,12 +2,14 @@
 
 A rung costs several times what the one below it costs. Configurations whose heads did badly on the frozen encoder are passed over; of
 those whose top layers were trained, the better ones train the rest, from where they are. Both only as long as the lower rung tells
-something of the higher one, which is measured as the search goes. It does not know Ray or how anything is trained.
+something of the higher one, which is measured as the search goes. Where top layers are better than the heads they began with
+beyond doubt, the first to show it climbs at once. It does not know Ray or how anything is trained.
 
 Source: Li et al. 2020, A System for Massively Parallel Hyperparameter Tuning (ASHA): promotion without waiting for a rung to be full.
 Layers as its resource, and the doubt about the lower rung, are ours.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +18,7 @@ import pandas as pd
 
 from training.search.proposing.ledger import TrialHistory
 from training.search.proposing.search_space import Point, trial_settings
-from training.search.proposing.searcher import SCORE
+from training.search.proposing.searcher import INTERVAL, SCORE
 from training.search.trials.depths import first_depth
 from training.search.trials.found_heads import FirstRung
 from training.settings import TrainingSettings
@@ -111,7 +113,8 @@ class Ladder:
             return None
         factor = 1.0 if self.agreements(histories)[1].is_doubtful else self.reduction_factor
         places = int((len(waiting) + len(climbed)) / factor)
-        if is_end and not climbed:
+        # Where layers pay beyond doubt, what all of them bring is worth knowing at once.
+        if not climbed and (is_end or any(_pays(one) for one in waiting)):
             places = max(places, 1)
         ranked = sorted([*waiting, *climbed], key=lambda one: (-(_trained(one, one.depths[0]) or 0.0), one.number))[:places]
         chosen = next((one for one in ranked if one in waiting), None)
@@ -150,6 +153,13 @@ def _trained(history: TrialHistory, depth: int) -> float | None:
 def _score_of_first(history: TrialHistory) -> float:
     """Return the best score before a trial climbed, of what it began with as well."""
     return max(float(one[SCORE]) for one in history.epochs if one.get("depth") == history.depths[0])
+
+
+def _pays(history: TrialHistory) -> bool:
+    """Whether the top layers are better than the heads they began with, by more than other validation texts could undo."""
+    begun = [float(one["epoch_score"]) for one in history.epochs if one["epoch"] == 0]
+    low, _ = history.last.get(INTERVAL, (math.nan, math.nan))
+    return bool(begun) and float(low) > begun[0]
 
 
 def _has_gained(history: TrialHistory) -> bool:
