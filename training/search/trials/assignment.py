@@ -3,6 +3,7 @@
 It does not know Ray; both travel to other processes by pickling.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -120,17 +121,26 @@ class Order:
     def trainings(self, settings: TrainingSettings) -> list[TrialSettings]:
         """Decide every value of each training, in their order.
 
-        A training of fewer layers than the configuration says has a higher rate for them.
+        A training of fewer layers than the configuration says has a higher rate for them. One that goes on from another is half as long,
+        at twice the rate.
         """
         whole = self.settings(settings)
-        depths = self.depths or (whole.fit.frozen_layers,)
-        return [replace(whole, fit=_of_depth(whole.fit, depth)) for depth in depths]
+        first, *climbs = self.depths or (whole.fit.frozen_layers,)
+        fits = [_of_depth(whole.fit, first), *(_going_on(_of_depth(whole.fit, depth)) for depth in climbs)]
+        return [replace(whole, fit=fit) for fit in fits]
 
 
 # What suits all layers is slow for the top ones alone: on O*NET and the sample ads they wanted five to ten times the usual rate.
 _TOP_LAYERS_FACTOR = 4.0
+# As much movement in half the time: on KldB as good as all epochs at the usual rate.
+_CLIMB_FACTOR = 2.0
 
 
 def _of_depth(fit: FitSettings, depth: int) -> FitSettings:
     factor = _TOP_LAYERS_FACTOR if depth > fit.frozen_layers else 1.0
     return fit.model_copy(update={"frozen_layers": depth, "encoder_learning_rate": fit.encoder_learning_rate * factor})
+
+
+def _going_on(fit: FitSettings) -> FitSettings:
+    epochs = math.ceil(fit.epochs / _CLIMB_FACTOR)
+    return fit.model_copy(update={"epochs": epochs, "encoder_learning_rate": fit.encoder_learning_rate * _CLIMB_FACTOR})
