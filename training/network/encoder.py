@@ -17,6 +17,7 @@ from cluster.storage import sha256_file
 from training.data.tokens import hush_transformers
 from training.errors import EncoderError
 from training.fit_settings import EncoderSettings
+from training.network.packed import ATTENTION, PACKED_TYPES
 
 PACKAGE_PREFIX = "package:"
 WEIGHTS_FILE = "model.safetensors"
@@ -179,7 +180,9 @@ def build_encoder(config: Any, pooling: str) -> nn.Module:
     # from_config takes no constructor arguments, so the class decides through its own signature.
     model_class: Any = AutoModel._model_mapping[type(config)]
     accepts_pooler = "add_pooling_layer" in inspect.signature(model_class).parameters
-    extra = {"add_pooling_layer": pooling == "pooler"} if accepts_pooler else {}
+    extra: dict[str, Any] = {"add_pooling_layer": pooling == "pooler"} if accepts_pooler else {}
+    if config.model_type in PACKED_TYPES:
+        extra["attn_implementation"] = ATTENTION
     module: nn.Module = model_class._from_config(config, **extra)
     return module
 

@@ -16,6 +16,7 @@ from transformers.utils.generic import ModelOutput
 from training.fit_settings import HeadLoss
 from training.network.encoder import build_encoder
 from training.network.ordinal import class_log_probabilities
+from training.network.packed import ATTENTION, PACKED_TYPES, Packing, pack
 
 MODEL_TYPE = "twohead"
 
@@ -119,6 +120,7 @@ class TwoHeadBert(PreTrainedModel):
         *,
         inputs_embeds: torch.Tensor | None = None,
         pooled: torch.Tensor | None = None,
+        packing: Packing | None = None,
         **_: Any,
     ) -> TwoHeadOutput:
         """Answer every head's question with one pass through the encoder.
@@ -128,11 +130,41 @@ class TwoHeadBert(PreTrainedModel):
             attention_mask: 1 for a real token, (texts, tokens).
             inputs_embeds: Instead of `input_ids`: what the encoder's first layer reads, (texts, tokens, width).
             pooled: Instead of both: vectors pooled earlier, (texts, width); the encoder is skipped.
+            packing: Of `attention_mask`, where it is known already.
         """
+        if pooled is None and self.packs and attention_mask is not None:
+            pooled = self._pooled_without_padding(input_ids, inputs_embeds, packing or pack(attention_mask))
         if pooled is None:
             output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds)
             pooled = self.pool(output, attention_mask)
         return TwoHeadOutput(logits={name: head(pooled) for name, head in zip(self.head_names, self.heads, strict=True)}, pooled=pooled)
+
+    @property
+    def packs(self) -> bool:
+        """Whether padding is left out on the way through the encoder; see `packed`. An exporter follows every step, and gets it padded."""
+        encoder: Any = self.encoder
+        # Any other implementation of attention would take the stream for one long text.
+        return (
+            encoder.config._attn_implementation == ATTENTION
+            and self.config.encoder.model_type in PACKED_TYPES
+            and not torch.compiler.is_exporting()
+        )
+
+    def _pooled_without_padding(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, packing: Packing) -> torch.Tensor:
+        ids = None if input_ids is None else packing.stream(input_ids)
+        config = self.config.encoder
+        output = self.encoder(
+            input_ids=ids,
+            inputs_embeds=None if inputs_embeds is None else packing.stream(inputs_embeds),
+            position_ids=packing.positions(ids, config.model_type, int(config.pad_token_id or 0)),
+            packing=packing,
+        )
+        hidden: torch.Tensor = output.last_hidden_state
+        if self.config.pooling == "mean":
+            return packing.means(hidden)
+        firsts = packing.firsts(hidden)
+        pooler: Any = self.encoder.pooler if self.config.pooling == "pooler" else None
+        return firsts if pooler is None else pooler(firsts[:, None])
 
     def pool(self, output: Any, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Turn the encoder's output (texts, tokens, width) into one vector a text, (texts, width)."""

@@ -17,6 +17,7 @@ from training.errors import EncoderError
 from training.network.encoder import encoder_layers
 from training.network.inputs import ActivationInputs, Inputs, PooledInputs, TokenInputs, plan_batches
 from training.network.model import TwoHeadBert
+from training.network.packed import pack
 
 # Parts of an encoder that come after its layers, and so can train while lower layers are frozen.
 _AFTER_LAYERS = ("pooler", "final_norm")
@@ -104,8 +105,7 @@ def prefix_rows(
         with torch.no_grad():
             hidden = _at_depths(model, batch, depths)
         for depth in depths:
-            for position, index in enumerate(indices):
-                row = hidden[depth][position]
+            for index, row in zip(indices, hidden[depth], strict=True):
                 rows[depth][index] = (row[None] if row.dim() == 1 else row[: table.lengths[index]]).float().cpu()
     return {depth: torch.cat(every) for depth, every in rows.items()}
 
@@ -116,14 +116,16 @@ def compute_prefix(model: TwoHeadBert, table: TokenTable, pad_id: int, depth: in
     return PooledInputs(rows, table.lengths) if depth == len(encoder_layers(model.encoder)) else ActivationInputs(rows, table.offsets)
 
 
-def _at_depths(model: TwoHeadBert, batch: dict[str, torch.Tensor], depths: Sequence[int]) -> dict[int, torch.Tensor]:
-    """Return the input of each layer asked for, (texts, tokens, width), and for the number of layers the pooled vectors."""
+def _at_depths(model: TwoHeadBert, batch: dict[str, torch.Tensor], depths: Sequence[int]) -> dict[int, list[torch.Tensor]]:
+    """Return each text's input of each layer asked for, (tokens, width), and for the number of layers its pooled vector, (width,)."""
     layers = encoder_layers(model.encoder)
-    last, found = max(depths), {}
+    packing = pack(batch["attention_mask"]) if model.packs else None
+    last, found = max(depths), dict[int, list[torch.Tensor]]()
 
     def hook_of(depth: int) -> Any:
         def note(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            found[depth] = arguments[0] if arguments else named["hidden_states"]
+            hidden: torch.Tensor = arguments[0] if arguments else named["hidden_states"]
+            found[depth] = list(hidden) if packing is None else packing.split(hidden)
             if depth == last:
                 raise _Reached
 
@@ -133,7 +135,7 @@ def _at_depths(model: TwoHeadBert, batch: dict[str, torch.Tensor], depths: Seque
         for depth in set(depths) - {len(layers)}:
             hooks.callback(layers[depth].register_forward_pre_hook(hook_of(depth), with_kwargs=True).remove)
         with suppress(_Reached):
-            found[len(layers)] = model(**batch).pooled
+            found[len(layers)] = list(model(**batch, packing=packing).pooled)
     missing = set(depths) - set(found)
     if missing:
         raise EncoderError(f"encoder {type(model.encoder).__name__}: layer {min(missing)} was never reached")

@@ -1,0 +1,150 @@
+"""Texts of different lengths through an encoder without padding: one stream of tokens, attention within each text.
+
+All layers but attention treat every token alike, so they take the tokens of all texts one after the other, as one text. Attention is
+computed text by text, or for several at once where they are equally long; on a GPU in half precision by one kernel that knows where
+texts begin. What comes out is what padding would give, up to float noise, and gradients flow through it. It does not know heads or files.
+
+Source: Zeng et al. 2022, Boosting Distributed Training Performance of the Unpadded BERT Model (arXiv 2208.08124); the way through
+transformers' own modules, as one more implementation of attention, is ours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+
+# As transformers calls it. Without a packing it is `sdpa`.
+ATTENTION = "packed"
+# Their attention asks transformers which implementation to take, and knows positions only from the embeddings.
+PACKED_TYPES = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")
+# These count positions from the padding token's id on, and leave padding tokens out, even one that a text names.
+_COUNTED_TYPES = ("roberta", "xlm-roberta")
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where each text is in a stream of tokens; texts stand in it by length, the shortest first.
+
+    Attributes:
+        mask: Which places of the sorted, padded texts are tokens, (texts, longest).
+        order: Which text comes where, (texts,).
+        lengths: Tokens of each text, in that order.
+    """
+
+    mask: torch.Tensor
+    order: torch.Tensor
+    lengths: tuple[int, ...]
+
+    def stream(self, padded: torch.Tensor) -> torch.Tensor:
+        """Turn (texts, longest, ...) into (1, tokens, ...)."""
+        return padded[self.order][self.mask][None]
+
+    def split(self, stream: torch.Tensor) -> list[torch.Tensor]:
+        """Turn (1, tokens, ...) into the rows of each text, (tokens, ...), in the order the texts were given in."""
+        rows = stream[0].split(list(self.lengths))
+        places = torch.argsort(self.order).tolist()
+        return [rows[place] for place in places]
+
+    def means(self, stream: torch.Tensor) -> torch.Tensor:
+        """Return the mean over each text's tokens, (texts, width), in the order the texts were given in."""
+        rows = [part.view(count, tokens, -1).mean(dim=1) for part, count, tokens in self.groups(stream[0])]
+        return torch.cat(rows)[torch.argsort(self.order)]
+
+    def firsts(self, stream: torch.Tensor) -> torch.Tensor:
+        """Return each text's first token, (texts, width), in the order the texts were given in."""
+        return stream[0][self.begins[:-1].long()][torch.argsort(self.order)]
+
+    def positions(self, ids: torch.Tensor | None, model_type: str, pad_id: int) -> torch.Tensor:
+        """Number the tokens of each text as the encoder's embeddings would, (1, tokens).
+
+        Args:
+            ids: Token ids, (1, tokens); without them every place is a token.
+            model_type: Of the encoder.
+            pad_id: Its padding token.
+        """
+        counts = torch.cat([torch.arange(length) for length in self.lengths]).to(self.mask.device)[None]
+        if model_type not in _COUNTED_TYPES:
+            return counts
+        if ids is None or not bool((is_padding := ids == pad_id).any()):
+            return counts + pad_id + 1
+        seen = torch.cat([torch.cumsum(part, dim=0) for part in (~is_padding[0]).long().split(list(self.lengths))])[None]
+        return torch.where(is_padding, pad_id, seen + pad_id)
+
+    def groups(self, stream: torch.Tensor) -> list[tuple[torch.Tensor, int, int]]:
+        """Divide (tokens, ...) into texts of one length each: their rows, how many texts, how many tokens each."""
+        sizes = [(len(list(alike)), tokens) for tokens, alike in groupby(self.lengths)]
+        parts = stream.split([count * tokens for count, tokens in sizes])
+        return [(part, count, tokens) for part, (count, tokens) in zip(parts, sizes, strict=True)]
+
+    @cached_property
+    def begins(self) -> torch.Tensor:
+        """Where each text begins, and where the last one ends, (texts + 1,), int32."""
+        ends = torch.tensor((0, *self.lengths)).cumsum(dim=0)
+        return ends.to(device=self.mask.device, dtype=torch.int32)
+
+
+def pack(attention_mask: torch.Tensor) -> Packing:
+    """Plan the stream for padded texts.
+
+    Args:
+        attention_mask: 1 for a token, (texts, longest); each text has its tokens first, and at least one.
+    """
+    lengths = attention_mask.sum(dim=1).cpu()
+    order = torch.argsort(lengths, stable=True)
+    return Packing(attention_mask.bool()[order], order.to(attention_mask.device), tuple(lengths[order].tolist()))
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **named: Any,
+) -> tuple[torch.Tensor, None]:
+    """Compute attention for transformers' encoders.
+
+    Args:
+        module: That asks.
+        query: (texts, attention heads, tokens, width); with a packing (1, attention heads, tokens of all texts, width).
+        key: The same.
+        value: The same.
+        attention_mask: For padded texts.
+        named: `packing`, without which texts are padded; `dropout` of attention's weights; `scaling` of the products.
+
+    Returns:
+        (texts, tokens, attention heads, width), and no weights.
+    """
+    packing: Packing | None = named.pop("packing", None)
+    if packing is None:
+        padded: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **named)[0]
+        return padded, None
+    dropout, scale = float(named.get("dropout", 0.0)), named.get("scaling")
+    streams = [one[0].transpose(0, 1) for one in (query, key, value)]
+    if query.is_cuda and not dropout and query.dtype in (torch.bfloat16, torch.float16):
+        return _by_one_kernel(streams, packing, scale)[None], None
+    answers = []
+    for alike in zip(*(packing.groups(one) for one in streams), strict=True):
+        queries, keys, values = (part.unflatten(0, (count, tokens)).transpose(1, 2) for part, count, tokens in alike)
+        answers.append(scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=scale).transpose(1, 2).flatten(0, 1))
+    return torch.cat(answers)[None], None
+
+
+def _by_one_kernel(streams: Sequence[torch.Tensor], packing: Packing, scale: float | None) -> torch.Tensor:
+    queries, keys, values = (one.contiguous() for one in streams)
+    begins, longest = packing.begins, packing.lengths[-1]
+    answers: Any = varlen_attn(queries, keys, values, begins, begins, longest, longest, scale=scale)
+    found: torch.Tensor = answers
+    return found
+
+
+AttentionInterface.register(ATTENTION, attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
