@@ -1,7 +1,7 @@
-"""Which of the waiting texts make the next batch: the oldest one, and others of similar length.
+"""Which of the waiting texts make the next batch: the oldest one, and whoever fits beside it.
 
-Padding is computed like real tokens, so a batch is bounded in tokens with padding, and its texts must not differ too much in
-length. It does not know what a text is, nor when a batch is due.
+Where padding is computed like real tokens, a batch is bounded in tokens with padding, and its texts must not differ too much in
+length; where it is left out, any texts go together. It does not know what a text is, nor when a batch is due.
 """
 
 from collections.abc import Sequence
@@ -12,17 +12,20 @@ _SHORT_TOKENS = 16
 _LENGTH_RATIO = 2
 
 
-def choose(lengths: Sequence[int], overdue: int, batch_tokens: int) -> list[int]:
+def choose(lengths: Sequence[int], overdue: int, batch_tokens: int, *, pads: bool = True) -> list[int]:
     """Choose a batch.
 
     Args:
         lengths: Tokens of each waiting text, (texts,), oldest first; not empty.
         overdue: So many of the oldest have waited too long: they come in their order, before any of better-fitting length.
-        batch_tokens: Most tokens, padding included; a longer text is a batch of its own.
+        batch_tokens: Most tokens, padding included where there is any; a longer text is a batch of its own.
+        pads: Texts are padded up to the longest of a batch.
 
     Returns:
         Indices into `lengths`, the oldest text first; nobody starves, because it is always in.
     """
+    if not pads:
+        return _choose_without_padding(lengths, batch_tokens)
     first = lengths[0]
     chosen, shortest, longest = [0], first, first
     rest = range(1, len(lengths))
@@ -31,4 +34,16 @@ def choose(lengths: Sequence[int], overdue: int, batch_tokens: int) -> list[int]
         if high * (len(chosen) + 1) <= batch_tokens and high <= _LENGTH_RATIO * max(low, _SHORT_TOKENS):
             chosen.append(index)
             shortest, longest = low, high
+    return chosen
+
+
+def _choose_without_padding(lengths: Sequence[int], batch_tokens: int) -> list[int]:
+    """Choose the oldest, whatever their lengths; one that does not fit any more waits for the next batch, which begins with it."""
+    chosen, tokens = [0], lengths[0]
+    for index in range(1, len(lengths)):
+        if tokens + lengths[index] <= batch_tokens:
+            chosen.append(index)
+            tokens += lengths[index]
+        elif tokens >= batch_tokens:
+            break
     return chosen

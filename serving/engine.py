@@ -1,7 +1,6 @@
 """The forward pass: token ids in, every head's logits out, one pass through the encoder.
 
-Knows neither texts nor classes nor HTTP. `TorchEngine` pads a batch up to its longest text; the scheduler hands it texts of
-similar length.
+Knows neither texts nor classes nor HTTP. Where the encoder allows, `TorchEngine` computes no padding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +16,19 @@ Logits = Mapping[str, NDArray[np.float32]]
 
 
 class Engine(Protocol):
-    """What a predictor needs of a forward pass."""
+    """What a predictor needs of a forward pass.
+
+    Attributes:
+        name: What computes.
+        device: Where.
+        dtype: How precisely.
+        pads: Padding is computed like tokens.
+    """
 
     name: str
     device: str
     dtype: str
+    pads: bool
 
     def forward(self, rows: Sequence[NDArray[np.int32]]) -> Logits:
         """Compute logits.
@@ -60,6 +67,7 @@ class TorchEngine:
         self.dtype = "bfloat16" if self._autocast else "float32"
         model: Any = load_model(folder)
         self._model = model.to(self._device)
+        self.pads = not model.packs
 
     def forward(self, rows: Sequence[NDArray[np.int32]]) -> Logits:
         """Compute logits; see `Engine.forward`."""

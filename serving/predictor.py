@@ -65,6 +65,11 @@ class Predictor:
         tokenizer = load_tokenizer(folder, manifest)
         return cls(version, manifest, tokenizer, TorchEngine(folder, tokenizer.pad_id, threads))
 
+    @property
+    def pads(self) -> bool:
+        """Whether its engine computes padding like tokens."""
+        return self.engine.pads
+
     def warm(self) -> float:
         """Compute real batches, and check that every head answers about every class.
 

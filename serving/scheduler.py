@@ -1,7 +1,7 @@
-"""Composes batches when the engine becomes free: late binding, by tokens, oldest first, with texts of similar length.
+"""Composes batches when the engine becomes free: late binding, by tokens, oldest first.
 
 One loop and one engine thread. While the engine computes, texts queue up; when it is free, the next batch starts with the
-oldest text and is filled with others of similar length, so that padding stays small. The loop never waits for company: an idle
+oldest text and is filled with others, of similar length where the engine pads. The loop never waits for company: an idle
 engine takes what is there. A request's texts may be spread over batches; its answer is whole and in order. It
 does not know what a text, a model or HTTP is: payloads have a length, models a `compute`.
 
@@ -28,6 +28,11 @@ _MEMORY = 0.9
 
 class Model(Protocol):
     """What answers about payloads, in the engine thread."""
+
+    @property
+    def pads(self) -> bool:
+        """Whether it computes padding like tokens, so that texts of similar length should come together."""
+        ...
 
     def compute(self, texts: Sequence[Any], /) -> Sequence[Any]:
         """Return one answer a payload, in their order."""
@@ -102,7 +107,7 @@ class Scheduler:
     """A queue in front of one engine; lives on one event loop.
 
     Args:
-        batch_tokens: Most tokens in a batch, padding included; a longer text is a batch of its own.
+        batch_tokens: Most tokens in a batch, with what the engine pads; a longer text is a batch of its own.
         max_queue_s: Refuse texts when the queue holds more work than this.
         age_bound_s: A text that has waited so long goes before any of better-fitting length.
     """
@@ -238,7 +243,8 @@ class Scheduler:
         waiting = [(order, text) for order, text in self._queue.items() if text.request.model is model]
         overdue_before = time.monotonic() - self._age_bound_s
         overdue = sum(text.request.arrived <= overdue_before for _, text in waiting)
-        return [waiting[index][0] for index in choose([text.tokens for _, text in waiting], overdue, self._batch_tokens)]
+        chosen = choose([text.tokens for _, text in waiting], overdue, self._batch_tokens, pads=model.pads)
+        return [waiting[index][0] for index in chosen]
 
     async def _compute(self, batch: list[_Text]) -> None:
         """Compute a batch; where that fails, halve it until only the text that breaks the engine fails."""
@@ -266,7 +272,8 @@ class Scheduler:
         self.counters.batches += 1
         self.counters.texts += len(batch)
         self.counters.tokens += tokens
-        self.counters.padded_tokens += max(text.tokens for text in batch) * len(batch)
+        pads = batch[0].request.model.pads
+        self.counters.padded_tokens += max(text.tokens for text in batch) * len(batch) if pads else tokens
         self.counters.compute_s += compute_s
         self._speed_tokens = _MEMORY * self._speed_tokens + tokens
         self._speed_s = _MEMORY * self._speed_s + compute_s

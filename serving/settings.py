@@ -59,7 +59,7 @@ class ServingSettings(Section):
         autoscaling: When replicas come and go.
         resources_per_replica: CPUs and GPUs of one replica.
         threads: Threads of one forward pass on the CPU.
-        batch_tokens: Most tokens in a batch, padding included.
+        batch_tokens: Most tokens in a batch, padding included where the engine computes any.
         max_queue_s: A replica refuses texts (503) when it has work for longer than this.
         deadline_ms: A request not computed within this is answered 504.
         max_texts: Most texts in a request.

@@ -32,6 +32,8 @@ class FakeAnswer(str):
 class FakePredictor:
     """Answers with its version's number; can be held in the engine."""
 
+    pads = True
+
     def __init__(self, version: int) -> None:
         self.version = version
         self.gate = threading.Event()

@@ -35,12 +35,20 @@ def test_overdue_texts_go_in_their_order() -> None:
     assert choose(lengths, overdue=2, batch_tokens=380) == [0, 1]
 
 
+def test_without_padding_the_oldest_come_whatever_their_lengths() -> None:
+    assert choose([200, 20, 190, 21], overdue=0, batch_tokens=410, pads=False) == [0, 1, 2]
+    # Who does not fit is not waited for, and begins the next batch.
+    assert choose([200, 20, 190, 21], overdue=0, batch_tokens=250, pads=False) == [0, 1, 3]
+    assert choose([500, 10, 490], overdue=0, batch_tokens=100, pads=False) == [0]
+
+
+@pytest.mark.parametrize("pads", [True, False])
 @pytest.mark.parametrize("overdue", [0, 3])
-def test_everything_is_computed_in_the_end(overdue: int) -> None:
+def test_everything_is_computed_in_the_end(overdue: int, pads: bool) -> None:
     waiting = [5, 300, 12, 290, 40, 80, 7, 2000, 41]
     seen: list[int] = []
     while waiting:
-        chosen = choose(waiting, overdue, 600)
+        chosen = choose(waiting, overdue, 600, pads=pads)
         assert chosen[0] == 0
         seen += [waiting[index] for index in chosen]
         waiting = [length for index, length in enumerate(waiting) if index not in chosen]

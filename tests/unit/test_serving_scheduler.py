@@ -15,7 +15,8 @@ LONG_S = 60.0
 class GatedModel:
     """Answers each payload with its upper case; waits in the engine thread until it is let through."""
 
-    def __init__(self, *, is_open: bool = False, breaks_on: str = "") -> None:
+    def __init__(self, *, is_open: bool = False, breaks_on: str = "", pads: bool = True) -> None:
+        self.pads = pads
         self.batches: list[list[str]] = []
         self.entered = threading.Event()
         self.gate = threading.Event()
@@ -100,6 +101,23 @@ def test_a_long_request_is_spread_over_batches_and_answered_whole_and_in_order()
     run(test, batch_tokens=210)
 
 
+def test_without_padding_texts_of_any_length_share_a_batch_and_none_is_counted() -> None:
+    async def test(scheduler: Scheduler) -> None:
+        model = GatedModel(pads=False)
+        first = submit(scheduler, model, "a")
+        await model.busy()
+        texts = ["b" * 150, "c", "d" * 100, "e" * 9]
+        rest = submit(scheduler, model, *texts)
+        await settled()
+        model.gate.set()
+        await first
+        assert (await rest).answers == [text.upper() for text in texts]
+        assert model.batches == [["a"], [texts[0], texts[1], texts[3]], [texts[2]]]
+        assert scheduler.counters.padded_tokens == scheduler.counters.tokens
+
+    run(test, batch_tokens=200)
+
+
 def test_texts_of_another_model_do_not_share_a_batch() -> None:
     async def test(scheduler: Scheduler) -> None:
         old, new = GatedModel(), GatedModel(is_open=True)
@@ -146,6 +164,8 @@ def test_a_failure_does_not_log_the_text(caplog: pytest.LogCaptureFixture) -> No
 
 def test_an_answer_too_few_is_a_failure_and_not_a_shift() -> None:
     class Short:
+        pads = True
+
         def compute(self, texts: Sequence[str], /) -> list[str]:
             return [text.upper() for text in texts][:1]
 
