@@ -1,7 +1,8 @@
 """A published checkpoint answers over HTTP: engine, scheduler, replica, routes, rollout.
 
-It does not know how a checkpoint was trained: everything about a model stands in its manifest.
+It does not know how a checkpoint was trained: everything about a model stands in its manifest. The room `engines` stands below all of it
+but `errors`, `settings` and `messages`.
 
-Files in floor order: `errors`, `settings`, `messages`, `engine`, `predictor`, `batch`, `scheduler`, `follower`, `answerer`, `reference`,
+Files in floor order: `errors`, `settings`, `messages`, `predictor`, `batch`, `scheduler`, `follower`, `answerer`, `reference`,
 `routes`, `app`, `metrics`, `replica`, `status`, `rollout`, `client`, `load`.
 """

@@ -13,7 +13,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.engine import Engine, Logits, TorchEngine
+from serving.engines.engine import Engine, Logits
+from serving.engines.torch_engine import TorchEngine
 from serving.errors import ServingError
 from serving.messages import Answer, HeadAnswer
 from training.checkpoint import HeadFacts, Manifest, load_tokenizer, read_manifest

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from serving.engine import TorchEngine
+from serving.engines.torch_engine import TorchEngine
 from serving.errors import ServingError
 from serving.predictor import Predictor, probabilities
 from training.checkpoint import load_model, load_tokenizer, read_manifest

@@ -1,0 +1,61 @@
+"""The model in PyTorch: in float32 or whole numbers on the CPU, in bf16 on a GPU.
+
+Where the encoder allows, no padding is computed. It knows neither texts nor classes nor HTTP.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.engines.engine import Logits
+from training.data.tokens import pad
+
+Precision = Literal["float32", "bfloat16", "int8"]
+
+
+class TorchEngine:
+    """The model in PyTorch, on a GPU where there is one.
+
+    Args:
+        folder: A verified checkpoint.
+        pad_id: Token id to pad with.
+        threads: Threads of one forward pass on the CPU.
+        precision: How precisely the encoder's layers compute; without one, as precisely as is safe and fast: bf16 on a GPU that has it,
+            else float32.
+    """
+
+    name = "torch"
+
+    def __init__(self, folder: Path, pad_id: int, threads: int = 1, precision: Precision | None = None) -> None:
+        import torch
+
+        from training.checkpoint import load_model
+
+        torch.set_num_threads(threads)
+        self._pad_id = pad_id
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+        # On a CPU without AMX bf16 is slower than float32.
+        has_bf16 = self._device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self.dtype: str = precision or ("bfloat16" if has_bf16 else "float32")
+        model: Any = load_model(folder)
+        if self.dtype == "int8":
+            from serving.engines.int8 import quantise
+            from training.network.encoder import encoder_layers
+
+            quantise(encoder_layers(model.encoder))
+        self._model = model.to(self._device)
+        self.pads = not model.packs
+
+    def forward(self, rows: Sequence[NDArray[np.int32]]) -> Logits:
+        """Compute logits; see `Engine.forward`."""
+        import torch
+
+        ids, mask = pad(rows, self._pad_id)
+        is_half = self.dtype == "bfloat16"
+        with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=is_half):
+            output = self._model(torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device))
+            return {head: logits.float().cpu().numpy() for head, logits in output.logits.items()}

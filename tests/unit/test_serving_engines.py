@@ -1,0 +1,74 @@
+"""Engines answer what the saved model answers, each as precisely as it says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from serving.engines.int8 import Int8Linear, quantise
+from serving.engines.torch_engine import TorchEngine
+from training.checkpoint import load_tokenizer, read_manifest
+
+TEXTS = ["nurse", "the sales driver and the teacher", "x " * 200, "school", "9 a b c d", "master " * 20]
+
+
+def test_a_rounded_layer_is_the_layer_up_to_half_a_step() -> None:
+    torch.manual_seed(1)
+    linear, values = nn.Linear(48, 33), torch.randn(5, 7, 48)
+    found = Int8Linear(linear)(values)
+    expected = linear(values)
+    assert found.shape == expected.shape
+    # Each factor is off by half a step at most.
+    steps = values.abs().amax(-1, keepdim=True) / 127 / 2
+    weight_steps = linear.weight.abs().amax(1) / 127 / 2
+    most = steps * linear.weight.abs().sum(1) + values.abs().sum(-1, keepdim=True) * weight_steps + 48 * steps * weight_steps
+    assert ((found - expected).abs() <= most + 1e-5).all()
+    assert (found - expected).norm() < 0.02 * expected.norm()
+    assert not torch.equal(found, expected)
+
+
+def test_whole_numbers_are_exact() -> None:
+    """Values that are multiples of their scale already lose nothing."""
+    linear = nn.Linear(16, 4)
+    chance = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randint(-127, 128, (4, 16), generator=chance).float() * 0.5)
+        linear.weight[:, 0] = 127 * 0.5
+        values = torch.randint(-127, 128, (6, 16), generator=chance).float()
+        values[:, 3] = -127
+        torch.testing.assert_close(Int8Linear(linear)(values), linear(values), atol=1e-3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 40])
+def test_a_token_is_rounded_the_same_in_any_company(rows: int) -> None:
+    torch.manual_seed(3)
+    layer, loud = Int8Linear(nn.Linear(24, 24, bias=False)), torch.randn(rows, 24) * 1000
+    quiet = torch.randn(1, 24)
+    assert torch.equal(layer(torch.cat([loud, quiet]))[-1:], layer(quiet))
+
+
+def test_nothing_is_nothing() -> None:
+    layer = Int8Linear(nn.Linear(8, 3))
+    assert torch.equal(layer(torch.zeros(2, 8)), layer.bias.expand(2, 3))
+
+
+def test_every_linear_layer_inside_is_replaced_and_nothing_else() -> None:
+    inner = nn.Sequential(nn.Linear(4, 4), nn.ModuleList([nn.LayerNorm(4), nn.Linear(4, 4)]))
+    quantise(inner)
+    assert [type(module) for module in inner.modules() if not list(module.children())] == [Int8Linear, nn.LayerNorm, Int8Linear]
+
+
+def test_whole_numbers_answer_nearly_as_float32_does(tiny_checkpoint: Path) -> None:
+    tokenizer = load_tokenizer(tiny_checkpoint, read_manifest(tiny_checkpoint))
+    table = tokenizer.encode(TEXTS)
+    rows = [table[index] for index in range(len(TEXTS))]
+    exact, rounded = (TorchEngine(tiny_checkpoint, tokenizer.pad_id, precision=one) for one in ("float32", "int8"))
+    assert (exact.dtype, rounded.dtype, rounded.pads) == ("float32", "int8", False)
+    for head, logits in exact.forward(rows).items():
+        found = rounded.forward(rows)[head]
+        assert np.abs(found - logits).max() < 0.1 * np.abs(logits).max()
+        assert not np.array_equal(found, logits)
+        for index, row in enumerate(rows):
+            np.testing.assert_allclose(rounded.forward([row])[head][0], found[index], atol=0.02 * np.abs(logits).max())
