@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from serving.errors import NotReady
 from serving.follower import Follower
-from serving.messages import Answer, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts, finished_texts
+from serving.messages import Answer, EngineTrial, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts, finished_texts
 from serving.predictor import Predictor
 from serving.scheduler import Scheduler
 from serving.settings import ServingSettings
@@ -151,6 +151,7 @@ class Answerer:
             engine=engine.name,
             device=engine.device,
             dtype=engine.dtype,
+            calibration=[EngineTrial.model_validate(trial.to_dict()) for trial in predictor.calibration],
             last_failure=self._follower.last_failure,
         )
 

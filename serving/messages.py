@@ -110,6 +110,16 @@ class Failure(Message):
     at: str = Field(description="UTC, ISO 8601.")
 
 
+class EngineTrial(Message):
+    """How a precision did on texts whose answers are known."""
+
+    precision: str
+    tokens_per_s: float
+    agreement: float = Field(description="Share of labels, over texts and heads, that are those it was published with.")
+    shift: float = Field(description="The most that any probability moved.")
+    is_chosen: bool
+
+
 class VersionFacts(Message):
     """Which version answers, and what is known about it."""
 
@@ -123,7 +133,8 @@ class VersionFacts(Message):
     created: str = Field(description="UTC, ISO 8601.")
     engine: str = Field(description="What computes the forward pass.")
     device: str
-    dtype: str
+    dtype: str = Field(description="How precisely the encoder computes.")
+    calibration: list[EngineTrial] = Field(default=[], description="How each precision did on the version's golden texts, on this machine.")
     last_failure: Failure | None = Field(default=None, description="Of a newer version that could not be loaded.")
 
     @field_serializer("metrics")

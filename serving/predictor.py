@@ -13,12 +13,14 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.engines.calibration import Trial, calibrate
 from serving.engines.engine import Engine, Logits
-from serving.engines.torch_engine import TorchEngine
+from serving.engines.torch_engine import TorchEngine, precisions
 from serving.errors import ServingError
 from serving.messages import Answer, HeadAnswer
 from training.checkpoint import HeadFacts, Manifest, load_tokenizer, read_manifest
 from training.data.tokens import Tokenizer
+from training.golden import read_golden
 from training.judging.abstention import PROBABILITY_DECIMALS
 from training.judging.metrics import probabilities
 
@@ -51,20 +53,42 @@ class Predictor:
         manifest: Its facts.
         tokenizer: Its tokenizer, already limited to its `max_tokens`.
         engine: Its forward pass.
+        calibration: How the engines did that were tried.
     """
 
-    def __init__(self, version: int, manifest: Manifest, tokenizer: Tokenizer, engine: Engine) -> None:
+    def __init__(self, version: int, manifest: Manifest, tokenizer: Tokenizer, engine: Engine, calibration: Sequence[Trial] = ()) -> None:
         self.version = version
         self.manifest = manifest
         self.engine = engine
+        self.calibration = tuple(calibration)
         self._tokenizer = tokenizer
 
     @classmethod
-    def load(cls, folder: Path, version: int, threads: int = 1) -> Self:
-        """Load a verified checkpoint, as `Registry.fetch` gives it."""
+    def load(cls, folder: Path, version: int, threads: int = 1, precision: str = "auto") -> Self:
+        """Load a verified checkpoint, as `Registry.fetch` gives it.
+
+        Args:
+            folder: Of the checkpoint.
+            version: Its number.
+            threads: Of one forward pass on the CPU.
+            precision: The one to answer with; `auto` tries what this machine has and takes the fastest that answers alike.
+
+        Raises:
+            ServingError: See `calibrate`.
+        """
         manifest = read_manifest(folder)
         tokenizer = load_tokenizer(folder, manifest)
-        return cls(version, manifest, tokenizer, TorchEngine(folder, tokenizer.pad_id, threads))
+
+        def make(wanted: str) -> Engine:
+            return TorchEngine(folder, tokenizer.pad_id, threads, wanted)
+
+        golden = read_golden(folder)
+        if golden is None:
+            # Nothing to compare with: as it was published.
+            return cls(version, manifest, tokenizer, make("float32" if precision == "auto" else precision))
+        tried = precisions() if precision == "auto" else [precision]
+        engine, trials = calibrate(make, tried, golden, {head.name: head.temperature for head in manifest.heads})
+        return cls(version, manifest, tokenizer, engine, trials)
 
     @property
     def pads(self) -> bool:

@@ -32,7 +32,7 @@ class Replica:
         settings = checked.settings
 
         def load(folder: "Path", version: int) -> Predictor:
-            return Predictor.load(folder, version, settings.threads)
+            return Predictor.load(folder, version, settings.threads, settings.precision)
 
         reference = settings.name if checked.version is None else checked.version
         self._follower = Follower(Registry(Storage(checked.storage)), reference, load)

@@ -5,7 +5,7 @@ It does not know the model: heads, classes, token limit and text template stand 
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -59,6 +59,8 @@ class ServingSettings(Section):
         autoscaling: When replicas come and go.
         resources_per_replica: CPUs and GPUs of one replica.
         threads: Threads of one forward pass on the CPU.
+        precision: How precisely the encoder computes. `auto` tries what the machine has on the version's golden texts and takes the
+            fastest that answers alike; another must answer alike, or the version is not served.
         batch_tokens: Most tokens in a batch, padding included where the engine computes any.
         max_queue_s: A replica refuses texts (503) when it has work for longer than this.
         deadline_ms: A request not computed within this is answered 504.
@@ -78,6 +80,7 @@ class ServingSettings(Section):
     autoscaling: AutoscalingSettings = AutoscalingSettings()
     resources_per_replica: ReplicaResources = ReplicaResources()
     threads: int = Field(default=1, ge=1)
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     batch_tokens: int = Field(default=4096, ge=8)
     max_queue_s: Positive = 15.0
     deadline_ms: int = Field(default=30_000, ge=1)

@@ -5,6 +5,7 @@
     tokenizer*.json …     the tokenizer
     report.json           what the search found, for the report
     README.md             the model card
+    golden.safetensors    some validation texts as tokens, and what the model answers about them
     manifest.json         heads, text template, limits, metrics, provenance, and the digest of every file
 
 What a model is stands only here; serving has no setting for it. It does not know versions or names (`registry`).
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cluster.storage import sha256_file
 from training.errors import CheckpointError
 from training.fit_settings import HeadLoss
+from training.golden import GOLDEN_FILE, Golden, write_golden
 
 if TYPE_CHECKING:
     from training.data.tokens import Tokenizer
@@ -48,7 +50,7 @@ TOKENIZER_FILES = frozenset(
     }
 )
 # Everything a checkpoint may hold; nothing in this list is ever executed when read.
-ALLOWED_FILES = TOKENIZER_FILES | {MANIFEST_FILE, WEIGHTS_FILE, CONFIG_FILE, RECORD_FILE, CARD_FILE}
+ALLOWED_FILES = TOKENIZER_FILES | {MANIFEST_FILE, WEIGHTS_FILE, CONFIG_FILE, RECORD_FILE, CARD_FILE, GOLDEN_FILE}
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "ray", "optuna", "scikit-learn", "numpy")
 _MOST_MANIFEST_BYTES = 16_000_000
 
@@ -132,7 +134,12 @@ class Manifest(ModelFacts):
 
 
 def write_checkpoint(
-    folder: Path, model: "TwoHeadBert", tokenizer: "Tokenizer", facts: ModelFacts, pages: Mapping[str, str] | None = None
+    folder: Path,
+    model: "TwoHeadBert",
+    tokenizer: "Tokenizer",
+    facts: ModelFacts,
+    pages: Mapping[str, str] | None = None,
+    golden: Golden | None = None,
 ) -> Manifest:
     """Write a checkpoint into an empty folder.
 
@@ -142,6 +149,7 @@ def write_checkpoint(
         tokenizer: The one it was trained with.
         facts: What the manifest says about the model.
         pages: File name → text, for the record of the search and the model card.
+        golden: Texts it must always answer alike.
     """
     from safetensors.torch import save_file
 
@@ -154,6 +162,8 @@ def write_checkpoint(
     tokenizer.save(folder)
     for name, page in (pages or {}).items():
         (folder / name).write_text(page, encoding="utf-8")
+    if golden is not None:
+        write_golden(folder, golden)
     files = {file.name: FileFacts(sha256=sha256_file(file), size_bytes=file.stat().st_size) for file in sorted(folder.iterdir())}
     manifest = Manifest(
         **dict(facts),

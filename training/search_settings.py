@@ -94,6 +94,8 @@ class TuningSettings(Section):
             layers they may; see `ladder`. Without it every trial trains them from the start, its heads from random weights. A population
             (`pbt`) never climbs, and a `grid` passes nobody over.
         head_candidates: With the ladder: so many are tried for each head on the frozen encoder, in seconds.
+        golden_texts: So many validation texts at most go into the checkpoint, as tokens, for whoever loads it to check its answers by; 0
+            keeps them out.
         max_concurrent_trials: Trials at once; null means as many as the resources allow.
         resources_per_trial: CPUs and GPUs of one worker of a trial.
         workers_per_trial: Processes that train one trial together, each on a share of every batch.
@@ -121,6 +123,7 @@ class TuningSettings(Section):
     num_samples: int = Field(default=8, ge=1)
     ladder: bool = True
     head_candidates: int = Field(default=16, ge=1)
+    golden_texts: int = Field(default=200, ge=0, le=2_000)
     max_concurrent_trials: int | None = Field(default=None, ge=1)
     resources_per_trial: TrialResources = TrialResources()
     workers_per_trial: int = Field(default=1, ge=1)

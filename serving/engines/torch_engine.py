@@ -16,6 +16,16 @@ from training.data.tokens import pad
 Precision = Literal["float32", "bfloat16", "int8"]
 
 
+def precisions() -> list[str]:
+    """List what this machine may compute with, the most precise first."""
+    import torch
+
+    if not torch.cuda.is_available():
+        # Without AMX bf16 is slower than float32 on a CPU.
+        return ["float32", "int8"]
+    return ["float32", "bfloat16"] if torch.cuda.is_bf16_supported() else ["float32"]
+
+
 class TorchEngine:
     """The model in PyTorch, on a GPU where there is one.
 
@@ -23,13 +33,12 @@ class TorchEngine:
         folder: A verified checkpoint.
         pad_id: Token id to pad with.
         threads: Threads of one forward pass on the CPU.
-        precision: How precisely the encoder's layers compute; without one, as precisely as is safe and fast: bf16 on a GPU that has it,
-            else float32.
+        precision: How precisely the encoder's layers compute; see `precisions`.
     """
 
     name = "torch"
 
-    def __init__(self, folder: Path, pad_id: int, threads: int = 1, precision: Precision | None = None) -> None:
+    def __init__(self, folder: Path, pad_id: int, threads: int = 1, precision: str = "float32") -> None:
         import torch
 
         from training.checkpoint import load_model
@@ -38,9 +47,7 @@ class TorchEngine:
         self._pad_id = pad_id
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
-        # On a CPU without AMX bf16 is slower than float32.
-        has_bf16 = self._device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self.dtype: str = precision or ("bfloat16" if has_bf16 else "float32")
+        self.dtype = precision
         model: Any = load_model(folder)
         if self.dtype == "int8":
             from serving.engines.int8 import quantise

@@ -40,6 +40,7 @@ class FakePredictor:
         self.gate.set()
         self.entered = threading.Event()
         self.engine = SimpleNamespace(name="fake", device="cpu", dtype="float32")
+        self.calibration = ()
         self.manifest = SimpleNamespace(
             max_tokens=8, text_template="{title}: {text}", heads=HEADS, encoder=SimpleNamespace(name="tiny"), metrics={}, created="now"
         )

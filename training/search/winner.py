@@ -19,6 +19,7 @@ from training.errors import TuningError
 from training.fitting.device import choose_device
 from training.fitting.fit import best_state_in
 from training.fitting.predict import predict_logits
+from training.golden import Golden, choose_golden
 from training.judging.calibration import fit_temperature
 from training.judging.comparison import DEFAULT, EQUAL, SINGLE, WORD_COUNTS, Answers, compare
 from training.judging.judge import account, calibrate, reported_split
@@ -91,7 +92,7 @@ def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: flo
     storage, place = prepared.storage, prepared.folder
     with tempfile.TemporaryDirectory() as folder:
         texts = {RECORD_FILE: json.dumps(record, indent=2), CARD_FILE: write_card(record)}
-        write_checkpoint(Path(folder), model, prepared.tokenizer, facts, texts)
+        write_checkpoint(Path(folder), model, prepared.tokenizer, facts, texts, make_golden(model, prepared))
         _replace_folder(storage, f"{place}/{BEST_FOLDER}", Path(folder))
     if early:
         record["early"] = early
@@ -100,6 +101,17 @@ def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: flo
     root = f"{storage.uri}/{place}"
     failed = tuple(history for history in histories if history.has_failed)
     return SearchResult(prepared.name, record, f"{root}/{BEST_FOLDER}", f"{root}/{REPORT_FILE}", failed)
+
+
+def make_golden(model: TwoHeadBert, prepared: Prepared) -> Golden | None:
+    """Let the published model answer some validation texts; none where the settings want none or there are none."""
+    settings, table = prepared.settings, prepared.assignment.tokens["validation"]
+    chosen = choose_golden(table.lengths, settings.tuning.golden_texts, settings.fit.seed)
+    if not len(chosen):
+        return None
+    texts = table.take(chosen)
+    logits = predict_logits(model, TokenInputs(texts, prepared.assignment.pad_id), settings.fit.batch_tokens)
+    return Golden([texts[place] for place in range(len(texts))], logits)
 
 
 def _replace_folder(storage: Storage, path: str, source: Path) -> None:

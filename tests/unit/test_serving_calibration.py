@@ -1,0 +1,137 @@
+"""The fastest engine answers of those that answer alike; one that is wrong never does."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from serving.engines import calibration
+from serving.engines.calibration import calibrate
+from serving.engines.engine import Logits
+from serving.errors import ServingError
+from serving.predictor import Predictor
+from training.checkpoint import read_manifest
+from training.golden import Golden, write_golden
+
+ROWS = [np.full(length, length, dtype=np.int32) for length in (5, 9, 700, 1_200, 300, 40)]
+LOGITS = {"job": np.array([[2.0, 0.0, -1.0]] * 3 + [[0.0, 1.0, 3.0]] * 3, np.float32), "level": np.eye(6, 2, dtype=np.float32)}
+GOLDEN = Golden(ROWS, LOGITS)
+
+
+class FakeEngine:
+    """Takes as long a token as it is told, and answers what is stored, or a little else."""
+
+    name, device, pads = "fake", "cpu", False
+
+    def __init__(self, precision: str, clock: list[float], token_s: float, moved: float = 0.0, flipped: Sequence[int] = ()) -> None:
+        self.dtype, self.batches = precision, list[int]()
+        self._clock, self._token_s, self._moved, self._flipped = clock, token_s, moved, flipped
+
+    def forward(self, rows: Sequence[NDArray[np.int32]]) -> Logits:
+        self.batches.append(sum(map(len, rows)))
+        self._clock[0] += self._token_s * self.batches[-1]
+        places = [next(place for place, known in enumerate(ROWS) if known is row) for row in rows]
+        answers = {head: values[places] + self._moved * np.eye(1, values.shape[1], dtype=np.float32) for head, values in LOGITS.items()}
+        for at, place in enumerate(places):
+            if place in self._flipped:
+                answers["job"][at] = answers["job"][at][::-1]
+        return answers
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(calibration.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def run(clock: list[float], **engines: dict[str, Any]) -> tuple[str, dict[str, calibration.Trial]]:
+    made = {name: FakeEngine(name, clock, **facts) for name, facts in engines.items()}
+    best, trials = calibrate(made.__getitem__, list(made), GOLDEN, {"job": 2.0})
+    assert [trial.is_chosen for trial in trials] == [trial.precision == best.dtype for trial in trials]
+    return best.dtype, {trial.precision: trial for trial in trials}
+
+
+def test_the_fastest_of_those_that_agree_answers(clock: list[float]) -> None:
+    chosen, trials = run(clock, float32={"token_s": 1e-3}, int8={"token_s": 5e-4, "moved": 0.01})
+    assert chosen == "int8"
+    assert trials["float32"].tokens_per_s == pytest.approx(1_000)
+    assert trials["int8"].tokens_per_s == pytest.approx(2_000)
+    assert trials["int8"].agreement == 1.0
+    assert 0 < trials["int8"].shift < 0.02
+
+
+def test_one_that_is_slower_does_not(clock: list[float]) -> None:
+    assert run(clock, float32={"token_s": 1e-3}, int8={"token_s": 2e-3})[0] == "float32"
+
+
+@pytest.mark.parametrize("wrong", [{"moved": 1.0}, {"flipped": (2,)}, {"moved": float("nan")}])
+def test_one_whose_answers_differ_does_not_however_fast(
+    clock: list[float], wrong: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen, trials = run(clock, float32={"token_s": 1e-3}, int8={"token_s": 1e-6, **wrong})
+    assert chosen == "float32"
+    assert not trials["int8"].agrees
+    assert "int8 is not used" in caplog.text
+
+
+def test_a_probability_may_move_by_so_much_and_its_temperature_counts(clock: list[float]) -> None:
+    _, trials = run(clock, float32={"token_s": 1e-3}, int8={"token_s": 1e-3, "moved": 0.05})
+    before, after = np.array([2.0, 0.0, -1.0]) / 2, np.array([2.05, 0.0, -1.0]) / 2
+    moved = [np.exp(one) / np.exp(one).sum() for one in (before, after)]
+    level = [np.exp(one) / np.exp(one).sum() for one in (np.array([0.0, 0.0]), np.array([0.05, 0.0]))]
+    expected = max(np.abs(moved[1] - moved[0]).max(), np.abs(level[1] - level[0]).max())
+    assert trials["int8"].shift == pytest.approx(expected, rel=0.2)
+
+
+def test_the_most_precise_one_must_agree(clock: list[float]) -> None:
+    with pytest.raises(ServingError, match="does not answer as the version did"):
+        run(clock, float32={"token_s": 1e-3, "flipped": (1,)}, int8={"token_s": 1e-4})
+
+
+def test_batches_are_as_large_as_under_load_and_hold_every_text_once(clock: list[float]) -> None:
+    made = {name: FakeEngine(name, clock, 1e-3) for name in ("float32", "int8")}
+    calibrate(made.__getitem__, list(made), GOLDEN, {})
+    assert made["int8"].batches[1:] == [5 + 9 + 700 + 1_200, 300 + 40]
+    # Some texts tell whether the exact one is whole.
+    assert made["float32"].batches[1:] == [5 + 9 + 700 + 1_200]
+
+
+def with_golden(folder: Path, change: float = 0.0) -> Predictor:
+    """Give a checkpoint golden texts, as it answers them or changed."""
+    plain = Predictor.load(folder, 1)
+    texts = plain.tokenize(["nurse", "the sales driver and the teacher", "9 a b c d", "master " * 20])
+    logits = {
+        head: values + change * np.eye(1, values.shape[1]) for head, values in plain.engine.forward([one.ids for one in texts]).items()
+    }
+    write_golden(folder, Golden([one.ids for one in texts], {head: values.astype(np.float32) for head, values in logits.items()}))
+    return plain
+
+
+def test_a_version_with_golden_texts_is_tried_in_every_precision(tiny_checkpoint: Path) -> None:
+    assert with_golden(tiny_checkpoint).calibration == ()
+    found = Predictor.load(tiny_checkpoint, 1)
+    assert [trial.precision for trial in found.calibration] == ["float32", "int8"]
+    assert found.calibration[0].agrees
+    assert found.calibration[0].shift < 1e-5
+    (chosen,) = (trial for trial in found.calibration if trial.is_chosen)
+    assert found.engine.dtype == chosen.precision
+    assert found.warm() > 0
+
+
+def test_a_precision_can_be_forced_and_must_agree_all_the_same(tiny_checkpoint: Path) -> None:
+    with_golden(tiny_checkpoint)
+    assert Predictor.load(tiny_checkpoint, 1, precision="float32").engine.dtype == "float32"
+    with_golden(tiny_checkpoint, change=3.0)
+    with pytest.raises(ServingError, match="does not answer as the version did"):
+        Predictor.load(tiny_checkpoint, 1, precision="float32")
+
+
+def test_a_version_without_golden_texts_answers_as_it_was_published(tiny_checkpoint: Path) -> None:
+    assert "golden.safetensors" not in read_manifest(tiny_checkpoint).files
+    found = Predictor.load(tiny_checkpoint, 1)
+    assert (found.engine.dtype, found.calibration) == ("float32", ())
+    assert Predictor.load(tiny_checkpoint, 1, precision="int8").engine.dtype == "int8"
