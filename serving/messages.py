@@ -116,7 +116,7 @@ class EngineTrial(Message):
     precision: str
     tokens_per_s: float
     agreement: float = Field(description="Share of labels, over texts and heads, that are those it was published with.")
-    shift: float = Field(description="The most that any probability moved.")
+    shift: float = Field(description="How far the probability of the class that moved most moved, on average over texts and heads.")
     is_chosen: bool
 
 

@@ -27,6 +27,8 @@ from training.judging.metrics import probabilities
 # Texts of the forward pass that proves a version works and gives the first measure of its speed.
 _WARM_TEXTS = 4
 _WARM_TOKENS = 32
+# Of golden texts that tell how large a layer's inputs are.
+_TYPICAL_TOKENS = 2_048
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +81,12 @@ class Predictor:
         manifest = read_manifest(folder)
         tokenizer = load_tokenizer(folder, manifest)
 
-        def make(wanted: str) -> Engine:
-            return TorchEngine(folder, tokenizer.pad_id, threads, wanted)
-
         golden = read_golden(folder)
+        typical = golden.first(_TYPICAL_TOKENS).rows if golden else ()
+
+        def make(wanted: str) -> Engine:
+            return TorchEngine(folder, tokenizer.pad_id, threads, wanted, typical)
+
         if golden is None:
             # Nothing to compare with: as it was published.
             return cls(version, manifest, tokenizer, make("float32" if precision == "auto" else precision))

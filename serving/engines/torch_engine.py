@@ -34,11 +34,14 @@ class TorchEngine:
         pad_id: Token id to pad with.
         threads: Threads of one forward pass on the CPU.
         precision: How precisely the encoder's layers compute; see `precisions`.
+        typical: Token ids of some texts; whole numbers suit them better than any others.
     """
 
     name = "torch"
 
-    def __init__(self, folder: Path, pad_id: int, threads: int = 1, precision: str = "float32") -> None:
+    def __init__(
+        self, folder: Path, pad_id: int, threads: int = 1, precision: str = "float32", typical: Sequence[NDArray[np.int32]] = ()
+    ) -> None:
         import torch
 
         from training.checkpoint import load_model
@@ -49,13 +52,13 @@ class TorchEngine:
         self.device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
         self.dtype = precision
         model: Any = load_model(folder)
+        self._model = model.to(self._device)
+        self.pads = not model.packs
         if self.dtype == "int8":
             from serving.engines.int8 import quantise
             from training.network.encoder import encoder_layers
 
-            quantise(encoder_layers(model.encoder))
-        self._model = model.to(self._device)
-        self.pads = not model.packs
+            quantise(encoder_layers(model.encoder), lambda: self.forward(typical) if len(typical) else None)
 
     def forward(self, rows: Sequence[NDArray[np.int32]]) -> Logits:
         """Compute logits; see `Engine.forward`."""

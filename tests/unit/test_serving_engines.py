@@ -21,7 +21,7 @@ def test_a_rounded_layer_is_the_layer_up_to_half_a_step() -> None:
     expected = linear(values)
     assert found.shape == expected.shape
     # Each factor is off by half a step at most.
-    steps = values.abs().amax(-1, keepdim=True) / 127 / 2
+    steps = (values.amax(-1, keepdim=True) - values.amin(-1, keepdim=True)) / 255 / 2
     weight_steps = linear.weight.abs().amax(1) / 127 / 2
     most = steps * linear.weight.abs().sum(1) + values.abs().sum(-1, keepdim=True) * weight_steps + 48 * steps * weight_steps
     assert ((found - expected).abs() <= most + 1e-5).all()
@@ -36,17 +36,28 @@ def test_whole_numbers_are_exact() -> None:
     with torch.no_grad():
         linear.weight.copy_(torch.randint(-127, 128, (4, 16), generator=chance).float() * 0.5)
         linear.weight[:, 0] = 127 * 0.5
-        values = torch.randint(-127, 128, (6, 16), generator=chance).float()
-        values[:, 3] = -127
+        values = torch.randint(-128, 128, (6, 16), generator=chance).float() + 77
+        values[:, 3], values[:, 5] = -128 + 77, 127 + 77
         torch.testing.assert_close(Int8Linear(linear)(values), linear(values), atol=1e-3, rtol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 40])
+@pytest.mark.parametrize("rows", [1, 2, 40, 600])
 def test_a_token_is_rounded_the_same_in_any_company(rows: int) -> None:
     torch.manual_seed(3)
     layer, loud = Int8Linear(nn.Linear(24, 24, bias=False)), torch.randn(rows, 24) * 1000
     quiet = torch.randn(1, 24)
     assert torch.equal(layer(torch.cat([loud, quiet]))[-1:], layer(quiet))
+
+
+def test_an_input_that_is_large_in_every_text_does_not_take_all_the_steps() -> None:
+    torch.manual_seed(4)
+    linear, values = nn.Linear(32, 20), torch.randn(50, 32)
+    values[:, 7] *= 200
+    expected = linear(values).detach()
+    plain, moved = (Int8Linear(linear, largest) for largest in (None, values.abs().amax(dim=0)))
+    errors = [float((layer(values) - expected).norm() / expected.norm()) for layer in (plain, moved)]
+    # Against what the other inputs contribute the plain one is mostly noise.
+    assert errors[1] < errors[0] / 2
 
 
 def test_nothing_is_nothing() -> None:
@@ -56,7 +67,12 @@ def test_nothing_is_nothing() -> None:
 
 def test_every_linear_layer_inside_is_replaced_and_nothing_else() -> None:
     inner = nn.Sequential(nn.Linear(4, 4), nn.ModuleList([nn.LayerNorm(4), nn.Linear(4, 4)]))
-    quantise(inner)
+    values = torch.randn(3, 4)
+    expected = inner[0](values)
+    quantise(inner, lambda: inner[0](values))
+    torch.testing.assert_close(inner[0](values), expected, atol=0.02, rtol=0.02)
+    # What read nothing keeps its inputs as they are.
+    assert (bool((inner[0].shrink == 1).all()), bool((inner[1][1].shrink == 1).all())) == (False, True)
     assert [type(module) for module in inner.modules() if not list(module.children())] == [Int8Linear, nn.LayerNorm, Int8Linear]
 
 
