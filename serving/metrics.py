@@ -13,6 +13,7 @@ from serving.errors import NotReady
 from serving.scheduler import Counters
 
 if TYPE_CHECKING:
+    from serving.predictor import Predictor
     from serving.scheduler import Scheduler
 
 EXPORTER_TIMEOUT_S = 5.0
@@ -45,16 +46,18 @@ class Figures:
         self._last_abstained: dict[str, int] = {}
         self._abstained: Any = Counter("twohead_abstained", description="Answers in which a head named no class.", tag_keys=("head",))
         self._version: Any = Gauge("twohead_version", description="The version that answers.")
+        self._precision: Any = Gauge("twohead_precision", description="1 for the precision that answers.", tag_keys=("precision",))
+        self._last_precision = ""
         self._queued_tokens: Any = Gauge("twohead_queued_tokens", description="Tokens that wait for a batch.")
         self._queued_texts: Any = Gauge("twohead_queued_texts", description="Texts that wait for a batch.")
 
-    def publish(self, scheduler: "Scheduler", abstained: Mapping[str, int], version: int) -> None:
+    def publish(self, scheduler: "Scheduler", abstained: Mapping[str, int], predictor: "Predictor") -> None:
         """Add what was counted since the last call.
 
         Args:
             scheduler: Counts batches and texts.
             abstained: Head → abstentions since the start.
-            version: The one that answers.
+            predictor: The one that answers.
         """
         for name, counter in self._counters.items():
             added = getattr(scheduler.counters, name) - getattr(self._last, name)
@@ -65,7 +68,11 @@ class Figures:
             if added := count - self._last_abstained.get(head, 0):
                 self._abstained.inc(added, tags={"head": head})
                 self._last_abstained[head] = count
-        self._version.set(version)
+        self._version.set(predictor.version)
+        if self._last_precision and self._last_precision != predictor.engine.dtype:
+            self._precision.set(0, tags={"precision": self._last_precision})
+        self._last_precision = predictor.engine.dtype
+        self._precision.set(1, tags={"precision": self._last_precision})
         self._queued_tokens.set(scheduler.queued_tokens)
         self._queued_texts.set(scheduler.queued_texts)
 

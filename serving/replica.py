@@ -57,7 +57,7 @@ class Replica:
 
     async def _publish(self) -> None:
         while True:
-            self._figures.publish(self._answerer.scheduler, self._answerer.abstained, self._follower.current.version)
+            self._figures.publish(self._answerer.scheduler, self._answerer.abstained, self._follower.current)
             await asyncio.sleep(PUBLISH_EVERY_S)
 
 

@@ -138,6 +138,7 @@ def test_asking_shows_an_abstention(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def test_abstentions_are_published_once_with_their_head(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, float, Any]] = []
+    gauges: list[tuple[str, float, Any]] = []
 
     class Metric:
         def __init__(self, name: str, description: str, tag_keys: tuple[str, ...] = ()) -> None:
@@ -148,13 +149,23 @@ def test_abstentions_are_published_once_with_their_head(monkeypatch: pytest.Monk
             assert set(tags or ()) == set(self.tag_keys)
             seen.append((self.name, value, tags))
 
-        def set(self, value: float) -> None:
-            pass
+        def set(self, value: float, tags: dict[str, str] | None = None) -> None:
+            assert set(tags or ()) == set(self.tag_keys)
+            if tags:
+                gauges.append((self.name, value, tags))
 
     monkeypatch.setitem(sys.modules, "ray.serve.metrics", SimpleNamespace(Counter=Metric, Gauge=Metric))
     figures = Figures()
     scheduler: Any = SimpleNamespace(counters=Counters(), queued_tokens=0, queued_texts=0)
+
+    def predictor(dtype: str) -> Any:
+        return SimpleNamespace(version=1, engine=SimpleNamespace(dtype=dtype))
+
     for counts in ({}, {"category": 2}, {"category": 2}, {"category": 5, "education": 1}):
-        figures.publish(scheduler, counts, 1)
+        figures.publish(scheduler, counts, predictor("float32"))
     name = "twohead_abstained"
     assert seen == [(name, 2, {"head": "category"}), (name, 3, {"head": "category"}), (name, 1, {"head": "education"})]
+    assert set(map(str, gauges)) == {str(("twohead_precision", 1, {"precision": "float32"}))}
+    gauges.clear()
+    figures.publish(scheduler, {}, predictor("int8"))
+    assert gauges == [("twohead_precision", 0, {"precision": "float32"}), ("twohead_precision", 1, {"precision": "int8"})]
