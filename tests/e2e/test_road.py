@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
@@ -65,7 +66,7 @@ def place(tmp_path: Path, make_encoder: Callable[..., Path]) -> Iterator[Place]:
             "search_space": {"encoder_learning_rate": {"low": 1e-3, "high": 1e-2, "log": True}},
             "tuning": {"num_samples": 5, "grace_period": 10, "max_concurrent_trials": 2},
         },
-        "serving": {"port": free_port(18400), "max_replicas": 2, "resources_per_replica": {"cpu": 0.5}},
+        "serving": {"port": free_port(18400), "max_replicas": 2, "resources_per_replica": {"cpu": 0.5}, "precision": "float32"},
     }
     (tmp_path / "ray_config.yaml").write_text(yaml.safe_dump(settings))
     found = Place(tmp_path)
@@ -126,6 +127,13 @@ def test_from_a_job_that_is_killed_to_an_answer_from_two_replicas(place: Place) 
     for position, one in enumerate(answer["answers"]):
         for head, scores in expected.items():
             assert list(one["heads"][head]["scores"].values()) == pytest.approx(scores[position], abs=1e-4)
+
+    settings = yaml.safe_load((place.folder / "ray_config.yaml").read_text())
+    facts = httpx.get(f"http://127.0.0.1:{settings['serving']['port']}/v1/version", trust_env=False, timeout=30.0).json()
+    # It answers as it did when it was made, which it was made to tell.
+    (tried,) = facts["calibration"]
+    assert (facts["dtype"], tried["precision"], tried["is_chosen"], tried["agreement"]) == ("float32", "float32", True, 1.0)
+    assert tried["shift"] < 1e-5
 
     load = place.start("serving", "load", "--count", "600", "--rate", "40")
     place.run("serving", "scale", "--min", "2", "--max", "2")
