@@ -99,8 +99,12 @@ class Answerer:
         if self._following is not None and self._following.done() and self._follower.name is not None:
             raise NotReady("the registry is not followed any more")
 
-    async def predict(self, request: PredictRequest) -> Answered:
+    async def predict(self, request: PredictRequest, client: str = "") -> Answered:
         """Answer all texts of a request with one version.
+
+        Args:
+            request: Whose texts.
+            client: Who asks; see `Scheduler.submit`.
 
         Raises:
             ServingError: See `Scheduler.submit` and `finished_texts`.
@@ -113,7 +117,7 @@ class Answerer:
         self.scheduler.admit()
         tokens = await asyncio.get_running_loop().run_in_executor(self._tokenizing, predictor.tokenize, texts)
         tokenize_s = time.monotonic() - started
-        done = await self.scheduler.submit(predictor, tokens, deadline_s - tokenize_s)
+        done = await self.scheduler.submit(predictor, tokens, deadline_s - tokenize_s, client)
         self._count_abstentions(done.answers)
         prediction = Prediction.model_construct(version=predictor.version, answers=done.answers)
         return Answered(prediction, tokenize_s, done.queue_s, done.compute_s, done.batch_texts)

@@ -1,4 +1,4 @@
-"""Which of the waiting texts make the next batch: the oldest one, and whoever fits beside it.
+"""Which of the waiting texts make the next batch: the one whose turn it is, and whoever fits beside it.
 
 Where padding is computed like real tokens, a batch is bounded in tokens with padding, and its texts must not differ too much in
 length; where it is left out, any texts go together. It does not know what a text is, nor when a batch is due.
@@ -16,13 +16,13 @@ def choose(lengths: Sequence[int], overdue: int, batch_tokens: int, *, pads: boo
     """Choose a batch.
 
     Args:
-        lengths: Tokens of each waiting text, (texts,), oldest first; not empty.
-        overdue: So many of the oldest have waited too long: they come in their order, before any of better-fitting length.
+        lengths: Tokens of each waiting text, (texts,), in their turn; not empty.
+        overdue: So many of the first have waited too long: they come in their order, before any of better-fitting length.
         batch_tokens: Most tokens, padding included where there is any; a longer text is a batch of its own.
         pads: Texts are padded up to the longest of a batch.
 
     Returns:
-        Indices into `lengths`, the oldest text first; nobody starves, because it is always in.
+        Indices into `lengths`, beginning with the first; nobody starves, because it is always in.
     """
     if not pads:
         return _choose_without_padding(lengths, batch_tokens)
@@ -38,7 +38,7 @@ def choose(lengths: Sequence[int], overdue: int, batch_tokens: int, *, pads: boo
 
 
 def _choose_without_padding(lengths: Sequence[int], batch_tokens: int) -> list[int]:
-    """Choose the oldest, whatever their lengths; one that does not fit any more waits for the next batch, which begins with it."""
+    """Choose in their turn, whatever their lengths; one that does not fit any more waits for the next batch, which begins with it."""
     chosen, tokens = [0], lengths[0]
     for index in range(1, len(lengths)):
         if tokens + lengths[index] <= batch_tokens:

@@ -25,9 +25,12 @@ log = logging.getLogger(__name__)
 
 API_VERSION = "1"
 REQUEST_ID_HEADER = "x-request-id"
+# Who names clients is the proxy in front; a caller that names itself anew each time only gets what nobody known gets.
+CLIENT_ID_HEADER = "x-client-id"
 PROBLEM_JSON = "application/problem+json"
 METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
+_MOST_CLIENT_ID = 128
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 _TITLES = {404: "not found", 405: "method not allowed", 415: "unsupported media type"}
 
@@ -40,8 +43,8 @@ Send = Callable[[Message], Awaitable[None]]
 class Answering(Protocol):
     """What the routes need; `serving.answerer.Answerer` is one."""
 
-    async def predict(self, request: PredictRequest) -> Answered:
-        """Answer a request."""
+    async def predict(self, request: PredictRequest, client: str = "") -> Answered:
+        """Answer a request of a client."""
         ...
 
     def limits(self) -> Limits:
@@ -116,7 +119,8 @@ def _add_answers(app: FastAPI, answering: Answering) -> None:
         "/v1/predict",
         tags=["answers"],
         summary="Answer about texts",
-        description="All texts are answered by one version, in their order. Send them one by one or together: the server batches them.",
+        description="All texts are answered by one version, in their order. Send them one by one or together: the server batches them. "
+        f"Requests with the same header `{CLIENT_ID_HEADER}` share one turn: however many they are, others do not wait for all of them.",
         response_model=Prediction,
         openapi_extra=_body_schema(PredictRequest),
         responses=_problems(400, 413, 415, 422, 500, 503, 504),
@@ -124,7 +128,8 @@ def _add_answers(app: FastAPI, answering: Answering) -> None:
     async def predict(request: Request) -> Response:
         limits = answering.limits()
         _require_json(request)
-        answered = await answering.predict(parse_request(await _read_body(request, limits.max_body_bytes), limits))
+        parsed = parse_request(await _read_body(request, limits.max_body_bytes), limits)
+        answered = await answering.predict(parsed, request.headers.get(CLIENT_ID_HEADER, "")[:_MOST_CLIENT_ID])
         content = answered.prediction.model_dump_json(by_alias=True)
         return Response(content, media_type="application/json", headers={"server-timing": _server_timing(answered)})
 

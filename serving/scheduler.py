@@ -1,11 +1,11 @@
-"""Composes batches when the engine becomes free: late binding, by tokens, oldest first.
+"""Composes batches when the engine becomes free: late binding, by tokens, each client in its turn.
 
 One loop and one engine thread. While the engine computes, texts queue up; when it is free, the next batch starts with the
-oldest text and is filled with others, of similar length where the engine pads. The loop never waits for company: an idle
+text whose turn it is and is filled with others, of similar length where the engine pads. The loop never waits for company: an idle
 engine takes what is there. A request's texts may be spread over batches; its answer is whole and in order. It
 does not know what a text, a model or HTTP is: payloads have a length, models a `compute`.
 
-Source of the method: late binding as in Clockwork (Gujarati et al. 2020); batches bounded in tokens as in
+Sources of the method: late binding as in Clockwork (Gujarati et al. 2020); batches bounded in tokens as in
 text-embeddings-inference.
 """
 
@@ -15,10 +15,12 @@ import time
 from collections.abc import Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Protocol
 
 from serving.batch import choose
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
+from serving.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +103,7 @@ class _Text:
     position: int
     payload: Sized
     tokens: int
+    place: float
 
 
 class Scheduler:
@@ -109,7 +112,7 @@ class Scheduler:
     Args:
         batch_tokens: Most tokens in a batch, with what the engine pads; a longer text is a batch of its own.
         max_queue_s: Refuse texts when the queue holds more work than this.
-        age_bound_s: A text that has waited so long goes before any of better-fitting length.
+        age_bound_s: A text that has waited so long goes in its turn, before any of better-fitting length.
     """
 
     def __init__(self, batch_tokens: int, max_queue_s: float, age_bound_s: float = 1.0) -> None:
@@ -119,6 +122,7 @@ class Scheduler:
         self._queue: dict[int, _Text] = {}
         self._open: set[_Request] = set()
         self._next_order = 0
+        self._turns = Turns()
         self._arrival = asyncio.Event()
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loop_task: asyncio.Task[None] | None = None
@@ -172,13 +176,14 @@ class Scheduler:
             self.counters.refused += 1
             raise Overloaded(f"{self.queue_s:.1f} s of work wait, but at most {self._max_queue_s:g} s may", retry_after_s=self.queue_s)
 
-    async def submit(self, model: Model, payloads: Sequence[Sized], deadline_s: float) -> Scheduled:
+    async def submit(self, model: Model, payloads: Sequence[Sized], deadline_s: float, client: str = "") -> Scheduled:
         """Queue payloads and wait for all their answers.
 
         Args:
             model: Answers all of them, whatever replaces it meanwhile.
             payloads: Their lengths are their tokens.
             deadline_s: Seconds from now.
+            client: Who asks; clients get equal shares of the engine. "" is a client of its own.
 
         Raises:
             Overloaded: See `admit`.
@@ -188,8 +193,9 @@ class Scheduler:
         self.admit()
         loop = asyncio.get_running_loop()
         request = _Request(model, time.monotonic(), [None] * len(payloads), loop.create_future(), len(payloads))
-        for position, payload in enumerate(payloads):
-            self._enqueue(_Text(request, position, payload, len(payload)))
+        places = self._turns.take(client, [len(payload) for payload in payloads])
+        for position, (payload, place) in enumerate(zip(payloads, places, strict=True)):
+            self._enqueue(_Text(request, position, payload, len(payload), place))
         timer = loop.call_later(deadline_s, self._expire, request)
         self._open.add(request)
         try:
@@ -239,11 +245,14 @@ class Scheduler:
                 self._arrival.clear()
 
     def _compose(self) -> list[int]:
+        # An older version's texts first: its predictor goes when they are answered.
         model = next(iter(self._queue.values())).request.model
         waiting = [(order, text) for order, text in self._queue.items() if text.request.model is model]
+        waiting.sort(key=lambda one: (one[1].place, one[0]))
         overdue_before = time.monotonic() - self._age_bound_s
-        overdue = sum(text.request.arrived <= overdue_before for _, text in waiting)
+        overdue = len(list(takewhile(lambda one: one[1].request.arrived <= overdue_before, waiting)))
         chosen = choose([text.tokens for _, text in waiting], overdue, self._batch_tokens, pads=model.pads)
+        self._turns.reach(waiting[chosen[0]][1].place)
         return [waiting[index][0] for index in chosen]
 
     async def _compute(self, batch: list[_Text]) -> None:

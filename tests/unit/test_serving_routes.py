@@ -22,8 +22,10 @@ class FakeAnswering:
         self.error = error
         self.is_ready = is_ready
         self.asked: list[PredictRequest] = []
+        self.clients: list[str] = []
 
-    async def predict(self, request: PredictRequest) -> Answered:
+    async def predict(self, request: PredictRequest, client: str = "") -> Answered:
+        self.clients.append(client)
         if self.error is not None:
             raise self.error
         self.asked.append(request)
@@ -79,6 +81,13 @@ def problem(response: httpx.Response) -> dict[str, Any]:
     assert body["request_id"] == response.headers["x-request-id"]
     assert body["type"].startswith("urn:twohead:problem:")
     return body
+
+
+def test_a_client_that_is_named_is_passed_on() -> None:
+    answering = FakeAnswering()
+    for headers in ({}, {"x-client-id": "acme"}, {"x-client-id": "a" * 500}):
+        assert call("POST", "/v1/predict", answering, json={"texts": ["a"]}, headers=headers).status_code == 200
+    assert answering.clients == ["", "acme", "a" * 128]
 
 
 def test_answer_and_timing() -> None:

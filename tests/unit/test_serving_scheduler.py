@@ -118,6 +118,44 @@ def test_without_padding_texts_of_any_length_share_a_batch_and_none_is_counted()
     run(test, batch_tokens=200)
 
 
+def test_a_request_with_many_texts_does_not_keep_one_with_a_single_text_waiting() -> None:
+    async def test(scheduler: Scheduler) -> None:
+        model = GatedModel()
+        first = submit(scheduler, model, "a")
+        await model.busy()
+        many = submit(scheduler, model, *[f"m{number:02}" for number in range(50)])
+        await settled()
+        single = submit(scheduler, model, "one")
+        await settled()
+        model.gate.set()
+        await asyncio.gather(first, many, single)
+        assert [batch.index("one") for batch in model.batches if "one" in batch] == [1]
+        assert model.batches[1] == ["m00", "one", "m01"]
+        # Its own texts keep their order.
+        assert [text for batch in model.batches for text in batch if text.startswith("m")] == [f"m{number:02}" for number in range(50)]
+
+    run(test, batch_tokens=9)
+
+
+@pytest.mark.parametrize("age_bound_s", [LONG_S, 0.0])
+def test_a_client_with_many_requests_does_not_keep_another_waiting(age_bound_s: float) -> None:
+    async def test(scheduler: Scheduler) -> None:
+        model = GatedModel()
+        first = submit(scheduler, model, "a")
+        await model.busy()
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(scheduler.submit(model, [f"m{number:02}"], LONG_S, "greedy")) for number in range(50)]
+        await settled()
+        tasks += [loop.create_task(scheduler.submit(model, [text], LONG_S, "modest")) for text in ("one", "two")]
+        await settled()
+        model.gate.set()
+        await asyncio.gather(first, *tasks)
+        # By turns, also where everybody has waited too long.
+        assert model.batches[1:3] == [["m00", "one", "m01"], ["two", "m02", "m03"]]
+
+    run(test, batch_tokens=9, age_bound_s=age_bound_s)
+
+
 def test_texts_of_another_model_do_not_share_a_batch() -> None:
     async def test(scheduler: Scheduler) -> None:
         old, new = GatedModel(), GatedModel(is_open=True)

@@ -1,0 +1,42 @@
+"""Whose turn it is: clients share the engine, whoever sends more waits longer.
+
+Each text gets a place on a clock that counts tokens of work: after its client's text before it, but not before now. Texts are computed
+in the order of their places, so that a client with ten thousand texts does not keep one with a single text waiting. It does not know
+batches, deadlines or time.
+
+Source: Goyal, Vin and Cheng 1996, Start-time Fair Queuing.
+"""
+
+from collections.abc import Sequence
+
+# Clients whose places lie in the past need not be remembered; more often than this would cost more than it saves.
+_MOST_CLIENTS = 1_000
+
+
+class Turns:
+    """The clock, and the next place of each client that has work on it."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._next: dict[str, float] = {}
+
+    def take(self, client: str, tokens: Sequence[int]) -> list[float]:
+        """Give a request's texts their places.
+
+        Args:
+            client: Who asks; "" is nobody known, whose request stands for itself.
+            tokens: Of each text.
+        """
+        place, places = max(self._now, self._next.get(client, 0.0) if client else 0.0), []
+        for count in tokens:
+            places.append(place)
+            place += count
+        if client:
+            self._next[client] = place
+            if len(self._next) > _MOST_CLIENTS:
+                self._next = {name: found for name, found in self._next.items() if found > self._now}
+        return places
+
+    def reach(self, place: float) -> None:
+        """Move the clock on: a text at this place is being computed."""
+        self._now = max(self._now, place)
