@@ -155,6 +155,7 @@ class Answerer:
             engine=engine.name,
             device=engine.device,
             dtype=engine.dtype,
+            batch_tokens=self._settings.batch_tokens or predictor.batch_tokens,
             calibration=[EngineTrial.model_validate(trial.to_dict()) for trial in predictor.calibration],
             last_failure=self._follower.last_failure,
         )

@@ -134,6 +134,7 @@ class VersionFacts(Message):
     engine: str = Field(description="What computes the forward pass.")
     device: str
     dtype: str = Field(description="How precisely the encoder computes.")
+    batch_tokens: int = Field(description="Most tokens in a batch; without a setting, as few as keep the engine as fast as it can be.")
     calibration: list[EngineTrial] = Field(default=[], description="How each precision did on the version's golden texts, on this machine.")
     last_failure: Failure | None = Field(default=None, description="Of a newer version that could not be loaded.")
 

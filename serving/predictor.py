@@ -4,7 +4,6 @@ Everything it knows about the model stands in the manifest; below its threshold 
 where versions come from, and is used from several threads at once: `tokenize` in one, `compute` in another.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.costs import enough, measure_costs
 from serving.engines.calibration import Trial, calibrate
 from serving.engines.engine import Engine, Logits
 from serving.engines.torch_engine import TorchEngine, precisions
@@ -27,6 +27,7 @@ from training.judging.metrics import probabilities
 # Texts of the forward pass that proves a version works and gives the first measure of its speed.
 _WARM_TEXTS = 4
 _WARM_TOKENS = 32
+_UNMEASURED_TOKENS = 1_024
 # Of golden texts that tell how large a layer's inputs are.
 _TYPICAL_TOKENS = 2_048
 
@@ -56,13 +57,27 @@ class Predictor:
         tokenizer: Its tokenizer, already limited to its `max_tokens`.
         engine: Its forward pass.
         calibration: How the engines did that were tried.
+        typical: Token ids of some texts, to measure batches with.
+
+    Attributes:
+        batch_tokens: A batch of so many tokens is as fast as any; measured by `warm`.
     """
 
-    def __init__(self, version: int, manifest: Manifest, tokenizer: Tokenizer, engine: Engine, calibration: Sequence[Trial] = ()) -> None:
+    def __init__(
+        self,
+        version: int,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        engine: Engine,
+        calibration: Sequence[Trial] = (),
+        typical: Sequence[NDArray[np.int32]] = (),
+    ) -> None:
         self.version = version
         self.manifest = manifest
         self.engine = engine
         self.calibration = tuple(calibration)
+        self.batch_tokens = _UNMEASURED_TOKENS
+        self._typical = typical
         self._tokenizer = tokenizer
 
     @classmethod
@@ -92,7 +107,7 @@ class Predictor:
             return cls(version, manifest, tokenizer, make("float32" if precision == "auto" else precision))
         tried = precisions() if precision == "auto" else [precision]
         engine, trials = calibrate(make, tried, golden, {head.name: head.temperature for head in manifest.heads})
-        return cls(version, manifest, tokenizer, engine, trials)
+        return cls(version, manifest, tokenizer, engine, trials, typical)
 
     @property
     def pads(self) -> bool:
@@ -100,10 +115,10 @@ class Predictor:
         return self.engine.pads
 
     def warm(self) -> float:
-        """Compute real batches, and check that every head answers about every class.
+        """Compute real batches, check that every head answers about every class, and find out how large a batch should be.
 
         Returns:
-            Tokens per second, measured on the last one.
+            Tokens per second of a batch of that size.
 
         Raises:
             ServingError: A head is missing, has another number of classes, or answers something that is no number.
@@ -111,9 +126,9 @@ class Predictor:
         longest = min(_WARM_TOKENS, self.manifest.max_tokens)
         tokens = self.tokenize(["a " * longest] * _WARM_TEXTS)
         self.compute(tokens)
-        started = time.perf_counter()
-        self.compute(tokens)
-        return sum(map(len, tokens)) / (time.perf_counter() - started)
+        best = enough(measure_costs(self.compute, [TokenizedText(ids, truncated=False) for ids in self._typical] or tokens))
+        self.batch_tokens = best.tokens
+        return best.tokens_per_s
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Turn texts into tokens, cut at the version's limit."""

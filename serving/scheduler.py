@@ -36,6 +36,11 @@ class Model(Protocol):
         """Whether it computes padding like tokens, so that texts of similar length should come together."""
         ...
 
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that make a batch as fast as any."""
+        ...
+
     def compute(self, texts: Sequence[Any], /) -> Sequence[Any]:
         """Return one answer a payload, in their order."""
         ...
@@ -110,12 +115,12 @@ class Scheduler:
     """A queue in front of one engine; lives on one event loop.
 
     Args:
-        batch_tokens: Most tokens in a batch, with what the engine pads; a longer text is a batch of its own.
+        batch_tokens: Most tokens in a batch, with what the engine pads; a longer text is a batch of its own. None: as the model says.
         max_queue_s: Refuse texts when the queue holds more work than this.
         age_bound_s: A text that has waited so long goes in its turn, before any of better-fitting length.
     """
 
-    def __init__(self, batch_tokens: int, max_queue_s: float, age_bound_s: float = 1.0) -> None:
+    def __init__(self, batch_tokens: int | None, max_queue_s: float, age_bound_s: float = 1.0) -> None:
         self._batch_tokens = batch_tokens
         self._max_queue_s = max_queue_s
         self._age_bound_s = age_bound_s
@@ -251,7 +256,7 @@ class Scheduler:
         waiting.sort(key=lambda one: (one[1].place, one[0]))
         overdue_before = time.monotonic() - self._age_bound_s
         overdue = len(list(takewhile(lambda one: one[1].request.arrived <= overdue_before, waiting)))
-        chosen = choose([text.tokens for _, text in waiting], overdue, self._batch_tokens, pads=model.pads)
+        chosen = choose([text.tokens for _, text in waiting], overdue, self._batch_tokens or model.batch_tokens, pads=model.pads)
         self._turns.reach(waiting[chosen[0]][1].place)
         return [waiting[index][0] for index in chosen]
 

@@ -61,7 +61,8 @@ class ServingSettings(Section):
         threads: Threads of one forward pass on the CPU.
         precision: How precisely the encoder computes. `auto` tries what the machine has on the version's golden texts and takes the
             fastest that answers alike; another must answer alike, or the version is not served.
-        batch_tokens: Most tokens in a batch, padding included where the engine computes any.
+        batch_tokens: Most tokens in a batch, padding included where the engine computes any; null: as few as keep the engine as fast as it
+            can be, measured when a version is loaded.
         max_queue_s: A replica refuses texts (503) when it has work for longer than this.
         deadline_ms: A request not computed within this is answered 504.
         max_texts: Most texts in a request.
@@ -81,7 +82,7 @@ class ServingSettings(Section):
     resources_per_replica: ReplicaResources = ReplicaResources()
     threads: int = Field(default=1, ge=1)
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    batch_tokens: int = Field(default=4096, ge=8)
+    batch_tokens: int | None = Field(default=None, ge=8)
     max_queue_s: Positive = 15.0
     deadline_ms: int = Field(default=30_000, ge=1)
     max_texts: int = Field(default=256, ge=1)

@@ -32,7 +32,7 @@ class FakeAnswer(str):
 class FakePredictor:
     """Answers with its version's number; can be held in the engine."""
 
-    pads = True
+    pads, batch_tokens = True, 4_096
 
     def __init__(self, version: int) -> None:
         self.version = version

@@ -52,6 +52,7 @@ class FakeAnswering:
             engine="torch",
             device="cpu",
             dtype="float32",
+            batch_tokens=512,
         )
 
     def require_ready(self) -> None:

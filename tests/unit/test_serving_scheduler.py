@@ -16,7 +16,7 @@ class GatedModel:
     """Answers each payload with its upper case; waits in the engine thread until it is let through."""
 
     def __init__(self, *, is_open: bool = False, breaks_on: str = "", pads: bool = True) -> None:
-        self.pads = pads
+        self.pads, self.batch_tokens = pads, 6
         self.batches: list[list[str]] = []
         self.entered = threading.Event()
         self.gate = threading.Event()
@@ -38,7 +38,7 @@ class GatedModel:
 
 
 def run(
-    test: Callable[[Scheduler], Awaitable[None]], batch_tokens: int = 1000, max_queue_s: float = 100.0, age_bound_s: float = LONG_S
+    test: Callable[[Scheduler], Awaitable[None]], batch_tokens: int | None = 1000, max_queue_s: float = 100.0, age_bound_s: float = LONG_S
 ) -> None:
     async def main() -> None:
         scheduler = Scheduler(batch_tokens, max_queue_s, age_bound_s)
@@ -116,6 +116,15 @@ def test_without_padding_texts_of_any_length_share_a_batch_and_none_is_counted()
         assert scheduler.counters.padded_tokens == scheduler.counters.tokens
 
     run(test, batch_tokens=200)
+
+
+def test_without_a_setting_the_model_says_how_large_a_batch_is() -> None:
+    async def test(scheduler: Scheduler) -> None:
+        model = GatedModel(is_open=True)
+        await submit(scheduler, model, *["abc"] * 5)
+        assert [len(batch) for batch in model.batches] == [2, 2, 1]
+
+    run(test, batch_tokens=None)
 
 
 def test_a_request_with_many_texts_does_not_keep_one_with_a_single_text_waiting() -> None:
@@ -202,7 +211,7 @@ def test_a_failure_does_not_log_the_text(caplog: pytest.LogCaptureFixture) -> No
 
 def test_an_answer_too_few_is_a_failure_and_not_a_shift() -> None:
     class Short:
-        pads = True
+        pads, batch_tokens = True, 1_000
 
         def compute(self, texts: Sequence[str], /) -> list[str]:
             return [text.upper() for text in texts][:1]
