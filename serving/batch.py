@@ -17,7 +17,8 @@ def choose(lengths: Sequence[int], overdue: int, batch_tokens: int, *, pads: boo
 
     Args:
         lengths: Tokens of each waiting text, (texts,), in their turn; not empty.
-        overdue: So many of the first have waited too long: they come in their order, before any of better-fitting length.
+        overdue: So many of the first have waited too long: where texts are padded they come in their order, before any of better-fitting
+            length.
         batch_tokens: Most tokens, padding included where there is any; a longer text is a batch of its own.
         pads: Texts are padded up to the longest of a batch.
 

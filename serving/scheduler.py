@@ -93,6 +93,7 @@ class Scheduled:
 @dataclass(slots=True, eq=False)
 class _Request:
     model: Model
+    client: str
     arrived: float
     answers: list[Any]
     done: asyncio.Future[None]
@@ -197,7 +198,7 @@ class Scheduler:
         """
         self.admit()
         loop = asyncio.get_running_loop()
-        request = _Request(model, time.monotonic(), [None] * len(payloads), loop.create_future(), len(payloads))
+        request = _Request(model, client, time.monotonic(), [None] * len(payloads), loop.create_future(), len(payloads))
         places = self._turns.take(client, [len(payload) for payload in payloads])
         for position, (payload, place) in enumerate(zip(payloads, places, strict=True)):
             self._enqueue(_Text(request, position, payload, len(payload), place))
@@ -229,8 +230,8 @@ class Scheduler:
         return text
 
     def _withdraw(self, request: _Request) -> None:
-        for order in list(request.waiting):
-            self._dequeue(order)
+        tokens = sum(self._dequeue(order).tokens for order in list(request.waiting))
+        self._turns.give_back(request.client, tokens)
 
     def _expire(self, request: _Request) -> None:
         self.counters.expired += 1
@@ -257,7 +258,8 @@ class Scheduler:
         overdue_before = time.monotonic() - self._age_bound_s
         overdue = len(list(takewhile(lambda one: one[1].request.arrived <= overdue_before, waiting)))
         chosen = choose([text.tokens for _, text in waiting], overdue, self._batch_tokens or model.batch_tokens, pads=model.pads)
-        self._turns.reach(waiting[chosen[0]][1].place)
+        clients = len({text.request.client or id(text.request) for _, text in waiting})
+        self._turns.serve(sum(waiting[index][1].tokens for index in chosen), clients)
         return [waiting[index][0] for index in chosen]
 
     async def _compute(self, batch: list[_Text]) -> None:

@@ -1,10 +1,12 @@
 """Whose turn it is: clients share the engine, whoever sends more waits longer.
 
-Each text gets a place on a clock that counts tokens of work: after its client's text before it, but not before now. Texts are computed
-in the order of their places, so that a client with ten thousand texts does not keep one with a single text waiting. It does not know
-batches, deadlines or time.
+Each text gets a place on a clock: after its client's text before it, but not before now. The clock counts the tokens that each of those
+who wait has had computed, were all served alike. Texts are computed in the order of their places, so that a client with ten thousand
+texts does not keep one with a single text waiting, nor do ever new ones keep its second text waiting. It does not know batches, deadlines
+or time.
 
-Source: Goyal, Vin and Cheng 1996, Start-time Fair Queuing.
+Sources: Demers, Keshav and Shenker 1989, Analysis and Simulation of a Fair Queueing Algorithm, for the clock; Goyal, Vin and Cheng 1996,
+Start-time Fair Queuing, for the order.
 """
 
 from collections.abc import Sequence
@@ -37,6 +39,16 @@ class Turns:
                 self._next = {name: found for name, found in self._next.items() if found > self._now}
         return places
 
-    def reach(self, place: float) -> None:
-        """Move the clock on: a text at this place is being computed."""
-        self._now = max(self._now, place)
+    def give_back(self, client: str, tokens: int) -> None:
+        """Take back what a client queued and nobody computed."""
+        if client in self._next:
+            self._next[client] -= tokens
+
+    def serve(self, tokens: int, clients: int) -> None:
+        """Move the clock on: a batch is being computed.
+
+        Args:
+            tokens: Of all its texts.
+            clients: How many had texts waiting.
+        """
+        self._now += tokens / clients

@@ -165,6 +165,29 @@ def test_a_client_with_many_requests_does_not_keep_another_waiting(age_bound_s: 
     run(test, batch_tokens=9, age_bound_s=age_bound_s)
 
 
+def test_ever_new_requests_do_not_keep_a_longer_one_waiting() -> None:
+    """Always as many callers as two batches hold, each asking again as soon as it is answered."""
+
+    async def test(scheduler: Scheduler) -> None:
+        model = GatedModel(is_open=True)
+        done = asyncio.Event()
+
+        async def caller() -> None:
+            while not done.is_set():
+                await scheduler.submit(model, ["x"], LONG_S)
+
+        callers = [asyncio.get_running_loop().create_task(caller()) for _ in range(20)]
+        await settled()
+        before = scheduler.counters.batches
+        await scheduler.submit(model, ["l1", "l2", "l3"], LONG_S)
+        taken = scheduler.counters.batches - before
+        done.set()
+        await asyncio.gather(*callers)
+        assert taken <= 30
+
+    run(test, batch_tokens=10)
+
+
 def test_texts_of_another_model_do_not_share_a_batch() -> None:
     async def test(scheduler: Scheduler) -> None:
         old, new = GatedModel(), GatedModel(is_open=True)

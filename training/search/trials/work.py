@@ -143,7 +143,8 @@ class Work:
         facts = NOTHING
         try:
             for fit, epoch in epochs:
-                if epoch.best_number == epoch.number:
+                # Of an epoch that an earlier process trained there is nothing to measure: what it said stands.
+                if epoch.best_number == epoch.number and fit.best_logits:
                     self._best_point, self._ends = self._order.point, self._interval(fit)
                 facts = report_of(epoch, settings) | {"point": self._order.point, "best_point": self._best_point}
                 facts |= {INTERVAL: self._ends, "worker_bytes": own_bytes()}
