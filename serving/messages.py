@@ -115,8 +115,10 @@ class EngineTrial(Message):
 
     precision: str
     tokens_per_s: float
-    agreement: float = Field(description="Share of labels, over texts and heads, that are those it was published with.")
-    shift: float = Field(description="How far the probability of the class that moved most moved, on average over texts and heads.")
+    agreement: float | None = Field(
+        description="Share of labels, over texts and heads, that are those it was published with; null where it was too slow to be asked."
+    )
+    shift: float | None = Field(description="How far the probability of the class that moved most moved, on average over texts and heads.")
     is_chosen: bool
 
 

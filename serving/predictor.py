@@ -4,6 +4,7 @@ Everything it knows about the model stands in the manifest; below its threshold 
 where versions come from, and is used from several threads at once: `tokenize` in one, `compute` in another.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.costs import enough, measure_costs
-from serving.engines.calibration import Trial, calibrate
+from serving.engines.calibration import FIRST_TOKENS, Trial, calibrate
 from serving.engines.engine import Engine, Logits
-from serving.engines.torch_engine import TorchEngine, precisions
+from serving.engines.torch_engine import TorchEngine, precisions, unchecked_precision
 from serving.errors import ServingError
 from serving.messages import Answer, HeadAnswer
 from training.checkpoint import HeadFacts, Manifest, load_tokenizer, read_manifest
@@ -24,12 +25,12 @@ from training.golden import read_golden
 from training.judging.abstention import PROBABILITY_DECIMALS
 from training.judging.metrics import probabilities
 
+log = logging.getLogger(__name__)
+
 # Texts of the forward pass that proves a version works and gives the first measure of its speed.
 _WARM_TEXTS = 4
 _WARM_TOKENS = 32
 _UNMEASURED_TOKENS = 1_024
-# Of golden texts that tell how large a layer's inputs are.
-_TYPICAL_TOKENS = 2_048
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +92,21 @@ class Predictor:
             precision: The one to answer with; `auto` tries what this machine has and takes the fastest that answers alike.
 
         Raises:
-            ServingError: See `calibrate`.
+            ServingError: See `calibrate` and `TorchEngine`.
         """
         manifest = read_manifest(folder)
         tokenizer = load_tokenizer(folder, manifest)
 
         golden = read_golden(folder)
-        typical = golden.first(_TYPICAL_TOKENS).rows if golden else ()
+        typical = golden.divide(FIRST_TOKENS)[0].rows if golden else ()
 
         def make(wanted: str) -> Engine:
             return TorchEngine(folder, tokenizer.pad_id, threads, wanted, typical)
 
         if golden is None:
-            # Nothing to compare with: as it was published.
-            return cls(version, manifest, tokenizer, make("float32" if precision == "auto" else precision))
+            chosen = unchecked_precision() if precision == "auto" else precision
+            log.info("version %d has no golden texts, so that nothing tells how %s answers", version, chosen)
+            return cls(version, manifest, tokenizer, make(chosen))
         tried = precisions() if precision == "auto" else [precision]
         engine, trials = calibrate(make, tried, golden, {head.name: head.temperature for head in manifest.heads})
         return cls(version, manifest, tokenizer, engine, trials, typical)

@@ -60,7 +60,8 @@ class ServingSettings(Section):
         resources_per_replica: CPUs and GPUs of one replica.
         threads: Threads of one forward pass on the CPU.
         precision: How precisely the encoder computes. `auto` tries what the machine has on the version's golden texts and takes the
-            fastest that answers alike; another must answer alike, or the version is not served.
+            fastest that answers alike. Another is taken as it is asked for, and a version whose golden texts it answers otherwise is not
+            served; one without golden texts is.
         batch_tokens: Most tokens in a batch, padding included where the engine computes any; null: as few as keep the engine as fast as it
             can be, measured when a version is loaded.
         max_queue_s: A replica refuses texts (503) when it has work for longer than this.

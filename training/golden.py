@@ -18,7 +18,7 @@ from training.errors import CheckpointError
 
 GOLDEN_FILE = "golden.safetensors"
 # With all of them every replica that starts has seconds of work.
-MOST_TOKENS = 8_192
+MOST_TOKENS = 16_384
 _IDS, _OFFSETS, _LOGITS = "ids", "offsets", "logits/"
 
 
@@ -34,11 +34,17 @@ class Golden:
     rows: Sequence[NDArray[np.int32]]
     logits: Mapping[str, NDArray[np.float32]]
 
-    def first(self, tokens: int) -> "Golden":
-        """Return the first texts with so many tokens together, at least one text."""
+    def divide(self, tokens: int) -> tuple["Golden", "Golden"]:
+        """Return the first texts with so many tokens together, at least one text, and the others."""
         ends = np.cumsum([len(row) for row in self.rows])
         count = max(1, int(np.searchsorted(ends, tokens, side="right")))
-        return Golden(self.rows[:count], {head: values[:count] for head, values in self.logits.items()})
+        first = Golden(self.rows[:count], {head: values[:count] for head, values in self.logits.items()})
+        return first, Golden(self.rows[count:], {head: values[count:] for head, values in self.logits.items()})
+
+    @property
+    def labels(self) -> int:
+        """How many labels the answers give, over texts and heads."""
+        return len(self.rows) * len(self.logits)
 
 
 def choose_golden(lengths: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:

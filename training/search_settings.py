@@ -94,8 +94,8 @@ class TuningSettings(Section):
             layers they may; see `ladder`. Without it every trial trains them from the start, its heads from random weights. A population
             (`pbt`) never climbs, and a `grid` passes nobody over.
         head_candidates: With the ladder: so many are tried for each head on the frozen encoder, in seconds.
-        golden_texts: So many validation texts at most go into the checkpoint, as tokens, for whoever loads it to check its answers by; 0
-            keeps them out.
+        golden_texts: So many validation texts at most, and 16,384 of their tokens, go into the checkpoint for whoever loads it to check
+            its answers by; 0 keeps them out.
         max_concurrent_trials: Trials at once; null means as many as the resources allow.
         resources_per_trial: CPUs and GPUs of one worker of a trial.
         workers_per_trial: Processes that train one trial together, each on a share of every batch.

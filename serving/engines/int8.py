@@ -75,6 +75,12 @@ class Int8Linear(nn.Module):
         target.mul_(self.step).add_(self.bias).addr_(constant[:, 0], self.sums)
 
 
+def is_exact() -> bool:
+    """Whether this machine's products of whole numbers are sums in 32 bits; without VNNI some add pairs up in 16, which overflow."""
+    ours, theirs = torch.full((32, 64), 127, dtype=torch.int8), torch.full((64, 32), 127, dtype=torch.int8)
+    return bool((torch._int_mm(ours, theirs) == 64 * 127 * 127).all() and (torch._int_mm(-ours, theirs) == -64 * 127 * 127).all())
+
+
 def quantise(module: nn.Module, run: Callable[[], object]) -> None:
     """Replace all linear layers inside a module; changes it in place.
 

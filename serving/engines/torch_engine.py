@@ -11,19 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.engines.engine import Logits
+from serving.errors import ServingError
 from training.data.tokens import pad
 
 Precision = Literal["float32", "bfloat16", "int8"]
 
 
 def precisions() -> list[str]:
-    """List what this machine may compute with, the most precise first."""
+    """List what this machine can compute with, the most precise first."""
     import torch
 
-    if not torch.cuda.is_available():
-        # Without AMX bf16 is slower than float32 on a CPU.
-        return ["float32", "int8"]
-    return ["float32", "bfloat16"] if torch.cuda.is_bf16_supported() else ["float32"]
+    from serving.engines.int8 import is_exact
+
+    if torch.cuda.is_available():
+        return ["float32", "bfloat16"] if torch.cuda.is_bf16_supported(including_emulation=False) else ["float32"]
+    # Without AMX bf16 is slower than float32 on a CPU, so it is not tried there; it can be asked for.
+    return ["float32", "int8"] if is_exact() else ["float32"]
+
+
+def unchecked_precision() -> str:
+    """Return what to compute with where there is nothing to compare answers with: bf16 on a GPU that has it, as is usual there."""
+    found = precisions()
+    return "bfloat16" if "bfloat16" in found else "float32"
 
 
 class TorchEngine:
@@ -35,6 +44,9 @@ class TorchEngine:
         threads: Threads of one forward pass on the CPU.
         precision: How precisely the encoder's layers compute; see `precisions`.
         typical: Token ids of some texts; whole numbers suit them better than any others.
+
+    Raises:
+        ServingError: This machine cannot compute so.
     """
 
     name = "torch"
@@ -51,6 +63,8 @@ class TorchEngine:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
         self.dtype = precision
+        if precision not in (possible := [*precisions(), *(["bfloat16"] if self._device.type == "cpu" else [])]):
+            raise ServingError(f"serving.precision is {precision}, but this machine can compute only with {', '.join(possible)}")
         model: Any = load_model(folder)
         self._model = model.to(self._device)
         self.pads = not model.packs

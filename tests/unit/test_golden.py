@@ -55,7 +55,8 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path, tensors: dict[str
 
 
 @pytest.mark.parametrize(("tokens", "texts"), [(1, 1), (3, 1), (4, 2), (9, 3), (100, 3)])
-def test_the_first_of_them(tokens: int, texts: int) -> None:
-    first = make_golden().first(tokens)
-    assert len(first.rows) == texts
+def test_the_first_of_them_and_the_others(tokens: int, texts: int) -> None:
+    first, others = make_golden().divide(tokens)
+    assert (len(first.rows), len(others.rows)) == (texts, 3 - texts)
     assert all(len(values) == texts for values in first.logits.values())
+    assert (first.labels, others.labels) == (2 * texts, 2 * (3 - texts))

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from serving import predictor
 from serving.engines import calibration
 from serving.engines.calibration import calibrate
 from serving.engines.engine import Logits
+from serving.engines.torch_engine import precisions
 from serving.errors import ServingError
 from serving.predictor import Predictor
 from training.checkpoint import read_manifest
@@ -44,6 +46,7 @@ class FakeEngine:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
+    monkeypatch.setattr(calibration, "FEWEST_LABELS", 4)
     monkeypatch.setattr(calibration.time, "perf_counter", lambda: now[0])
     return now
 
@@ -64,11 +67,37 @@ def test_the_fastest_of_those_that_agree_answers(clock: list[float]) -> None:
     assert 0 < trials["int8"].shift < 0.02
 
 
-def test_one_that_is_slower_does_not(clock: list[float]) -> None:
-    assert run(clock, float32={"token_s": 1e-3}, int8={"token_s": 2e-3})[0] == "float32"
+def test_one_that_is_slower_does_not_and_is_not_asked(clock: list[float]) -> None:
+    chosen, trials = run(clock, float32={"token_s": 1e-3}, int8={"token_s": 2e-3})
+    assert (chosen, trials["int8"].agreement, trials["int8"].tokens_per_s) == ("float32", None, pytest.approx(500))
 
 
-@pytest.mark.parametrize("wrong", [{"moved": 1.0}, {"flipped": (2,)}, {"moved": float("nan")}])
+def test_too_few_labels_tell_nothing(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "FEWEST_LABELS", 5)
+    chosen, trials = run(clock, float32={"token_s": 1e-3}, int8={"token_s": 1e-4})
+    assert (chosen, trials["int8"].agreement) == ("float32", 1.0)
+
+
+def test_one_that_cannot_compute_here_is_left_out(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    exact = FakeEngine("float32", clock, 1e-3)
+
+    def make(precision: str) -> FakeEngine:
+        if precision == "int8":
+            raise RuntimeError("could not create a primitive")
+        return exact
+
+    best, trials = calibrate(make, ["float32", "int8"], GOLDEN, {})
+    assert (best, [trial.precision for trial in trials]) == (exact, ["float32"])
+    assert "int8 is not used: this machine cannot compute so" in caplog.text
+
+
+def test_one_that_is_asked_for_is_judged_by_texts_it_was_not_fitted_to(clock: list[float]) -> None:
+    with pytest.raises(ServingError, match="does not answer as the version did"):
+        run(clock, int8={"token_s": 1e-3, "flipped": (5,)})
+    assert run(clock, int8={"token_s": 1e-3, "flipped": (1,)})[0] == "int8"
+
+
+@pytest.mark.parametrize("wrong", [{"moved": 1.0}, {"flipped": (4,)}, {"moved": float("nan")}])
 def test_one_whose_answers_differ_does_not_however_fast(
     clock: list[float], wrong: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -93,12 +122,12 @@ def test_the_most_precise_one_must_agree(clock: list[float]) -> None:
         run(clock, float32={"token_s": 1e-3, "flipped": (1,)}, int8={"token_s": 1e-4})
 
 
-def test_batches_are_as_large_as_under_load_and_hold_every_text_once(clock: list[float]) -> None:
-    made = {name: FakeEngine(name, clock, 1e-3) for name in ("float32", "int8")}
+def test_the_first_texts_measure_and_the_others_judge(clock: list[float]) -> None:
+    made = {name: FakeEngine(name, clock, speed) for name, speed in (("float32", 1e-3), ("int8", 1e-4))}
     calibrate(made.__getitem__, list(made), GOLDEN, {})
-    assert made["int8"].batches[1:] == [5 + 9 + 700 + 1_200, 300 + 40]
-    # Some texts tell whether the exact one is whole.
-    assert made["float32"].batches[1:] == [5 + 9 + 700 + 1_200]
+    first, others = 5 + 9 + 700 + 1_200, 300 + 40
+    assert made["float32"].batches == [first] * 4
+    assert made["int8"].batches == [first] * 3 + [others]
 
 
 def with_golden(folder: Path, change: float = 0.0) -> Predictor:
@@ -112,18 +141,21 @@ def with_golden(folder: Path, change: float = 0.0) -> Predictor:
     return plain
 
 
-def test_a_version_with_golden_texts_is_tried_in_every_precision(tiny_checkpoint: Path) -> None:
+def test_a_version_with_golden_texts_is_tried_in_every_precision(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert with_golden(tiny_checkpoint).calibration == ()
+    for module in (calibration, predictor):
+        monkeypatch.setattr(module, "FIRST_TOKENS", 12)
+    monkeypatch.setattr(calibration, "FEWEST_LABELS", 2)
     found = Predictor.load(tiny_checkpoint, 1)
-    assert [trial.precision for trial in found.calibration] == ["float32", "int8"]
+    assert [trial.precision for trial in found.calibration] == precisions()
     assert found.calibration[0].agrees
-    assert found.calibration[0].shift < 1e-5
+    assert found.calibration[0].shift == pytest.approx(0.0, abs=1e-5)
     (chosen,) = (trial for trial in found.calibration if trial.is_chosen)
     assert found.engine.dtype == chosen.precision
     assert found.warm() > 0
 
 
-def test_a_precision_can_be_forced_and_must_agree_all_the_same(tiny_checkpoint: Path) -> None:
+def test_a_precision_can_be_asked_for_and_must_agree_all_the_same(tiny_checkpoint: Path) -> None:
     with_golden(tiny_checkpoint)
     assert Predictor.load(tiny_checkpoint, 1, precision="float32").engine.dtype == "float32"
     with_golden(tiny_checkpoint, change=3.0)
@@ -131,8 +163,15 @@ def test_a_precision_can_be_forced_and_must_agree_all_the_same(tiny_checkpoint: 
         Predictor.load(tiny_checkpoint, 1, precision="float32")
 
 
+def test_a_precision_that_the_machine_lacks_is_refused_with_those_it_has(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.engines.int8.is_exact", lambda: False)
+    assert precisions() == ["float32"]
+    with pytest.raises(ServingError, match=r"serving\.precision is int8, but this machine can compute only with float32, bfloat16"):
+        Predictor.load(tiny_checkpoint, 1, precision="int8")
+
+
 def test_a_version_without_golden_texts_answers_as_it_was_published(tiny_checkpoint: Path) -> None:
     assert "golden.safetensors" not in read_manifest(tiny_checkpoint).files
     found = Predictor.load(tiny_checkpoint, 1)
     assert (found.engine.dtype, found.calibration) == ("float32", ())
-    assert Predictor.load(tiny_checkpoint, 1, precision="int8").engine.dtype == "int8"
+    assert Predictor.load(tiny_checkpoint, 1, precision="bfloat16").engine.dtype == "bfloat16"
