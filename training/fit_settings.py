@@ -96,7 +96,8 @@ class FitSettings(Section):
 
     Attributes:
         epochs: At most this many passes over the training examples.
-        patience: Stop after this many epochs without a better selection score.
+        patience: Stop after this many epochs without a better selection score than this training had before; what it began with does not
+            count.
         average_epochs: After every epoch the average of the last ones' weights is judged as well, and kept where it is better.
         encoder_learning_rate: AdamW, for the encoder's last layer.
         head_learning_rate: AdamW, for the heads.

@@ -138,6 +138,17 @@ def test_where_the_top_layers_pay_beyond_doubt_the_first_climbs_at_once(low: flo
     assert LADDER.next_climb([climbing, waiting], is_end=False) is None
 
 
+def test_who_pays_climbs_first_and_averages_count() -> None:
+    """Four are needed for a place; one of two has shown that its top layers pay, though the other is better."""
+    patient = Ladder(SETTINGS, 6, RUNG, 4.0)
+    pays, better = trial(0, 0.5), trial(1, 0.6)
+    pays.epochs[-1]["interval"], better.epochs[-1]["interval"] = (0.35, 0.6), (0.3, 0.9)
+    assert patient.next_climb([pays, better], is_end=False) == (pays, (5, 0))
+    averaged, raw = trial(0, 0.5), trial(1, 0.6)
+    averaged.epochs[-1]["trained_score"] = 0.7
+    assert LADDER.next_climb([averaged, raw], is_end=False) == (averaged, (5, 0))
+
+
 def test_who_may_train_no_more_does_not_climb_nor_who_ended_badly() -> None:
     trials = [trial(0, 0.5), trial(1, 0.6, point(0, 0, frozen=5)), trial(2, 0.7, state="diverged"), trial(3, 0.4)]
     assert LADDER.next_climb(trials, is_end=False) == (trials[0], (5, 0))

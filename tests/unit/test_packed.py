@@ -109,6 +109,7 @@ def test_what_lower_layers_say_is_what_they_say_of_padded_texts(model_type: str,
     hidden = torch.nn.utils.rnn.pad_sequence(list(ours[1].split(list(LENGTHS))), batch_first=True)
     mask = make_batch(model)["attention_mask"]
     packing = pack(mask)
+    assert packing is not None
     for one, back in zip(packing.split(packing.stream(hidden)), ours[1].split(list(LENGTHS)), strict=True):
         assert torch.equal(one, back)
 
@@ -125,6 +126,41 @@ def test_dropout_falls_on_attention_too(make_encoder: Callable[..., Path]) -> No
     assert not torch.allclose(first, second)
     model.eval()
     assert torch.equal(model(**batch).pooled, model(**batch).pooled)
+
+
+@pytest.mark.parametrize("place", ["before", "between", "everywhere"])
+def test_padding_that_is_not_behind_a_text_is_computed_as_it_stands(place: str, make_encoder: Callable[..., Path]) -> None:
+    model = make_model(make_encoder("bert"), "mean")
+    batch = make_batch(model)
+    mask = batch["attention_mask"]
+    mask[0, {"before": slice(0, 2), "between": slice(3, 5), "everywhere": slice(None)}[place]] = 0
+    assert pack(mask) is None
+    with torch.no_grad():
+        found, expected = model(**batch).pooled, padded(model)(**batch).pooled
+    assert torch.equal(found, expected)
+
+
+def test_a_mask_may_be_of_any_type(make_encoder: Callable[..., Path]) -> None:
+    model = make_model(make_encoder("bert"), "mean")
+    batch = make_batch(model)
+    with torch.no_grad():
+        expected = model(**batch).pooled
+        for kind in (torch.float32, torch.bool, torch.int32):
+            assert torch.equal(model(batch["input_ids"], batch["attention_mask"].to(kind)).pooled, expected)
+
+
+# Tracing is on its way out, and warns of every length it takes for a constant.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_who_follows_every_step_gets_it_padded(make_encoder: Callable[..., Path]) -> None:
+    # A trace takes weights for constants.
+    model = make_model(make_encoder("bert"), "mean").requires_grad_(False)
+    # Of the same shape, with other lengths.
+    batch, other = make_batch(model), make_batch(model, LENGTHS[::-1])
+    inputs = batch["input_ids"], batch["attention_mask"]
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda ids, mask: model(ids, mask).pooled, inputs, check_trace=False)
+        found = traced(other["input_ids"], other["attention_mask"])
+        torch.testing.assert_close(found, model(**other).pooled, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("model_type", sorted(set(SUPPORTED_TYPES) - set(PACKED_TYPES)))

@@ -139,11 +139,12 @@ def test_a_trial_that_climbs_trains_more_layers_from_where_fewer_were_best(assig
 def test_wherever_it_was_interrupted_it_ends_the_same(assignment: Assignment, tmp_path: Path) -> None:
     order = replace(ORDER, depths=(2, 0))
     whole = kept_of(train(assignment, tmp_path / "whole", order=order))
-    for epoch in (2, 3, 4):
+    for epoch in (2, 3, 4, 5):
         found = (str((tmp_path / f"whole/epoch-{epoch}").relative_to(tmp_path)),)
         shutil.copytree(tmp_path / f"whole/epoch-{epoch}", tmp_path / "storage" / found[0])
         again = kept_of(train(assignment, tmp_path / f"from-{epoch}", order=replace(order, checkpoints=found)))
-        assert again == whole[epoch:]
+        # After the last it says again what it had said: whoever listened may have died before hearing of it.
+        assert again == (whole[epoch:] or whole[-1:])
 
 
 def test_climbing_later_is_climbing_at_once(assignment: Assignment, tmp_path: Path) -> None:

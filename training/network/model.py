@@ -16,7 +16,7 @@ from transformers.utils.generic import ModelOutput
 from training.fit_settings import HeadLoss
 from training.network.encoder import build_encoder
 from training.network.ordinal import class_log_probabilities
-from training.network.packed import ATTENTION, PACKED_TYPES, Packing, pack
+from training.network.packed import ATTENTION, PACKED_TYPES, Packing, has_kernel, pack
 
 MODEL_TYPE = "twohead"
 
@@ -132,8 +132,9 @@ class TwoHeadBert(PreTrainedModel):
             pooled: Instead of both: vectors pooled earlier, (texts, width); the encoder is skipped.
             packing: Of `attention_mask`, where it is known already.
         """
-        if pooled is None and self.packs and attention_mask is not None:
-            pooled = self._pooled_without_padding(input_ids, inputs_embeds, packing or pack(attention_mask))
+        packing = packing or (pack(attention_mask) if pooled is None and self.packs and attention_mask is not None else None)
+        if pooled is None and packing is not None:
+            pooled = self._pooled_without_padding(input_ids, inputs_embeds, packing)
         if pooled is None:
             output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds)
             pooled = self.pool(output, attention_mask)
@@ -144,11 +145,12 @@ class TwoHeadBert(PreTrainedModel):
         """Whether padding is left out on the way through the encoder; see `packed`. An exporter follows every step, and gets it padded."""
         encoder: Any = self.encoder
         # Any other implementation of attention would take the stream for one long text.
-        return (
-            encoder.config._attn_implementation == ATTENTION
-            and self.config.encoder.model_type in PACKED_TYPES
-            and not torch.compiler.is_exporting()
-        )
+        is_able = encoder.config._attn_implementation == ATTENTION and self.config.encoder.model_type in PACKED_TYPES
+        is_followed = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]  # it is in its documentation
+        device = next(self.parameters()).device
+        # Without its kernel a GPU would compute attention length by length, and wait for each.
+        is_fast = device.type == "cpu" or (not self.training and torch.is_autocast_enabled("cuda") and has_kernel(device))
+        return is_able and is_fast and not is_followed
 
     def _pooled_without_padding(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, packing: Packing) -> torch.Tensor:
         ids = None if input_ids is None else packing.stream(input_ids)

@@ -1,8 +1,9 @@
 """Texts of different lengths through an encoder without padding: one stream of tokens, attention within each text.
 
 All layers but attention treat every token alike, so they take the tokens of all texts one after the other, as one text. Attention is
-computed text by text, or for several at once where they are equally long; on a GPU in half precision by one kernel that knows where
-texts begin. What comes out is what padding would give, up to float noise, and gradients flow through it. It does not know heads or files.
+computed text by text, or for several at once where they are equally long; on a GPU in half precision, where nothing is dropped, by one
+kernel that knows where texts begin. What comes out is what padding would give, up to float noise, and gradients flow through it. It
+does not know heads or files.
 
 Source: Zeng et al. 2022, Boosting Distributed Training Performance of the Unpadded BERT Model (arXiv 2208.08124); the way through
 transformers' own modules, as one more implementation of attention, is ours.
@@ -27,6 +28,8 @@ ATTENTION = "packed"
 PACKED_TYPES = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")
 # These count positions from the padding token's id on, and leave padding tokens out, even one that a text names.
 _COUNTED_TYPES = ("roberta", "xlm-roberta")
+# Flash attention's.
+_LEAST_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -91,15 +94,27 @@ class Packing:
         return ends.to(device=self.mask.device, dtype=torch.int32)
 
 
-def pack(attention_mask: torch.Tensor) -> Packing:
+def pack(attention_mask: torch.Tensor) -> Packing | None:
     """Plan the stream for padded texts.
 
     Args:
-        attention_mask: 1 for a token, (texts, longest); each text has its tokens first, and at least one.
+        attention_mask: 1 for a token, (texts, longest).
+
+    Returns:
+        Nothing where a text is empty, or has padding before or between its tokens: positions would not be what padding makes of them.
     """
-    lengths = attention_mask.sum(dim=1).cpu()
+    mask = attention_mask.bool().cpu()
+    lengths = mask.sum(dim=1)
+    if not bool(mask[:, :1].all()) or bool((mask[:, 1:] > mask[:, :-1]).any()):
+        return None
     order = torch.argsort(lengths, stable=True)
-    return Packing(attention_mask.bool()[order], order.to(attention_mask.device), tuple(lengths[order].tolist()))
+    device = attention_mask.device
+    return Packing(mask[order].to(device), order.to(device), tuple(lengths[order].tolist()))
+
+
+def has_kernel(device: torch.device) -> bool:
+    """Whether one kernel computes attention within all texts on a device in half precision."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
 
 
 def attention(
@@ -129,7 +144,7 @@ def attention(
         return padded, None
     dropout, scale = float(named.get("dropout", 0.0)), named.get("scaling")
     streams = [one[0].transpose(0, 1) for one in (query, key, value)]
-    if query.is_cuda and not dropout and query.dtype in (torch.bfloat16, torch.float16):
+    if not dropout and query.dtype in (torch.bfloat16, torch.float16) and has_kernel(query.device):
         return _by_one_kernel(streams, packing, scale)[None], None
     answers = []
     for alike in zip(*(packing.groups(one) for one in streams), strict=True):

@@ -19,6 +19,7 @@ from training.search.deciding.ladder import Agreement, Ladder
 from training.search.prepared import Prepared
 from training.search.proposing.ledger import PASSED_OVER, TrialHistory
 from training.search.proposing.search_space import TrialSettings, first_points, trial_settings
+from training.search.trials.assignment import Order
 from training.search.trials.found_heads import FirstRung, read_rung
 from training.search_settings import TuningSettings
 from training.settings import TrainingSettings
@@ -203,6 +204,13 @@ def _frozen_layers(prepared: Prepared, history: TrialHistory, chosen: TrialSetti
     return chosen.fit.frozen_layers if history.best_depth is None else history.best_depth
 
 
+def _trainings(prepared: Prepared, history: TrialHistory) -> list[dict[str, Any]]:
+    """Say what was trained one after the other: layers from the top, at which rate, for how many epochs at most."""
+    order = Order(history.name, history.group, history.number, tuple(prepared.settings.heads), history.best_point, history.seed)
+    fits = [one.fit for one in replace(order, depths=history.depths).trainings(prepared.settings)]
+    return [{"frozen_layers": one.frozen_layers, "epochs": one.epochs, "encoder_learning_rate": one.encoder_learning_rate} for one in fits]
+
+
 def describe(
     prepared: Prepared, best: Standing, calibrations: Mapping[str, HeadCalibration], metrics: Mapping[str, Any], published: str
 ) -> ModelFacts:
@@ -229,7 +237,11 @@ def describe(
         text_template=settings.data.text,
         max_tokens=prepared.source.max_tokens,
         encoder=_encoder(prepared),
-        settings={"fit": trial.fit.model_dump(), "heads": {head: one.model_dump() for head, one in trial.heads.items()}},
+        settings={
+            "fit": trial.fit.model_dump(),
+            "heads": {head: one.model_dump() for head, one in trial.heads.items()},
+            "trainings": _trainings(prepared, best.best),
+        },
         metrics=dict(metrics),
         data_digest=prepared.dataset.digest,
         search={"name": prepared.name, "trial": published},

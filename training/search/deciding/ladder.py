@@ -114,8 +114,9 @@ class Ladder:
         factor = 1.0 if self.agreements(histories)[1].is_doubtful else self.reduction_factor
         places = int((len(waiting) + len(climbed)) / factor)
         # Where layers pay beyond doubt, what all of them bring is worth knowing at once.
-        if not climbed and (is_end or any(_pays(one) for one in waiting)):
-            places = max(places, 1)
+        if not climbed and not places:
+            waiting = waiting if is_end else [one for one in waiting if _pays(one)]
+            places = 1
         ranked = sorted([*waiting, *climbed], key=lambda one: (-(_trained(one, one.depths[0]) or 0.0), one.number))[:places]
         chosen = next((one for one in ranked if one in waiting), None)
         if chosen is None:
@@ -145,8 +146,9 @@ def _agreement(lower: str, higher: str, below: Mapping[int, float | None], above
 
 
 def _trained(history: TrialHistory, depth: int) -> float | None:
-    """Return the best score of the epochs that trained with so many frozen layers."""
-    scores = [float(one["epoch_score"]) for one in history.epochs if one.get("depth") == depth and one["epoch"] > 0]
+    """Return the best score that training with so many frozen layers brought, averages of its epochs included."""
+    own = [one for one in history.epochs if one.get("depth") == depth and one["epoch"] > 0]
+    scores = [float(one["epoch_score"] if one.get("trained_score") is None else one["trained_score"]) for one in own]
     return max(scores, default=None)
 
 

@@ -38,7 +38,7 @@ _RATE = "head_learning_rate"
 _BATCH = 16
 # Features cost nothing to read again, so heads may take the time they need.
 _EPOCHS, _PATIENCE = 40, 6
-# A third of the time, and the same best heads.
+# A third of the time, for the same best scores or nearly so (`benchmarks/LOG.md`).
 _HALVINGS = (3, 6, 12)
 _STEPS, _LEAST_TEXTS, _MOST_TEXTS = 12, 32, 512
 # With more texts the order of candidates hardly changes, but the time they take does.
