@@ -107,8 +107,9 @@ def test_a_search_finds_publishes_and_repeats_trial_0(project: Callable[..., Pat
 
 
 def test_a_diverging_trial_is_counted_and_the_search_goes_on(project: Callable[..., Path]) -> None:
-    # The default configuration is sane; learning rates of 1e30 make the loss infinite at once.
-    space = {"encoder_learning_rate": {"choices": [5e-3, 1e30]}, "head_learning_rate": 2e-2}
+    # The default configuration is sane; learning rates of 1e30 make the loss infinite at once. With heads of one shape nobody is passed
+    # over.
+    space = {"encoder_learning_rate": {"choices": [5e-3, 1e30, 2e30, 3e30]}, "head_learning_rate": 2e-2, "hidden_size": 0}
     settings = project(search_space=space, tuning={"num_samples": 6, "max_concurrent_trials": 2, "confirm_top": 0})
     refused = training(settings, "tune", "--name", "one")
     states = [trial["state"] for trial in result_of(settings, "one")["trials"]]
