@@ -131,7 +131,7 @@ class VersionFacts(Message):
     text_template: str = Field(description="How fields were joined into the texts it learned from.")
     limits: Limits
     encoder: str = Field(description="What its training started from.")
-    metrics: dict[str, Any] = Field(description="By split, measured when it was made when it was made.")
+    metrics: dict[str, Any] = Field(description="By split, measured when it was made.")
     created: str = Field(description="UTC, ISO 8601.")
     engine: str = Field(description="What computes the forward pass.")
     device: str

@@ -13,8 +13,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.costs import enough, measure_costs
 from serving.engines.calibration import FIRST_TOKENS, Trial, calibrate
+from serving.engines.costs import enough, measure_costs
 from serving.engines.engine import Engine, Logits
 from serving.engines.torch_engine import TorchEngine, precisions, unchecked_precision
 from serving.errors import ServingError

@@ -7,13 +7,13 @@ know how engines compute.
 """
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from serving.engines.costs import seconds_of
 from serving.engines.engine import Engine, Logits
 from serving.errors import ServingError
 from training.golden import Golden
@@ -27,7 +27,6 @@ LEAST_AGREEMENT, MOST_SHIFT = 0.995, 0.02
 FEWEST_LABELS = 100
 # Of the first texts, and of a batch of the others.
 FIRST_TOKENS, _BATCH_TOKENS = 2_048, 2_048
-_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def calibrate(
         elif found.tokens_per_s > chosen.tokens_per_s:
             best, chosen = engine, found
     log.info("%s answers, at %.0f tokens per second", chosen.precision, chosen.tokens_per_s)
-    return best, [Trial(**one.to_dict() | {"is_chosen": one is chosen}) for one in trials]
+    return best, [replace(one, is_chosen=one is chosen) for one in trials]
 
 
 def _may_answer(trial: Trial, others: Golden) -> bool:
@@ -113,22 +112,16 @@ def _said(trial: Trial) -> str:
 
 
 def _speed(engine: Engine, golden: Golden) -> float:
-    """Return real tokens per second in one batch, the best of some rounds after one that does not count."""
-    engine.forward(golden.rows)
-    seconds = []
-    for _ in range(_ROUNDS):
-        begun = time.perf_counter()
-        engine.forward(golden.rows)
-        seconds.append(time.perf_counter() - begun)
-    return sum(map(len, golden.rows)) / min(seconds)
+    return sum(map(len, golden.rows)) / seconds_of(engine.forward, golden.rows)
 
 
 def _judged(engine: Engine, trial: Trial, golden: Golden, temperatures: Mapping[str, float]) -> Trial:
     if not golden.labels:
-        return Trial(trial.precision, trial.tokens_per_s, 0.0, 1.0)
+        return replace(trial, agreement=0.0, shift=1.0)
     answers = [engine.forward(golden.rows[batch]) for batch in _batches(golden)]
     found = {head: np.concatenate([one[head] for one in answers]) for head in golden.logits}
-    return Trial(trial.precision, trial.tokens_per_s, *_compared(found, golden.logits, temperatures))
+    agreement, shift = _compared(found, golden.logits, temperatures)
+    return replace(trial, agreement=agreement, shift=shift)
 
 
 def _batches(golden: Golden) -> list[slice]:

@@ -5,7 +5,7 @@ Where the encoder allows, no padding is computed. It knows neither texts nor cla
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from serving.engines.engine import Logits
 from serving.errors import ServingError
 from training.data.tokens import pad
-
-Precision = Literal["float32", "bfloat16", "int8"]
 
 
 def precisions() -> list[str]:
@@ -67,7 +65,8 @@ class TorchEngine:
             raise ServingError(f"serving.precision is {precision}, but this machine can compute only with {', '.join(possible)}")
         model: Any = load_model(folder)
         self._model = model.to(self._device)
-        self.pads = not model.packs
+        with self._computing():
+            self.pads = not model.packs
         if self.dtype == "int8":
             from serving.engines.int8 import quantise
             from training.network.encoder import encoder_layers
@@ -79,7 +78,11 @@ class TorchEngine:
         import torch
 
         ids, mask = pad(rows, self._pad_id)
-        is_half = self.dtype == "bfloat16"
-        with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=is_half):
+        with torch.inference_mode(), self._computing():
             output = self._model(torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device))
             return {head: logits.float().cpu().numpy() for head, logits in output.logits.items()}
+
+    def _computing(self) -> Any:
+        import torch
+
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serving import predictor
-from serving.engines import calibration
+from serving.engines import calibration, costs
 from serving.engines.calibration import calibrate
 from serving.engines.engine import Logits
 from serving.engines.torch_engine import precisions
@@ -47,7 +47,7 @@ class FakeEngine:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
     monkeypatch.setattr(calibration, "FEWEST_LABELS", 4)
-    monkeypatch.setattr(calibration.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: now[0])
     return now
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from serving import costs
-from serving.costs import Cost, enough, measure_costs
+from serving.engines import costs
+from serving.engines.costs import Cost, enough, measure_costs
 
 TEXTS = ["x" * 10, "y" * 30]
 

@@ -59,7 +59,7 @@ def measure_costs(run: Callable[[Sequence[Text]], object], texts: Sequence[Text]
     while size <= _MOST_TOKENS and vain < _IN_VAIN and time.perf_counter() - begun < _MOST_SECONDS:
         batch = _batch(texts, size)
         best = max((cost.tokens_per_s for cost in costs), default=0.0)
-        costs.append(Cost(sum(map(len, batch)), len(batch), _seconds(run, batch)))
+        costs.append(Cost(sum(map(len, batch)), len(batch), seconds_of(run, batch)))
         vain = 0 if costs[-1].tokens_per_s >= _LEAST_GAIN * best else vain + 1
         size *= 2
     return costs
@@ -82,7 +82,8 @@ def _batch(texts: Sequence[Text], size: int) -> list[Text]:
     return chosen
 
 
-def _seconds(run: Callable[[Sequence[Text]], object], batch: Sequence[Text]) -> float:
+def seconds_of(run: Callable[[Sequence[Text]], object], batch: Sequence[Text]) -> float:
+    """Return what a batch takes, wall time, the best of some rounds after one that does not count."""
     # Memory and kernels of a new shape come with the first.
     run(batch)
     found = []
