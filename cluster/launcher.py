@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,10 @@ from cluster.connection import ADDRESS_VARIABLE
 from cluster.dashboard import ask, prove_closed
 from cluster.errors import ClusterError, SettingsError
 from cluster.facts import FACTS_FILE, Facts, facts_folder, read_facts, write_facts
-from cluster.session import Session, applied_to_ray, client_environment, new_session
+from cluster.session import Session, applied_to_ray, client_environment, free_port, new_session
 from cluster.settings import ClusterSettings
 
 START_TIMEOUT_S = 120.0
-PORTS_TRIED = 50
 LOCK_FILE = "lock"
 TOKEN_FILE = "token"  # noqa: S105  # the name of a file
 _POLL_S = 0.2
@@ -223,17 +222,3 @@ def _wait_for_node(url: str, deadline: float) -> None:
             last = str(error)
         time.sleep(_POLL_S)
     raise ClusterError(f"{url}: the cluster was not ready within {START_TIMEOUT_S:.0f} s ({last})", "is the machine overloaded?")
-
-
-def free_port(first: int) -> int:
-    """Return the first port from `first` on that nothing on 127.0.0.1 listens on.
-
-    Raises:
-        ClusterError: None of the next ports is free.
-    """
-    for port in range(first, min(first + PORTS_TRIED, 65536)):
-        with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise ClusterError(f"no port from {first} to {first + PORTS_TRIED - 1} is free", "set cluster.dashboard_port to another one")

@@ -9,6 +9,7 @@ import importlib
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ from typing import Any
 import psutil
 
 from cluster.errors import ClusterError
+from cluster.front import front_environment, write_command
 
 MARK_VARIABLE = "TWOHEAD_SESSION"
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"  # noqa: S105  # the name of a variable
@@ -29,8 +31,11 @@ PREFIX = "twohead-"
 OWNER_FILE = "owner.lock"
 END_GRACE_S = 10.0
 SWEEP_GRACE_S = 0.5
+PORTS_TRIED = 50
 _POLL_S = 0.05
 _CONTROL_SERVICE = "gcs_server"
+# Serve's own choice, where it is free.
+_FALLBACK_PORT = 8500
 
 # Ray puts sockets some 68 characters below its folder, and a socket's path may have 103 on macOS, 107 on Linux.
 _LONGEST_ROOT = 18
@@ -72,8 +77,9 @@ class Session:
         return self.folder / "ray"
 
     def environment(self) -> dict[str, str]:
-        """Return the variables that every process of this session gets."""
-        return {**client_environment(self.token_path), MARK_VARIABLE: str(self.folder)}
+        """Return the variables that every process of this session gets; chooses a port, so ask once for each Ray that is started."""
+        front = front_environment(self.folder, free_port(_FALLBACK_PORT))
+        return {**client_environment(self.token_path), **front, MARK_VARIABLE: str(self.folder)}
 
     def processes(self) -> list[Any]:
         """Find the processes that carry this session's mark, as `psutil.Process`; never this one or its parents."""
@@ -122,6 +128,7 @@ def new_session(token_path: Path | None = None) -> Session:
     token_path = token_path or folder / "token"
     try:
         write_token(token_path)
+        write_command(folder)
     except (OSError, ClusterError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise (_unwritable(error) if isinstance(error, OSError) else error) from None
@@ -130,6 +137,20 @@ def new_session(token_path: Path | None = None) -> Session:
 
 def _unwritable(error: OSError) -> ClusterError:
     return ClusterError(f"{error.filename}: {error.strerror}", "Ray needs a writable folder for sockets, logs and its token")
+
+
+def free_port(first: int) -> int:
+    """Return the first port from `first` on that nothing on 127.0.0.1 listens on.
+
+    Raises:
+        ClusterError: None of the next ports is free.
+    """
+    for port in range(first, min(first + PORTS_TRIED, 65536)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ClusterError(f"no port from {first} to {first + PORTS_TRIED - 1} is free", "set cluster.dashboard_port to another one")
 
 
 def write_token(path: Path) -> None:

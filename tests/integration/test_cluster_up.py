@@ -16,8 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from cluster.facts import Facts, read_facts
-from cluster.launcher import free_port
-from cluster.session import MARK_VARIABLE, sweep
+from cluster.session import MARK_VARIABLE, free_port, sweep
 from cluster.settings import ClusterSettings
 
 pytestmark = pytest.mark.slow

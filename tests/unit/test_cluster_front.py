@@ -1,0 +1,122 @@
+"""cluster.front: HAProxy with Ray's own configuration, closed."""
+
+import importlib.util
+import os
+import runpy
+import stat
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from jinja2 import ChainableUndefined, Environment
+
+from cluster import front
+from cluster.front import COMMAND_FILE, SWITCH, find_haproxy, front_environment, write_command
+
+# Not imported: all of Serve would come along.
+SERVE = Path(str(importlib.util.find_spec("ray").origin)).parent / "serve/_private"  # type: ignore[union-attr]  # it is installed
+
+
+def configuration(folder: Path, host: str) -> Path:
+    """Write what Ray's own template makes."""
+    template = runpy.run_path(str(SERVE / "haproxy_templates.py"))["HAPROXY_CONFIG_TEMPLATE"]
+    config = SimpleNamespace(
+        frontend_host=host, frontend_port=8000, metrics_port=9101, stats_port=8404, stats_uri="/stats", metrics_uri="/metrics",
+        log_target="127.0.0.1:514", socket_path=str(folder / "a"), maxconn=10, nbthread=1, bufsize=16384, timeout_connect_s=5,
+        timeout_client_s=5, timeout_server_s=5, timeout_http_request_s=5, timeout_http_keep_alive_s=5, timeout_queue_s=5,
+        retry_on="conn-failure", retries=None, balance_algorithm="leastconn", grpc_enabled=False, metrics_enabled=False,
+        hard_stop_after_s=None, close_spread_time_s=None, enable_hap_optimization=False, tcp_nodelay=True, error_file_path=None,
+        inject_process_id_header=False,
+    )  # fmt: skip
+    environment = Environment(undefined=ChainableUndefined, autoescape=False)
+    environment.filters["haproxy_fmt"] = str
+    routes = SimpleNamespace(status=200, routes_content_type="text/plain", routes_message="none")
+    text = environment.from_string(template).render(config=config, backends=[], route_info=routes)
+    path = folder / "cfg"
+    path.write_text(text + "\n")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A session's folder with the command, whose HAProxy only tells what it was called with."""
+    program = tmp_path / "told"
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o700)
+    monkeypatch.setattr(front, "find_haproxy", lambda: program)
+    write_command(tmp_path)
+    return tmp_path
+
+
+def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([folder / COMMAND_FILE, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_nothing_but_the_door_listens(folder: Path) -> None:
+    path = configuration(folder, "127.0.0.1")
+    opened = [line.split() for line in path.read_text().splitlines() if line.strip().startswith("bind")]
+    assert [words[1] for words in opened] == [":9101", "127.0.0.1:8000", "*:8404"]
+    done = call(folder, "-db", "-f", str(path), "-sf", "12")
+    assert (done.returncode, done.stdout) == (0, f"-db -f {path} -sf 12\n")
+    closed = path.read_text()
+    assert [line.strip() for line in closed.splitlines() if line.strip().startswith("bind")] == ["bind 127.0.0.1:8000"]
+    assert "mode 600 level admin" in closed
+    assert "127.0.0.1:514" not in closed
+    assert "default_backend default_backend" in closed
+
+
+@pytest.mark.parametrize("host", ["*", "0.0.0.0", "::", "[::]", ""])  # must be refused
+def test_a_door_open_to_every_address_is_not_started(folder: Path, host: str) -> None:
+    done = call(folder, "-f", str(configuration(folder, host)))
+    assert done.returncode == 1
+    assert not done.stdout
+    assert "would listen on every address" in done.stderr
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]", "10.0.0.7"])
+def test_a_door_at_one_address_is_started(folder: Path, host: str) -> None:
+    assert call(folder, "-f", str(configuration(folder, host))).returncode == 0
+
+
+def test_the_real_haproxy_takes_the_closed_configuration(tmp_path: Path) -> None:
+    assert find_haproxy() is not None
+    write_command(tmp_path)
+    path = configuration(tmp_path, "127.0.0.1")
+    # -c checks the configuration, and starts nothing.
+    done = call(tmp_path, "-c", "-f", str(path))
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_the_owner_reads_and_runs(folder: Path) -> None:
+    path = configuration(folder, "127.0.0.1")
+    call(folder, "-f", str(path))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE((folder / COMMAND_FILE).stat().st_mode) == 0o700
+
+
+def test_variables_name_files_of_the_session(folder: Path) -> None:
+    found = front_environment(folder, 8501)
+    assert found[SWITCH] == "1"
+    assert found["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] == "8501"
+    assert {Path(value).parent for name, value in found.items() if name.startswith("RAY_SERVE_HAPROXY_") and "BASE" not in name} == {folder}
+    known = (SERVE / "constants.py").read_text()
+    assert [name for name in found if f'"{name}"' not in known] == []
+
+
+def test_sockets_have_room_in_the_longest_folder() -> None:
+    folder = Path("/" + "r" * 17) / "twohead-abcdefgh"
+    # Ray puts a node's id between, HAProxy a process's id and `.tmp` behind.
+    assert len(str(folder / ("n" * 56) / "a")) + len(".4194304.tmp") <= 107
+
+
+def test_without_the_package_serves_own_proxy_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert find_haproxy() is None
+    write_command(tmp_path)
+    assert front_environment(tmp_path, 8500) == {SWITCH: "0"}
+
+
+def test_rays_switch_keeps_its_own_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, SWITCH, "0")
+    assert find_haproxy() is None
