@@ -23,6 +23,26 @@ def test_a_long_text_is_cut_and_keeps_its_special_tokens(make_encoder: Callable[
     assert tokenizer.count(["a b c d e f g h"]) == [10]
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+def test_ids_are_those_of_transformers(model_type: str, side: str, make_encoder: Callable[..., Path]) -> None:
+    from transformers import AutoTokenizer
+
+    folder = make_encoder(model_type)
+    theirs = AutoTokenizer.from_pretrained(str(folder), truncation_side=side)
+    # As MiniLM's file does, which is made for sentences of 128 tokens.
+    theirs.backend_tokenizer.enable_truncation(4)
+    theirs.backend_tokenizer.enable_padding(length=9)
+    theirs.save_pretrained(str(folder))
+    tokenizer = Tokenizer(folder, max_tokens=6)
+    texts = ["a b c d e f g h", "", "nurse", "a b c d", "the nurse and the teacher"]
+    for _ in range(2):
+        table = tokenizer.encode(texts)
+        expected = theirs(texts, truncation=True, max_length=6, padding=False)["input_ids"]
+        assert [row.tolist() for row in (table[index] for index in range(len(texts)))] == expected
+        assert table.full_lengths.tolist() == [len(ids) for ids in theirs(texts, truncation=False, padding=False)["input_ids"]]
+
+
 def test_no_texts_make_an_empty_table(make_encoder: Callable[..., Path]) -> None:
     assert len(Tokenizer(make_encoder(), 6).encode([])) == 0
 

@@ -93,6 +93,12 @@ class Tokenizer:
         # We cut ourselves; the tokenizer's own limit only makes it warn about texts that will be cut.
         self._tokenizer.model_max_length = _NO_LIMIT
         self.max_tokens = max_tokens
+        if self._tokenizer.is_fast:
+            # Its file can name limits of its own.
+            self._tokenizer.backend_tokenizer.no_truncation()
+            self._tokenizer.backend_tokenizer.no_padding()
+        marks = self._tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+        self._before, self._after = marks.index(0), marks[::-1].index(0)
 
     @property
     def pad_id(self) -> int:
@@ -105,13 +111,7 @@ class Tokenizer:
         if not texts:
             return make_token_table([], [])
         rows = self._ids(texts)
-        full_lengths = [len(row) for row in rows]
-        too_long = [index for index, length in enumerate(full_lengths) if length > self.max_tokens]
-        if too_long:
-            cut = self._ids([texts[index] for index in too_long], truncation=True, max_length=self.max_tokens)
-            for index, row in zip(too_long, cut, strict=True):
-                rows[index] = row
-        return make_token_table(rows, full_lengths)
+        return make_token_table([self._cut(row) for row in rows], [len(row) for row in rows])
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of each text, uncut."""
@@ -121,9 +121,19 @@ class Tokenizer:
         """Write the tokenizer's files."""
         self._tokenizer.save_pretrained(str(folder))
 
-    def _ids(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
-        encoded = self._tokenizer(list(texts), add_special_tokens=True, return_attention_mask=False, **options)
-        return [list(ids) for ids in encoded["input_ids"]]
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._tokenizer.is_fast:
+            # Straight to its core, which is asked for nothing but ids: for a short text that is half the time.
+            return [encoding.ids for encoding in self._tokenizer.backend_tokenizer.encode_batch_fast(list(texts))]
+        return [list(ids) for ids in self._tokenizer(list(texts), return_attention_mask=False)["input_ids"]]
+
+    def _cut(self, row: list[int]) -> list[int]:
+        over = len(row) - self.max_tokens
+        if over <= 0:
+            return row
+        # The special tokens at both ends stay.
+        begin = self._before if self._tokenizer.truncation_side == "left" else len(row) - self._after - over
+        return row[:begin] + row[begin + over :]
 
 
 def pad(rows: Sequence[NDArray[np.int32]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
