@@ -25,10 +25,12 @@ class Meter:
     Attributes:
         cpu_s: CPU seconds so far, of all its processes.
         peak_bytes: Most memory that any one process held.
+        gpu_busy: Shares of time in which the GPU computed, one a reading.
     """
 
     cpu_s: float = 0.0
     peak_bytes: int = 0
+    gpu_busy: list[float] = field(default_factory=list)
     _seen: dict[tuple[int, str], float] = field(default_factory=dict)
     _begun: float = field(default_factory=time.monotonic)
 
@@ -72,7 +74,14 @@ def _read(folder: Path) -> _Process | None:
     return _Process(int(folder.name), int(fields[1]), fields[19], used, pages * os.sysconf("SC_PAGE_SIZE"))
 
 
-def measure(command: Sequence[str], environment: dict[str, str], folder: Path, on_look: Callable[[Meter], bool], log: Path) -> Meter:
+def measure(
+    command: Sequence[str],
+    environment: dict[str, str],
+    folder: Path,
+    on_look: Callable[[Meter], bool],
+    log: Path,
+    read_gpu: Callable[[], float] | None = None,
+) -> Meter:
     """Run a command and measure it, to its end or until it is told to stop.
 
     Args:
@@ -81,6 +90,7 @@ def measure(command: Sequence[str], environment: dict[str, str], folder: Path, o
         folder: It works in.
         on_look: Called after every reading, a few times a second; tells whether that is enough.
         log: Takes what it prints.
+        read_gpu: Tells for how many hundredths of the time the GPU computed lately.
 
     Raises:
         RuntimeError: It failed.
@@ -93,6 +103,8 @@ def measure(command: Sequence[str], environment: dict[str, str], folder: Path, o
         waiter.start()
         while not ended.wait(_INTERVAL_S):
             meter.look()
+            if read_gpu is not None:
+                meter.gpu_busy.append(read_gpu() / 100)
             if not is_enough and on_look(meter):
                 is_enough = True
                 process.terminate()

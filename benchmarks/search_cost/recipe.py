@@ -84,7 +84,8 @@ def train(config: dict[str, Any], options: argparse.Namespace) -> None:
         disable_tqdm=True,
         logging_strategy="no",
         seed=options.seed,
-        use_cpu=True,
+        use_cpu=not options.gpu,
+        bf16=options.gpu > 0,
         label_names=["labels"],
     )
     Trainer(
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--trials", type=int, default=4)
     parser.add_argument("--encoder", required=True, help="folder")
+    parser.add_argument("--gpu", type=float, default=0.0, help="of a trial")
     options = parser.parse_args()
     options.tables = {"training": str(options.training.resolve()), "validation": str(options.validation.resolve())}
 
@@ -123,7 +125,7 @@ def main() -> None:
 
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
     tune.Tuner(
-        tune.with_resources(tune.with_parameters(train, options=options), {"cpu": 1}),
+        tune.with_resources(tune.with_parameters(train, options=options), {"cpu": 1, "gpu": options.gpu}),
         param_space={
             "learning_rate": tune.loguniform(1e-5, 1e-4),
             "second_weight": tune.loguniform(0.25, 4.0),

@@ -15,7 +15,7 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,16 +72,19 @@ class Curve:
         cpu_s: Of the whole command.
         wall_s: Of the whole command.
         peak_bytes: Most memory that one of its processes held.
+        gpu_busy: Share of the time in which the GPU computed.
     """
 
     points: list[tuple[float, float, float]] = field(default_factory=list)
     cpu_s: float = 0.0
     wall_s: float = 0.0
     peak_bytes: int = 0
+    gpu_busy: float = 0.0
 
     def note(self, meter: Meter, scores: Sequence[float]) -> None:
         """Take in the scores reported so far."""
         self.cpu_s, self.wall_s, self.peak_bytes = meter.cpu_s, meter.wall_s, meter.peak_bytes
+        self.gpu_busy = statistics.mean(meter.gpu_busy or [0.0])
         best = max(scores, default=0.0)
         if best > self.at(float("inf")):
             self.points.append((meter.cpu_s, meter.wall_s, best))
@@ -110,7 +113,7 @@ def write_tables(case: Case, data: Path, folder: Path) -> None:
     table.loc[held_out].to_csv(folder / "validation.csv", index=False)
 
 
-def settings_of(case: Case, folder: Path, seed: int, trials: int) -> dict[str, Any]:
+def settings_of(case: Case, folder: Path, seed: int, trials: int, gpu: float = 0.0) -> dict[str, Any]:
     """Return the settings of our search: nothing but what the recipe is told as well."""
     return {
         "cluster": {"storage": str(folder / "storage")},
@@ -124,12 +127,12 @@ def settings_of(case: Case, folder: Path, seed: int, trials: int) -> dict[str, A
             "heads": {head: {} for head in case.heads},
             "encoder": {"max_tokens": case.max_tokens},
             "fit": {"seed": seed},
-            "tuning": {"num_samples": trials, "confirm_top": 0, "seed": seed},
+            "tuning": {"num_samples": trials, "confirm_top": 0, "seed": seed, "resources_per_trial": {"cpu": 1, "gpu": gpu}},
         },
     }
 
 
-def run_recipe(case: Case, folder: Path, seed: int, encoder: Path) -> Curve:
+def run_recipe(case: Case, folder: Path, seed: int, encoder: Path, gpu: float) -> Curve:
     curve, log = Curve(), folder / "recipe.log"
     tables = ["--training", str(folder / "training.csv"), "--validation", str(folder / "validation.csv"), "--template", case.template]
     command = [sys.executable, str(HERE / "recipe.py"), *tables, "--heads", *case.heads, "--max-tokens", str(case.max_tokens)]
@@ -139,13 +142,20 @@ def run_recipe(case: Case, folder: Path, seed: int, encoder: Path) -> Curve:
         curve.note(meter, [json.loads(one)["score"] for one in lines if one.startswith('{"trial"') and one.endswith("}")])
         return False
 
-    measure([*command, "--seed", str(seed), "--encoder", str(encoder)], {"PYTHONWARNINGS": "ignore"}, folder, look, log)
+    measure(
+        [*command, "--seed", str(seed), "--encoder", str(encoder), "--gpu", str(gpu)],
+        {"PYTHONWARNINGS": "ignore"},
+        folder,
+        look,
+        log,
+        _gpu_reader(gpu),
+    )
     return curve
 
 
-def run_ours(case: Case, folder: Path, seed: int, trials: int, most_cpu_s: float) -> Curve:
+def run_ours(folder: Path, settings: dict[str, Any], most_cpu_s: float) -> Curve:
     curve, config = Curve(), folder / "ray_config.yaml"
-    config.write_text(json.dumps(settings_of(case, folder, seed, trials)), encoding="utf-8")
+    config.write_text(json.dumps(settings), encoding="utf-8")
     ledger = folder / "storage" / "searches" / "ours" / "ledger"
     count = len(pd.read_csv(folder / "validation.csv"))
 
@@ -158,8 +168,16 @@ def run_ours(case: Case, folder: Path, seed: int, trials: int, most_cpu_s: float
         return meter.cpu_s > most_cpu_s
 
     command = [sys.executable, "-m", "training", "tune", "--config", str(config), "--name", "ours"]
-    measure(command, {"PYTHONPATH": str(HERE.parent.parent)}, folder, look, folder / "ours.log")
+    gpu = settings["training"]["tuning"]["resources_per_trial"]["gpu"]
+    measure(command, {"PYTHONPATH": str(HERE.parent.parent)}, folder, look, folder / "ours.log", _gpu_reader(gpu))
     return curve
+
+
+def _gpu_reader(gpu: float) -> Callable[[], float] | None:
+    import torch
+
+    # Asks the driver, not the GPU.
+    return torch.cuda.utilization if gpu else None
 
 
 def said_of(recipe: Curve, ours: Curve) -> dict[str, float]:
@@ -175,6 +193,7 @@ def said_of(recipe: Curve, ours: Curve) -> dict[str, float]:
         "ratio": recipe.cpu_s / held[0] if held else float("nan"),
         "our_score": ours.at(recipe.cpu_s),
         "peak_gb": ours.peak_bytes / 1e9,
+        **({"recipe_gpu_busy": recipe.gpu_busy, "our_gpu_busy": ours.gpu_busy} if recipe.gpu_busy else {}),
     }
 
 
@@ -193,6 +212,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--trials", type=int, default=8, help="of our search (default: %(default)s)")
+    parser.add_argument("--gpu", type=float, default=0.0, help="of a trial, on both sides; .5 lets two share one (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     case = CASES[options.case]
@@ -202,10 +222,11 @@ def main() -> None:
     for seed in options.seeds:
         folder = Path(tempfile.mkdtemp(prefix="cost"))
         write_tables(case, options.data, folder)
-        settings = TrainingSettings.model_validate(settings_of(case, folder, seed, options.trials)["training"])
+        ours_settings = settings_of(case, folder, seed, options.trials, options.gpu)
+        settings = TrainingSettings.model_validate(ours_settings["training"])
         load_dataset(settings)
-        recipe = run_recipe(case, folder, seed, find_encoder(settings.encoder).folder)
-        ours = run_ours(case, folder, seed, options.trials, recipe.cpu_s)
+        recipe = run_recipe(case, folder, seed, find_encoder(settings.encoder).folder, options.gpu)
+        ours = run_ours(folder, ours_settings, recipe.cpu_s)
         rows[seed] = said_of(recipe, ours)
         curves.append((recipe, ours))
         # After every seed: a run that is ended early leaves what it has.
