@@ -3,7 +3,8 @@
 Serve's own proxy takes some 8 ms of CPU for a request, HAProxy well under one; it hands requests straight to the replicas' ports. As Ray
 starts it, it also opens two pages of figures to every address, and lets every user of the machine command it through a socket. Ray itself
 reads its figures through that socket alone, so the command written here takes both pages out of the configuration before HAProxy sees it,
-and starts nothing that would listen to other machines. It does not know what is served.
+and starts nothing that would listen to other machines. The same command puts an end to waiting: a replica gets no more requests at once
+than it can make use of, and whoever waits for long is refused here, where that costs least. It does not know what is served.
 """
 
 import importlib.util
@@ -17,10 +18,28 @@ COMMAND_FILE = "haproxy"
 # A replica that goes waits this long for the front to hear of it; Ray's default is 30 s.
 _DRAIN_S = 2
 
-# Ray gives the configuration after `-f`, and writes it anew before every call.
+# Requests that a replica is given at once: enough for the largest batches, and for as many again that are being read. More would only
+# wait inside it, where even to refuse one costs it more than HAProxy.
+_MOST_AT_ONCE = 512
+# Those who wait longer in front of all replicas are refused.
+_MOST_WAIT_S = 1
+_REFUSAL_FILE = "503.http"
+_REFUSAL = """\
+HTTP/1.1 503 Service Unavailable\r
+Content-Type: application/problem+json\r
+Retry-After: {wait_s}\r
+Content-Length: {length}\r
+\r
+{body}"""
+_REFUSAL_BODY = (
+    '{"type":"urn:twohead:problem:overloaded","title":"overloaded","status":503,'
+    '"detail":"more requests wait than the replicas can take","request_id":""}'
+)
+
+# Ray gives the configuration after `-f`, and writes it anew before every call. Probes go before whoever waits.
 _COMMAND = """\
 #!/bin/sh
-# Starts HAProxy with what Ray configured, less what would listen beside the door.
+# Starts HAProxy with what Ray configured, less what would listen beside the door, and with an end to waiting.
 set -eu
 before=
 for word in "$@"; do
@@ -29,7 +48,11 @@ for word in "$@"; do
 done
 umask 077
 sed -e '/^frontend prometheus/,/^ *no log/d' -e '/^listen stats/,$d' \\
-  -e '/^ *log 127\\.0\\.0\\.1:514 /d' -e 's/ mode 666 / mode 600 /' "$file" > "$file.closed"
+  -e '/^ *log 127\\.0\\.0\\.1:514 /d' -e 's/ mode 666 / mode 600 /' \\
+  -e 's/^defaults$/defaults\\n    timeout queue {wait_s}s/' \\
+  -e 's#^ *errorfile 503 .*#    errorfile 503 {refusal}#' \\
+  -e 's/^ *http-reuse always$/&\\n    http-request set-priority-class int(-1) if {{ path_beg \\/health }}/' \\
+  -e '/ backup$/!s/^ *server .* check/& maxconn {at_once}/' "$file" > "$file.closed"
 mv "$file.closed" "$file"
 if grep -nE '^ *bind +([*]|0\\.0\\.0\\.0|::|\\[::\\])?:[0-9]+' "$file" >&2; then
   echo "HAProxy is not started: it would listen on every address" >&2
@@ -53,8 +76,10 @@ def write_command(folder: Path) -> None:
     program = find_haproxy()
     if program is None:
         return
-    path = folder / COMMAND_FILE
-    path.write_text(_COMMAND.format(program=shlex.quote(str(program))), encoding="utf-8")
+    refusal, path = folder / _REFUSAL_FILE, folder / COMMAND_FILE
+    refusal.write_bytes(_REFUSAL.format(wait_s=_MOST_WAIT_S, length=len(_REFUSAL_BODY), body=_REFUSAL_BODY).encode())
+    command = _COMMAND.format(program=shlex.quote(str(program)), refusal=refusal, wait_s=_MOST_WAIT_S, at_once=_MOST_AT_ONCE)
+    path.write_text(command, encoding="utf-8")
     path.chmod(0o700)
 
 

@@ -1,6 +1,6 @@
 """Everything a replica does with a request, without Ray and HTTP: tokenise, schedule, answer; and follow the registry's name.
 
-Three threads work beside the event loop: one tokenises, one computes, one loads new versions.
+Three threads work beside the event loop: one tokenises what is not short, one computes, one loads new versions.
 """
 
 import asyncio
@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from serving.errors import NotReady
 from serving.follower import Follower
 from serving.messages import Answer, EngineTrial, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts, finished_texts
-from serving.predictor import Predictor
+from serving.predictor import Predictor, TokenizedText
 from serving.scheduler import Scheduler
 from serving.settings import ServingSettings
 
 log = logging.getLogger(__name__)
+
+# Tokenised in less time than the way to another thread and back takes.
+_SHORT_CHARACTERS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +118,17 @@ class Answerer:
         texts = finished_texts(request, predictor.manifest.text_template, self._limits(predictor))
         # Refused before it costs anything.
         self.scheduler.admit()
-        tokens = await asyncio.get_running_loop().run_in_executor(self._tokenizing, predictor.tokenize, texts)
+        tokens = await self._tokenize(predictor, texts)
         tokenize_s = time.monotonic() - started
         done = await self.scheduler.submit(predictor, tokens, deadline_s - tokenize_s, client)
         self._count_abstentions(done.answers)
         prediction = Prediction.model_construct(version=predictor.version, answers=done.answers)
         return Answered(prediction, tokenize_s, done.queue_s, done.compute_s, done.batch_texts)
+
+    async def _tokenize(self, predictor: Predictor, texts: list[str]) -> list[TokenizedText]:
+        if sum(map(len, texts)) <= _SHORT_CHARACTERS:
+            return predictor.tokenize(texts)
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, predictor.tokenize, texts)
 
     def limits(self) -> Limits:
         """Tell what a request may ask for now.

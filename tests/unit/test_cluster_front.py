@@ -1,6 +1,7 @@
 """cluster.front: HAProxy with Ray's own configuration, closed."""
 
 import importlib.util
+import json
 import os
 import runpy
 import stat
@@ -24,15 +25,28 @@ def configuration(folder: Path, host: str) -> Path:
     config = SimpleNamespace(
         frontend_host=host, frontend_port=8000, metrics_port=9101, stats_port=8404, stats_uri="/stats", metrics_uri="/metrics",
         log_target="127.0.0.1:514", socket_path=str(folder / "a"), maxconn=10, nbthread=1, bufsize=16384, timeout_connect_s=5,
-        timeout_client_s=5, timeout_server_s=5, timeout_http_request_s=5, timeout_http_keep_alive_s=5, timeout_queue_s=5,
+        timeout_client_s=5, timeout_server_s=5, timeout_http_request_s=5, timeout_http_keep_alive_s=5, timeout_queue_s=None,
         retry_on="conn-failure", retries=None, balance_algorithm="leastconn", grpc_enabled=False, metrics_enabled=False,
-        hard_stop_after_s=None, close_spread_time_s=None, enable_hap_optimization=False, tcp_nodelay=True, error_file_path=None,
-        inject_process_id_header=False,
+        hard_stop_after_s=None, close_spread_time_s=None, enable_hap_optimization=False, tcp_nodelay=True,
+        error_file_path=str(folder / "500.http"), inject_process_id_header=False,
     )  # fmt: skip
     environment = Environment(undefined=ChainableUndefined, autoescape=False)
     environment.filters["haproxy_fmt"] = str
     routes = SimpleNamespace(status=200, routes_content_type="text/plain", routes_message="none")
-    text = environment.from_string(template).render(config=config, backends=[], route_info=routes)
+    (folder / "500.http").write_text("HTTP/1.1 500 Internal Server Error\r\n\r\n")
+    servers = [SimpleNamespace(name=f"replica{number}", host="127.0.0.1", port=30_000 + number) for number in range(2)]
+    backend = SimpleNamespace(
+        name="http-app", path_prefix="/", servers=servers, fallback_server=SimpleNamespace(name="proxy", host="127.0.0.1", port=8500),
+        app_name="app", timeout_connect_s=None, timeout_server_s=None, timeout_client_s=None, timeout_http_request_s=None,
+        timeout_queue_s=None, timeout_http_keep_alive_s=None, timeout_tunnel_s=None,
+    )  # fmt: skip
+    checked = SimpleNamespace(health_path="/-/healthz", default_server_directive="default-server inter 5s check")
+    text = environment.from_string(template).render(
+        config=config,
+        backends=[backend],
+        backends_with_health_config=[{"item": 0, "backend": backend, "health_config": checked}],
+        route_info=routes,
+    )
     path = folder / "cfg"
     path.write_text(text + "\n")
     return path
@@ -64,6 +78,25 @@ def test_nothing_but_the_door_listens(folder: Path) -> None:
     assert "mode 600 level admin" in closed
     assert "127.0.0.1:514" not in closed
     assert "default_backend default_backend" in closed
+
+
+def test_waiting_has_an_end_in_front_of_the_replicas(folder: Path) -> None:
+    path = configuration(folder, "127.0.0.1")
+    call(folder, "-f", str(path))
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    assert [line for line in lines if line.startswith("server ")] == [
+        "server replica0 127.0.0.1:30000 check maxconn 512",
+        "server replica1 127.0.0.1:30001 check maxconn 512",
+        "server proxy 127.0.0.1:8500 check backup",
+    ]
+    assert "timeout queue 1s" in lines
+    assert "http-request set-priority-class int(-1) if { path_beg /health }" in lines
+    refusal = folder / "503.http"
+    assert f"errorfile 503 {refusal}" in lines
+    head, _, body = refusal.read_bytes().partition(b"\r\n\r\n")
+    assert b"\r\nRetry-After: 1\r\n" in head
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert json.loads(body)["status"] == 503
 
 
 @pytest.mark.parametrize("host", ["*", "0.0.0.0", "::", "[::]", ""])  # must be refused
