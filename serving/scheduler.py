@@ -78,16 +78,18 @@ class Scheduled:
     """What became of a request.
 
     Attributes:
-        answers: One a payload, in their order.
+        answers: One a payload, in their order; an error in the place of one that the engine fails on, beside others that it does not.
         queue_s: Time it waited.
         compute_s: Time the batches took that it was part of.
-        batch_texts: Size of the largest of these batches.
+        batch_texts: Texts in the largest of these batches.
+        batch_tokens: Tokens in the largest.
     """
 
     answers: list[Any]
     queue_s: float
     compute_s: float
     batch_texts: int
+    batch_tokens: int
 
 
 @dataclass(slots=True, eq=False)
@@ -95,12 +97,14 @@ class _Request:
     model: Model
     client: str
     arrived: float
+    deadline: float
     answers: list[Any]
     done: asyncio.Future[None]
     missing: int
     waiting: set[int] = field(default_factory=set)
     compute_s: float = 0.0
     batch_texts: int = 0
+    batch_tokens: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -193,12 +197,12 @@ class Scheduler:
 
         Raises:
             Overloaded: See `admit`.
-            DeadlineExceeded: The deadline passed first.
-            ServingError: The engine failed on one of the texts.
+            DeadlineExceeded: The deadline passed first, or would have before one of the texts could be computed.
+            ServingError: The engine failed on all of the texts.
         """
         self.admit()
-        loop = asyncio.get_running_loop()
-        request = _Request(model, client, time.monotonic(), [None] * len(payloads), loop.create_future(), len(payloads))
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        request = _Request(model, client, now, now + deadline_s, [None] * len(payloads), loop.create_future(), len(payloads))
         places = self._turns.take(client, [len(payload) for payload in payloads])
         for position, (payload, place) in enumerate(zip(payloads, places, strict=True)):
             self._enqueue(_Text(request, position, payload, len(payload), place))
@@ -213,8 +217,11 @@ class Scheduler:
             timer.cancel()
             self._open.discard(request)
             self._withdraw(request)
+        errors = [answer for answer in request.answers if isinstance(answer, ServingError)]
+        if errors and len(errors) == len(request.answers):
+            raise errors[0]
         waited_s = time.monotonic() - request.arrived - request.compute_s
-        return Scheduled(request.answers, max(waited_s, 0.0), request.compute_s, request.batch_texts)
+        return Scheduled(request.answers, max(waited_s, 0.0), request.compute_s, request.batch_texts, request.batch_tokens)
 
     def _enqueue(self, text: _Text) -> None:
         self._queue[self._next_order] = text
@@ -245,10 +252,20 @@ class Scheduler:
     async def _compose_for_ever(self) -> None:
         while True:
             await self._arrival.wait()
+            self._drop_hopeless()
             if self._queue:
                 await self._compute([self._dequeue(order) for order in self._compose()])
             else:
                 self._arrival.clear()
+
+    def _drop_hopeless(self) -> None:
+        """Drop requests of which a text could not be computed before their deadline, where others wait who get that time."""
+        now, second = time.monotonic(), self._speed_s / self._speed_tokens if self._speed_tokens else 0.0
+        hopeless = {text.request for text in self._queue.values() if now + second * text.tokens > text.request.deadline}
+        # With nobody else there, trying costs nothing; and a speed that was measured wrongly would never be measured again.
+        if hopeless and any(text.request not in hopeless for text in self._queue.values()):
+            for request in hopeless:
+                self._expire(request)
 
     def _compose(self) -> list[int]:
         # An older version's texts first: its predictor goes when they are answered.
@@ -296,6 +313,7 @@ class Scheduler:
         for request in {text.request for text in batch}:
             request.compute_s += compute_s
             request.batch_texts = max(request.batch_texts, len(batch))
+            request.batch_tokens = max(request.batch_tokens, tokens)
 
     @staticmethod
     def _deliver(batch: list[_Text], answers: Sequence[Any]) -> None:
@@ -310,7 +328,7 @@ class Scheduler:
         self.counters.failed += 1
         # The error's own words may quote the text, so only its type is told.
         log.error("the engine failed on a text of %d tokens: %s", text.tokens, type(error).__name__ if error else "no answer")
-        self._fail(text.request, ServingError(f"the engine failed on text {text.position}"))
+        self._deliver([text], [ServingError(f"the engine failed on text {text.position}")])
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

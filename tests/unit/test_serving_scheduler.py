@@ -221,6 +221,50 @@ def test_the_text_that_breaks_the_engine_fails_alone() -> None:
     run(test)
 
 
+def test_the_others_of_a_request_are_answered_beside_the_text_that_breaks_the_engine() -> None:
+    async def test(scheduler: Scheduler) -> None:
+        model = GatedModel(is_open=True, breaks_on="bad")
+        texts = [*(f"text {number}" for number in range(31)), "bad"]
+        done = await submit(scheduler, model, *texts)
+        assert done.answers[:-1] == [text.upper() for text in texts[:-1]]
+        assert isinstance(done.answers[-1], ServingError)
+        assert done.answers[-1].message == "the engine failed on text 31"
+        assert scheduler.counters.failed == 1
+        with pytest.raises(ServingError, match="the engine failed on text 0"):
+            await submit(scheduler, model, "bad", "bad")
+
+    run(test)
+
+
+def test_what_cannot_be_computed_before_its_deadline_leaves_its_time_to_others() -> None:
+    async def test(scheduler: Scheduler) -> None:
+        scheduler.expect_speed(1.0)
+        model = GatedModel()
+        first = submit(scheduler, model, "a", deadline_s=2.0)
+        await model.busy()
+        # The speed measured last is two tokens a second: five are not there in two.
+        hopeless, possible = submit(scheduler, model, "abcde", deadline_s=2.0), submit(scheduler, model, "xyz", deadline_s=60.0)
+        await settled()
+        # No deadline has passed when the engine is free.
+        model.gate.set()
+        with pytest.raises(DeadlineExceeded):
+            await hopeless
+        assert (await possible).answers == ["XYZ"]
+        await first
+        assert model.batches == [["a"], ["xyz"]]
+        assert scheduler.counters.expired == 1
+
+    run(test)
+
+
+def test_a_speed_that_was_measured_wrongly_refuses_nobody_for_ever() -> None:
+    async def test(scheduler: Scheduler) -> None:
+        scheduler.expect_speed(1e-9)
+        assert (await submit(scheduler, GatedModel(is_open=True), "abc")).answers == ["ABC"]
+
+    run(test, max_queue_s=1e12)
+
+
 def test_a_failure_does_not_log_the_text(caplog: pytest.LogCaptureFixture) -> None:
     async def test(scheduler: Scheduler) -> None:
         with pytest.raises(ServingError):
