@@ -1,8 +1,8 @@
 """A published checkpoint answers over HTTP: engine, scheduler, replica, routes, rollout.
 
 It does not know how a checkpoint was trained: everything about a model stands in its manifest. The room `engines` stands below all of it
-but `errors`, `settings` and `messages`.
+but `errors`, `settings` and `messages`; the room `dialects` between `door` and `routes`.
 
 Files in floor order: `errors`, `settings`, `messages`, `predictor`, `batch`, `turns`, `scheduler`, `follower`, `answerer`,
-`reference`, `routes`, `app`, `metrics`, `replica`, `status`, `rollout`, `client`, `load`.
+`door`, `reference`, `routes`, `app`, `metrics`, `replica`, `status`, `rollout`, `client`, `load`.
 """

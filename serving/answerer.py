@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from serving.errors import NotReady
+from serving.errors import NotReady, ServingError
 from serving.follower import Follower
-from serving.messages import Answer, EngineTrial, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts, finished_texts
+from serving.messages import Answer, EngineTrial, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts, finished_texts, shaped
 from serving.predictor import Predictor, TokenizedText
 from serving.scheduler import Scheduler
 from serving.settings import ServingSettings
@@ -33,7 +33,8 @@ class Answered:
         tokenize_s: Until all texts were tokenised.
         queue_s: Waiting for the engine.
         compute_s: In the engine, with the other texts of its batches.
-        batch_texts: Size of the largest of these batches.
+        batch_texts: Texts in the largest of these batches.
+        batch_tokens: Tokens in the largest.
     """
 
     prediction: Prediction
@@ -41,6 +42,7 @@ class Answered:
     queue_s: float
     compute_s: float
     batch_texts: int
+    batch_tokens: int
 
 
 class Answerer:
@@ -121,9 +123,10 @@ class Answerer:
         tokens = await self._tokenize(predictor, texts)
         tokenize_s = time.monotonic() - started
         done = await self.scheduler.submit(predictor, tokens, deadline_s - tokenize_s, client)
-        self._count_abstentions(done.answers)
-        prediction = Prediction.model_construct(version=predictor.version, answers=done.answers)
-        return Answered(prediction, tokenize_s, done.queue_s, done.compute_s, done.batch_texts)
+        answers = [_told(answer, text) for answer, text in zip(done.answers, tokens, strict=True)]
+        self._count_abstentions(answers)
+        prediction = Prediction.model_construct(version=predictor.version, answers=shaped(answers, request))
+        return Answered(prediction, tokenize_s, done.queue_s, done.compute_s, done.batch_texts, done.batch_tokens)
 
     async def _tokenize(self, predictor: Predictor, texts: list[str]) -> list[TokenizedText]:
         if sum(map(len, texts)) <= _SHORT_CHARACTERS:
@@ -180,3 +183,9 @@ class Answerer:
             max_body_bytes=settings.max_body_bytes,
             deadline_ms=settings.deadline_ms,
         )
+
+
+def _told(answer: Answer | ServingError, text: TokenizedText) -> Answer:
+    if not isinstance(answer, ServingError):
+        return answer
+    return Answer(heads={}, tokens=len(text), truncated=text.truncated, error=answer.message)

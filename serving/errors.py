@@ -4,6 +4,7 @@ TwoheadError
 └── ServingError          500
     ├── BadRequest        400, 413, 415 or 422: the request is not one we can answer
     │   └── InvalidFields 422 with every finding
+    ├── NotFound          404: there is no such model, version or head
     ├── Overloaded        503 with Retry-After: the queue is full
     ├── DeadlineExceeded  504: the answer would have come too late
     ├── NotReady          503: no version is loaded yet
@@ -52,6 +53,13 @@ class InvalidFields(BadRequest):
 
     def __reduce__(self) -> tuple[type["InvalidFields"], tuple[list[tuple[str, str]]]]:  # type: ignore[override]  # other arguments than the base
         return type(self), (self.findings,)
+
+
+class NotFound(ServingError):
+    """What a request names is not served."""
+
+    status = 404
+    title = "not found"
 
 
 class Overloaded(ServingError):

@@ -6,7 +6,8 @@ with one is told without repeating what was sent. Knows neither HTTP nor models.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from functools import lru_cache
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
@@ -16,6 +17,7 @@ from training.template import template_columns, template_parts
 PROBLEM_TYPE = "urn:twohead:problem:"
 
 Finding = tuple[str, str]
+MessageT = TypeVar("MessageT", bound="Message")
 
 
 class Message(BaseModel):
@@ -50,6 +52,13 @@ class PredictRequest(Message):
     deadline_ms: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Answer within this time or not at all (504); at most the server's own limit."
     )
+    scores: bool = Field(default=True, description="Tell the probability of every class; false tells that of the named class alone.")
+    top_k: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Tell the probabilities of so many classes, the most probable first, and leave the others out."
+    )
+    threshold: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
+        default=None, description="Tell the probabilities of classes that have at least this one, the most probable first."
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "PredictRequest":
@@ -67,7 +76,11 @@ class HeadAnswer(Message):
 
     class_: str | None = Field(alias="class", description="The most probable class; null where the head abstains.")
     probability: float = Field(ge=0.0, le=1.0, description="Of the most probable class, told or not.")
-    scores: dict[str, float] = Field(description="Probability of every class, in the head's order; they sum to 1.")
+    scores: dict[str, float] | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="Probability of every class, in the head's order; they sum to 1. `top_k` and `threshold` leave some out, `scores` all.",
+    )
     abstained: bool | None = Field(
         default=None,
         exclude_if=_is_none,
@@ -78,9 +91,12 @@ class HeadAnswer(Message):
 class Answer(Message):
     """What the version says about one text."""
 
-    heads: dict[str, HeadAnswer] = Field(description="Head → its answer.")
+    heads: dict[str, HeadAnswer] = Field(description="Head → its answer; empty where there is an error.")
     tokens: int = Field(description="Tokens that were read.")
     truncated: bool = Field(description="Whether the text was longer than the version reads.")
+    error: str | None = Field(
+        default=None, exclude_if=_is_none, description="Why there is no answer about this text, though there is about others."
+    )
 
 
 class Prediction(Message):
@@ -167,27 +183,51 @@ class Problem(Message):
     detail: str
     request_id: str
     hint: str = ""
+    error: str = Field(default="", description="The detail again, where clients of other servers look for it.")
     errors: list[FieldProblem] = Field(default=[], description="For 422: every finding. What was sent is never repeated.")
 
 
-def parse_request(body: bytes, limits: Limits) -> PredictRequest:
-    """Read a request and check what can be checked without a version.
+def parse_body(kind: type[MessageT], body: bytes) -> MessageT:
+    """Read a message; what was sent is in no error.
 
     Raises:
         BadRequest: 400 for a body that is not JSON.
         InvalidFields: 422, with every finding.
     """
     try:
-        request = PredictRequest.model_validate_json(body, strict=True)
+        return kind.model_validate_json(body, strict=True)
     except ValidationError as error:
         findings = error.errors(include_url=False, include_input=False, include_context=False)
         if findings[0]["type"] == "json_invalid":
             raise BadRequest(f"body is not JSON: {_position(findings[0]['msg'])}", 400) from None
-        raise InvalidFields([(_path(finding["loc"]), _reason(finding)) for finding in findings]) from None
-    findings_over = [*_count_findings(request, limits), *_deadline_findings(request, limits)]
-    if findings_over:
-        raise InvalidFields(findings_over)
-    return request
+        raise InvalidFields([(_path(finding["loc"], kind), _reason(finding, kind)) for finding in findings]) from None
+
+
+def check_limits(request: PredictRequest, limits: Limits) -> None:
+    """Check what can be checked without a version.
+
+    Raises:
+        InvalidFields: 422; too many texts, or a deadline that is too long.
+    """
+    if findings := [*_count_findings(request, limits), *_deadline_findings(request, limits)]:
+        raise InvalidFields(findings)
+
+
+def shaped(answers: Sequence[Answer], request: PredictRequest) -> list[Answer]:
+    """Leave out the probabilities that a request does not ask for."""
+    if request.scores and request.top_k is None and request.threshold is None:
+        return list(answers)
+    return [
+        answer.model_copy(update={"heads": {head: _shaped_head(told, request) for head, told in answer.heads.items()}})
+        for answer in answers
+    ]
+
+
+def _shaped_head(told: HeadAnswer, request: PredictRequest) -> HeadAnswer:
+    if not request.scores or told.scores is None:
+        return told.model_copy(update={"scores": None})
+    best = sorted(told.scores.items(), key=lambda one: -one[1])[: request.top_k]
+    return told.model_copy(update={"scores": {name: score for name, score in best if score >= (request.threshold or 0.0)}})
 
 
 def finished_texts(request: PredictRequest, template: str, limits: Limits) -> list[str]:
@@ -241,14 +281,21 @@ def _joined(example: Mapping[str, str], template: str) -> str:
     return "".join(literal + (example[column] if column else "") for literal, column, _ in template_parts(template))
 
 
-def _path(location: Sequence[int | str]) -> str:
+def _path(location: Sequence[int | str], kind: type[BaseModel]) -> str:
     # Other keys are the caller's own words, and may be a text that somebody put in the wrong place.
-    return ".".join(str(part) for part in location if isinstance(part, int) or part in PredictRequest.model_fields)
+    return ".".join(str(part) for part in location if isinstance(part, int) or part in _names(kind))
 
 
-def _reason(finding: Any) -> str:
+@lru_cache
+def _names(kind: type[BaseModel]) -> frozenset[str]:
+    """Return the keys of a message and of what is inside it."""
+    schema = kind.model_json_schema()
+    return frozenset(name for part in (schema, *schema.get("$defs", {}).values()) for name in part.get("properties", ()))
+
+
+def _reason(finding: Any, kind: type[BaseModel]) -> str:
     if finding["type"] == "extra_forbidden":
-        return f"has an unknown key; the keys are {', '.join(PredictRequest.model_fields)}"
+        return f"has an unknown key; the keys are {', '.join(kind.model_fields)}"
     message = str(finding["msg"]).removeprefix("Value error, ").replace("Input should", "must")
     return message[:1].lower() + message[1:]
 

@@ -1,8 +1,7 @@
 """The HTTP surface: paths, statuses, problem+json; no Ray and no model in it.
 
-`build_app` wraps anything that can answer (`Answering`), so it is tested without a cluster. Bodies are read and parsed here and
-not by FastAPI: too large ones are refused while they arrive, and no error repeats what was sent. Server-Timing tells where a
-request's time went.
+`build_app` wraps anything that can answer (`Answering`), so it is tested without a cluster. What other servers' clients send is read in
+`dialects`.
 """
 
 import json
@@ -10,54 +9,34 @@ import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 
-from serving.answerer import Answered
-from serving.errors import BadRequest, InvalidFields, NotReady, Overloaded, ServingError
-from serving.messages import FieldProblem, Health, Limits, Prediction, PredictRequest, Problem, VersionFacts, parse_request, problem
+from serving.dialects import mistral, open_inference, text_embeddings, vllm
+from serving.door import ASKING, CLIENT_ID_HEADER, DEADLINE_HEADER, Answering, answer, body_schema, problems, read_body, reply
+from serving.errors import InvalidFields, NotReady, Overloaded, ServingError
+from serving.messages import FieldProblem, Health, Prediction, PredictRequest, VersionFacts, parse_body, problem
 from serving.reference import CONTENT_SECURITY_POLICY, render
 
 log = logging.getLogger(__name__)
 
 API_VERSION = "1"
 REQUEST_ID_HEADER = "x-request-id"
-# Who names clients is the proxy in front; a caller that names itself anew each time only gets what nobody known gets.
-CLIENT_ID_HEADER = "x-client-id"
 PROBLEM_JSON = "application/problem+json"
 METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
-_MOST_CLIENT_ID = 128
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+# Where requests come in other servers' words.
+_OTHERS = ("/v2", "/predict", "/classify", "/v1/classifications")
 _TITLES = {404: "not found", 405: "method not allowed", 415: "unsupported media type"}
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-
-
-class Answering(Protocol):
-    """What the routes need; `serving.answerer.Answerer` is one."""
-
-    async def predict(self, request: PredictRequest, client: str = "") -> Answered:
-        """Answer a request of a client."""
-        ...
-
-    def limits(self) -> Limits:
-        """Tell what a request may ask for."""
-        ...
-
-    def facts(self) -> VersionFacts:
-        """Describe the version that answers."""
-        ...
-
-    def require_ready(self) -> None:
-        """Raise `NotReady` while nothing can be answered."""
-        ...
 
 
 class RequestIds:
@@ -104,12 +83,14 @@ def build_app(answering: Answering, metrics: Callable[[], Awaitable[str]], *, an
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        openapi_tags=[{"name": "answers"}, {"name": "operation"}],
+        openapi_tags=[{"name": "answers"}, {"name": "operation"}, {"name": "other servers' words"}],
     )
     app.add_middleware(RequestIds, announce=announce_ids)
     _add_errors(app, announce_ids)
     _add_answers(app, answering)
     _add_operation(app, answering, metrics)
+    for dialect in (open_inference, text_embeddings, vllm, mistral):
+        dialect.add(app, answering)
     _add_documents(app, answering)
     return app
 
@@ -120,25 +101,23 @@ def _add_answers(app: FastAPI, answering: Answering) -> None:
         tags=["answers"],
         summary="Answer about texts",
         description="All texts are answered by one version, in their order. Send them one by one or together: the server batches them. "
-        f"Requests with the same header `{CLIENT_ID_HEADER}` share one turn: however many they are, others do not wait for all of them.",
+        f"Requests with the same header `{CLIENT_ID_HEADER}` share one turn: however many they are, others do not wait for all of them. "
+        f"`{DEADLINE_HEADER}` says the same as `deadline_ms`; the shorter one counts.",
         response_model=Prediction,
-        openapi_extra=_body_schema(PredictRequest),
-        responses=_problems(400, 413, 415, 422, 500, 503, 504),
+        openapi_extra=body_schema(PredictRequest),
+        responses=problems(*ASKING),
     )
     async def predict(request: Request) -> Response:
-        limits = answering.limits()
-        _require_json(request)
-        parsed = parse_request(await _read_body(request, limits.max_body_bytes), limits)
-        answered = await answering.predict(parsed, request.headers.get(CLIENT_ID_HEADER, "")[:_MOST_CLIENT_ID])
-        content = answered.prediction.model_dump_json(by_alias=True)
-        return Response(content, media_type="application/json", headers={"server-timing": _server_timing(answered)})
+        asked = parse_body(PredictRequest, await read_body(request, answering.limits()))
+        answered = await answer(answering, request, asked)
+        return reply(answered, answered.prediction.model_dump_json(by_alias=True))
 
     @app.get(
         "/v1/version",
         tags=["answers"],
         summary="Describe the version that answers",
         response_model=VersionFacts,
-        responses=_problems(503),
+        responses=problems(503),
     )
     async def version() -> VersionFacts:
         return answering.facts()
@@ -155,7 +134,7 @@ def _add_operation(app: FastAPI, answering: Answering, metrics: Callable[[], Awa
         summary="Tell whether the replica can answer",
         description="Ready only after the version answered a real batch.",
         response_model=Health,
-        responses=_problems(503),
+        responses=problems(503),
     )
     async def ready() -> Health:
         answering.require_ready()
@@ -166,7 +145,7 @@ def _add_operation(app: FastAPI, answering: Answering, metrics: Callable[[], Awa
         tags=["operation"],
         summary="Give the figures of all replicas to Prometheus",
         response_class=PlainTextResponse,
-        responses=_problems(503),
+        responses=problems(503),
     )
     async def prometheus() -> Response:
         return Response(await metrics(), media_type=METRICS_TEXT)
@@ -187,8 +166,11 @@ def _add_documents(app: FastAPI, answering: Answering) -> None:
         return RedirectResponse("/docs")
 
     # What is kept as the document is what /openapi.json and /docs show.
-    for path in app.openapi()["paths"].values():
+    document = app.openapi()
+    for path in document["paths"].values():
         for operation in path.values():
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                document["components"]["schemas"] |= content["schema"].pop("$defs", {})
             for status, response in operation["responses"].items():
                 if status >= "400":
                     response["content"] = {PROBLEM_JSON: next(iter(response["content"].values()))}
@@ -226,53 +208,10 @@ def _add_errors(app: FastAPI, announce_ids: bool) -> None:
 
 
 def _problem(request: Request, title: str, status: int, detail: str, headers: dict[str, str], **more: Any) -> Response:
+    more |= {"error": detail} if request.url.path.startswith(_OTHERS) else {}
     content = problem(title, title, status, detail, _request_id(request), **more).model_dump(exclude_defaults=True)
     return Response(json.dumps(content, ensure_ascii=False), status, {**headers}, PROBLEM_JSON)
 
 
 def _request_id(request: Request) -> str:
     return str(getattr(request.state, "request_id", ""))
-
-
-def _require_json(request: Request) -> None:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise BadRequest("content-type must be application/json", 415)
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise BadRequest("content-encoding must be identity", 415)
-
-
-async def _read_body(request: Request, max_body_bytes: int) -> bytes:
-    declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > max_body_bytes:
-        raise BadRequest(f"body is {declared} bytes, but may be at most {max_body_bytes}", 413)
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > max_body_bytes:
-            raise BadRequest(f"body is longer than {max_body_bytes} bytes", 413)
-    return bytes(body)
-
-
-def _server_timing(answered: Answered) -> str:
-    spans = (("tokenize", answered.tokenize_s), ("queue", answered.queue_s), ("compute", answered.compute_s))
-    return ", ".join([*(f"{name};dur={seconds * 1000:.2f}" for name, seconds in spans), f'batch;desc="{answered.batch_texts}"'])
-
-
-def _body_schema(model: type[PredictRequest]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
-
-
-_WHEN = {
-    400: "The body is not JSON.",
-    413: "The body is too large.",
-    415: "The body is not declared as JSON.",
-    422: "The body breaks its schema or a limit; `errors` lists every finding.",
-    500: "The server failed.",
-    503: "Nothing can be answered now; `Retry-After` says when it is worth asking again.",
-    504: "The deadline passed before the answer was there.",
-}
-
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"description": _WHEN[status], "model": Problem} for status in statuses}

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from serving.answerer import Answerer
-from serving.errors import DeadlineExceeded, InvalidFields, NotReady
+from serving.errors import DeadlineExceeded, InvalidFields, NotReady, ServingError
 from serving.follower import Follower
-from serving.messages import PredictRequest
+from serving.messages import Answer, PredictRequest
 from serving.settings import ServingSettings
 from training.checkpoint import HeadFacts
 
@@ -29,6 +29,12 @@ class FakeAnswer(str):
         return {"category": SimpleNamespace(abstained="shy" in self), "education": SimpleNamespace(abstained=None)}
 
 
+class FakeTokens(str):
+    """The tokens of a text: its letters."""
+
+    truncated = False
+
+
 class FakePredictor:
     """Answers with its version's number; can be held in the engine."""
 
@@ -36,6 +42,7 @@ class FakePredictor:
 
     def __init__(self, version: int) -> None:
         self.version = version
+        self.tokenized_in: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
@@ -48,12 +55,15 @@ class FakePredictor:
     def warm(self) -> float:
         return 1000.0
 
-    def tokenize(self, texts: list[str]) -> list[str]:
-        return [text.lower() for text in texts]
+    def tokenize(self, texts: list[str]) -> list[FakeTokens]:
+        self.tokenized_in.append(threading.current_thread().name)
+        return [FakeTokens(text.lower()) for text in texts]
 
     def compute(self, texts: list[str]) -> list[FakeAnswer]:
         self.entered.set()
         assert self.gate.wait(LONG_S)
+        if "bad" in texts:
+            raise RuntimeError(texts)
         return [FakeAnswer(f"{self.version} {text}") for text in texts]
 
 
@@ -109,6 +119,26 @@ def test_texts_and_examples_are_answered() -> None:
         assert answered.prediction.answers == ["1 a: b"]
         with pytest.raises(InvalidFields):
             await answerer.predict(PredictRequest(texts=["x" * 20_001]))
+
+    run(test)
+
+
+def test_a_text_that_breaks_the_engine_has_an_error_beside_the_answers_of_others() -> None:
+    async def test(answerer: Answerer, _: FakeVersions, __: dict[int, FakePredictor]) -> None:
+        good, bad = (await answerer.predict(PredictRequest(texts=["A", "bad"]))).prediction.answers
+        assert good == "1 a"
+        assert bad == Answer(heads={}, tokens=3, truncated=False, error="the engine failed on text 1")
+        with pytest.raises(ServingError, match="the engine failed on text 0"):
+            await answerer.predict(PredictRequest(texts=["bad"]))
+
+    run(test)
+
+
+def test_only_long_texts_are_tokenised_in_another_thread() -> None:
+    async def test(answerer: Answerer, _: FakeVersions, loaded: dict[int, FakePredictor]) -> None:
+        await answerer.predict(PredictRequest(texts=["a" * 1_000, "b" * 1_000]))
+        await answerer.predict(PredictRequest(texts=["a" * 1_000, "b" * 1_001]))
+        assert [name.rpartition("_")[0] for name in loaded[1].tokenized_in] == ["", "tokenizer"]
 
     run(test)
 

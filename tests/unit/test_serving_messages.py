@@ -5,10 +5,16 @@ from typing import Any
 import pytest
 
 from serving.errors import BadRequest, InvalidFields, Overloaded
-from serving.messages import HeadAnswer, Limits, PredictRequest, finished_texts, parse_request
+from serving.messages import Answer, HeadAnswer, Limits, PredictRequest, check_limits, finished_texts, parse_body, shaped
 
 LIMITS = Limits(max_texts=3, max_characters=10, max_tokens=8, max_body_bytes=1000, deadline_ms=1000)
 TEMPLATE = "{title}: {text}"
+
+
+def parse_request(body: bytes, limits: Limits) -> PredictRequest:
+    request = parse_body(PredictRequest, body)
+    check_limits(request, limits)
+    return request
 
 
 def findings(body: Any) -> list[tuple[str, str]]:
@@ -85,6 +91,34 @@ def test_an_abstention_names_no_class_and_a_head_without_a_threshold_says_nothin
     sent = answer.model_dump_json(by_alias=True)
     assert json.loads(sent) == expected
     assert HeadAnswer.model_validate_json(sent) == answer
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, {"sales": 0.2, "nurse": 0.5, "driver": 0.3}),
+        ({"top_k": 2}, {"nurse": 0.5, "driver": 0.3}),
+        ({"top_k": 9}, {"nurse": 0.5, "driver": 0.3, "sales": 0.2}),
+        ({"threshold": 0.3}, {"nurse": 0.5, "driver": 0.3}),
+        ({"threshold": 0.9}, {}),
+        ({"top_k": 1, "threshold": 0.3}, {"nurse": 0.5}),
+        ({"scores": False}, None),
+        ({"scores": False, "top_k": 2}, None),
+    ],
+)
+def test_probabilities_that_are_not_asked_for_are_left_out(asked: dict[str, Any], expected: dict[str, float] | None) -> None:
+    head = HeadAnswer(**{"class": "nurse"}, probability=0.5, scores={"sales": 0.2, "nurse": 0.5, "driver": 0.3})
+    answers = [Answer(heads={"category": head}, tokens=3, truncated=False), Answer(heads={}, tokens=3, truncated=False, error="failed")]
+    request = parse_body(PredictRequest, json.dumps({"texts": ["a", "b"]} | asked).encode())
+    told, failed = shaped(answers, request)
+    scores = told.heads["category"].scores
+    assert scores == expected
+    assert list(scores or ()) == list(expected or ())
+    assert (told.heads["category"].class_, told.heads["category"].probability) == ("nurse", 0.5)
+    assert ("scores" in told.model_dump()["heads"]["category"]) == (expected is not None)
+    assert failed == answers[1]
+    # What another request is told is as it was.
+    assert answers[0].heads["category"].scores == {"sales": 0.2, "nurse": 0.5, "driver": 0.3}
 
 
 def test_errors_travel_between_processes() -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -32,7 +33,7 @@ class FakeAnswering:
         head = HeadAnswer(**{"class": "sales"}, probability=0.75, scores={"sales": 0.75, "nurse": 0.25})
         texts = finished_texts(request, "{text}", LIMITS)
         answers = [Answer(heads={"category": head}, tokens=3, truncated=False) for _ in texts]
-        return Answered(Prediction(version=7, answers=answers), 0.001, 0.002, 0.003, 4)
+        return Answered(Prediction(version=7, answers=answers), 0.001, 0.002, 0.003, 4, 88)
 
     def limits(self) -> Limits:
         self.require_ready()
@@ -100,7 +101,10 @@ def test_answer_and_timing() -> None:
         "truncated": False,
     }
     assert response.json() == {"version": 7, "answers": [answer, answer]}
-    assert response.headers["server-timing"] == 'tokenize;dur=1.00, queue;dur=2.00, compute;dur=3.00, batch;desc="4"'
+    assert (
+        response.headers["server-timing"]
+        == 'tokenize;dur=1.00, queue;dur=2.00, compute;dur=3.00, batch;desc="4", tokens;desc="88", version;desc="7"'
+    )
 
 
 @pytest.mark.parametrize(
@@ -207,7 +211,11 @@ def test_metrics_are_for_prometheus() -> None:
 
 def test_the_document_names_every_status_as_problem_json() -> None:
     document = call("GET", "/openapi.json").json()
-    assert set(document["paths"]) == {"/v1/predict", "/v1/version", "/health/live", "/health/ready", "/metrics"}
+    ours = {"/v1/predict", "/v1/version", "/health/live", "/health/ready", "/metrics"}
+    model = "/v2/models/{model}"
+    open_inference = {base + end for base in (model, model + "/versions/{version}") for end in ("", "/ready", "/infer")}
+    others = {"/predict", "/classify", "/v1/classifications", "/v2", "/v2/health/live", "/v2/health/ready", *open_inference}
+    assert set(document["paths"]) == ours | others
     responses = document["paths"]["/v1/predict"]["post"]["responses"]
     assert set(responses) == {"200", "400", "413", "415", "422", "500", "503", "504"}
     assert all(list(response["content"]) == ["application/problem+json"] for status, response in responses.items() if status != "200")
@@ -226,8 +234,39 @@ def test_the_page_needs_nothing_from_elsewhere(is_ready: bool) -> None:
     assert call("GET", "/").headers["location"] == "/docs"
 
 
-def test_the_example_of_the_document_is_a_request_that_works() -> None:
+@pytest.mark.parametrize(("header", "body", "expected"), [("400", None, 400), ("400", 300, 300), ("200", 300, 200), (None, 300, 300)])
+def test_the_shorter_deadline_counts(header: str | None, body: int | None, expected: int) -> None:
+    answering = FakeAnswering()
+    headers = {"x-request-deadline-ms": header} if header else {}
+    more = {"deadline_ms": body} if body else {}
+    assert call("POST", "/v1/predict", answering, json={"texts": ["a"]} | more, headers=headers).status_code == 200
+    assert answering.asked[0].deadline_ms == expected
+
+
+@pytest.mark.parametrize(("header", "field"), [("soon", "x-request-deadline-ms"), ("0", "x-request-deadline-ms"), ("1001", "deadline_ms")])
+def test_a_deadline_that_is_none_is_said(header: str, field: str) -> None:
+    response = call("POST", "/v1/predict", json={"texts": ["a"]}, headers={"x-request-deadline-ms": header})
+    assert response.status_code == 422
+    assert [finding["field"] for finding in problem(response)["errors"]] == [field]
+
+
+def test_the_examples_of_the_document_are_requests_that_work() -> None:
     document = call("GET", "/openapi.json").json()
-    schema = document["paths"]["/v1/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    for example in schema["examples"]:
-        assert call("POST", "/v1/predict", content=json.dumps(example), headers=JSON).status_code == 200
+    tried = 0
+    for path, operations in document["paths"].items():
+        body = operations.get("post", {}).get("requestBody")
+        for example in body["content"]["application/json"]["schema"]["examples"] if body else ():
+            answer = call("POST", path.format(model="production", version="7"), content=json.dumps(example), headers=JSON)
+            assert answer.status_code == 200, path
+            tried += 1
+    assert tried == 6
+
+
+def test_all_that_the_document_refers_to_is_in_it() -> None:
+    text = call("GET", "/openapi.json").text
+    document = json.loads(text)
+    for reference in set(re.findall(r'"\$ref":"#/([^"]+)"', text)):
+        found = document
+        for part in reference.split("/"):
+            found = found[part]
+    assert "$defs" not in text

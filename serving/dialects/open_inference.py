@@ -1,0 +1,165 @@
+"""The Open Inference Protocol, version 2, over REST: texts as BYTES in, for each head its class as BYTES out, and probabilities as FP32.
+
+Source: https://github.com/kserve/open-inference-protocol (inference_rest.md), read 2026-11.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel, Field
+
+from serving.dialects.heads import whole
+from serving.door import ASKING, Answering, answer, body_schema, problems, read_body, reply
+from serving.errors import InvalidFields, NotFound
+from serving.messages import Answer, Message, PredictRequest, VersionFacts, parse_body
+
+SERVER, INPUT, SCORES = "twohead", "text", ".scores"
+
+
+class InputTensor(Message):
+    """The texts."""
+
+    name: str = Field(description=f"`{INPUT}`.")
+    shape: list[int] = Field(description="[texts], or [texts, 1].")
+    datatype: Literal["BYTES"]
+    data: Annotated[list[str], Field(min_length=1)]
+    parameters: dict[str, Any] = Field(default={}, description="Not read.")
+
+
+class WantedOutput(Message):
+    """An output that is asked for."""
+
+    name: str = Field(description=f"A head, or a head with `{SCORES}` behind it.")
+    parameters: dict[str, Any] = Field(default={}, description="Not read.")
+
+
+class Infer(Message):
+    """Texts to be read."""
+
+    model_config = {
+        "json_schema_extra": {
+            "examples": [{"inputs": [{"name": INPUT, "shape": [1], "datatype": "BYTES", "data": ["Nurse for our intensive care unit."]}]}]
+        }
+    }
+
+    id: str = Field(default="", description="Sent back as it came.")
+    parameters: dict[str, Any] = Field(default={}, description="Not read.")
+    inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=1)]
+    outputs: list[WantedOutput] = Field(default=[], description="Left out: the class of every head.")
+
+
+class OutputTensor(BaseModel):
+    """One head's classes, or the probabilities of its classes."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[str] | list[float] = Field(description="Where a head abstains, its class is an empty text.")
+
+
+class Inferred(BaseModel):
+    """Answers in the order of the texts."""
+
+    model_name: str
+    model_version: str
+    id: str = ""
+    outputs: list[OutputTensor]
+
+
+def add(app: FastAPI, answering: Answering) -> None:
+    """Add the routes."""
+    _add_health(app, answering)
+    told: dict[str, Any] = {"tags": ["other servers' words"], "responses": problems(404, 503)}
+
+    @app.get("/v2/models/{model}", summary="Describe the model", **told)
+    @app.get("/v2/models/{model}/versions/{version}", summary="Describe the model's version", **told)
+    async def metadata(model: str, version: str = "") -> dict[str, Any]:
+        return _metadata(_served(answering, model, version), model)
+
+    @app.get("/v2/models/{model}/ready", summary="Tell whether the model can answer", **told)
+    @app.get("/v2/models/{model}/versions/{version}/ready", summary="Tell whether the version can answer", **told)
+    async def ready(model: str, version: str = "") -> dict[str, Any]:
+        _served(answering, model, version)
+        answering.require_ready()
+        return {"name": model, "ready": True}
+
+    asking: dict[str, Any] = {"tags": told["tags"], "openapi_extra": body_schema(Infer), "responses": problems(*ASKING, 404)}
+
+    @app.post("/v2/models/{model}/infer", summary="Answer by the Open Inference Protocol", response_model=Inferred, **asking)
+    @app.post("/v2/models/{model}/versions/{version}/infer", summary="Answer with a version", response_model=Inferred, **asking)
+    async def infer(request: Request, model: str, version: str = "") -> Response:
+        asked = parse_body(Infer, await read_body(request, answering.limits()))
+        facts = _served(answering, model, version)
+        texts, wanted = _texts(asked), _wanted(asked, facts)
+        answered = await answer(answering, request, PredictRequest.model_construct(texts=texts))
+        content: dict[str, Any] = {"model_name": model, "model_version": str(answered.prediction.version)}
+        content |= {"id": asked.id} if asked.id else {}
+        return reply(answered, json.dumps(content | {"outputs": [_output(name, whole(answered)) for name in wanted]}, ensure_ascii=False))
+
+
+def _add_health(app: FastAPI, answering: Answering) -> None:
+    tags: list[Any] = ["other servers' words"]
+
+    @app.get("/v2", tags=tags, summary="Describe the server")
+    async def server() -> dict[str, Any]:
+        return {"name": SERVER, "version": app.version, "extensions": []}
+
+    @app.get("/v2/health/live", tags=tags, summary="Tell whether the server runs")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get("/v2/health/ready", tags=tags, summary="Tell whether the server can answer", responses=problems(503))
+    async def ready() -> dict[str, bool]:
+        answering.require_ready()
+        return {"ready": True}
+
+
+def _served(answering: Answering, model: str, version: str) -> VersionFacts:
+    facts = answering.facts()
+    names = [SERVER, *([facts.name] if facts.name else [])]
+    if model not in names:
+        raise NotFound(f"there is no model of that name; it is served as {' and '.join(names)}")
+    if version and version != str(facts.version):
+        raise NotFound(f"that version is not served; version {facts.version} is")
+    return facts
+
+
+def _metadata(facts: VersionFacts, model: str) -> dict[str, Any]:
+    classes = [{"name": head.name, "datatype": "BYTES", "shape": [-1]} for head in facts.heads]
+    scores = [{"name": head.name + SCORES, "datatype": "FP32", "shape": [-1, len(head.classes)]} for head in facts.heads]
+    inputs = [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}]
+    return {"name": model, "versions": [str(facts.version)], "platform": "twohead", "inputs": inputs, "outputs": classes + scores}
+
+
+def _texts(asked: Infer) -> list[str]:
+    tensor = asked.inputs[0]
+    findings = []
+    if tensor.name != INPUT:
+        findings.append(("inputs.0.name", f"must be {INPUT}"))
+    if tensor.shape not in ([len(tensor.data)], [len(tensor.data), 1]):
+        findings.append(("inputs.0.shape", f"must be [{len(tensor.data)}], as data has so many texts"))
+    if findings:
+        raise InvalidFields(findings)
+    return tensor.data
+
+
+def _wanted(asked: Infer, facts: VersionFacts) -> Sequence[str]:
+    heads = [head.name for head in facts.heads]
+    known = {*heads, *(head + SCORES for head in heads)}
+    unknown = [
+        (f"outputs.{index}.name", f"must be one of {', '.join(sorted(known))}")
+        for index, one in enumerate(asked.outputs)
+        if one.name not in known
+    ]
+    if unknown:
+        raise InvalidFields(unknown)
+    return [one.name for one in asked.outputs] or heads
+
+
+def _output(name: str, answers: list[Answer]) -> dict[str, Any]:
+    if name in answers[0].heads:
+        return {"name": name, "shape": [len(answers)], "datatype": "BYTES", "data": [one.heads[name].class_ or "" for one in answers]}
+    rows = [list((one.heads[name.removesuffix(SCORES)].scores or {}).values()) for one in answers]
+    return {"name": name, "shape": [len(rows), len(rows[0])], "datatype": "FP32", "data": [value for row in rows for value in row]}

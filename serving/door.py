@@ -1,0 +1,117 @@
+"""What every request about texts goes through, whatever words it is written in: body, client, deadline, timing.
+
+Bodies are read here and not by FastAPI: too large ones are refused while they arrive, and no error repeats what was sent. It does not know
+what a body says.
+"""
+
+from typing import Any, Protocol
+
+from fastapi import Request, Response
+from pydantic import BaseModel
+
+from serving.answerer import Answered
+from serving.errors import BadRequest, InvalidFields
+from serving.messages import Limits, PredictRequest, Problem, VersionFacts, check_limits
+
+# Who names clients is the proxy in front; a caller that names itself anew each time only gets what nobody known gets.
+CLIENT_ID_HEADER = "x-client-id"
+DEADLINE_HEADER = "x-request-deadline-ms"
+_MOST_CLIENT_ID = 128
+# Where the API's document keeps what its parts refer to.
+COMPONENTS = "components/schemas"
+
+
+class Answering(Protocol):
+    """What the routes need; `serving.answerer.Answerer` is one."""
+
+    async def predict(self, request: PredictRequest, client: str = "") -> Answered:
+        """Answer a request of a client."""
+        ...
+
+    def limits(self) -> Limits:
+        """Tell what a request may ask for."""
+        ...
+
+    def facts(self) -> VersionFacts:
+        """Describe the version that answers."""
+        ...
+
+    def require_ready(self) -> None:
+        """Raise `NotReady` while nothing can be answered."""
+        ...
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """Read a JSON body.
+
+    Raises:
+        BadRequest: 415 for another type, 413 for one that is too large.
+    """
+    _require_json(request)
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limits.max_body_bytes:
+        raise BadRequest(f"body is {declared} bytes, but may be at most {limits.max_body_bytes}", 413)
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > limits.max_body_bytes:
+            raise BadRequest(f"body is longer than {limits.max_body_bytes} bytes", 413)
+    return bytes(body)
+
+
+async def answer(answering: Answering, request: Request, asked: PredictRequest) -> Answered:
+    """Answer what a request asks, within its deadline and in its client's turn.
+
+    Raises:
+        InvalidFields: 422; see `check_limits`, or the deadline in the header is no whole number.
+    """
+    if header := request.headers.get(DEADLINE_HEADER):
+        if not header.isascii() or not header.isdigit() or int(header) < 1:
+            raise InvalidFields([(DEADLINE_HEADER, "must be a whole number of milliseconds, at least 1")])
+        deadlines = [int(header), *([asked.deadline_ms] if asked.deadline_ms is not None else [])]
+        asked = asked.model_copy(update={"deadline_ms": min(deadlines)})
+    check_limits(asked, answering.limits())
+    return await answering.predict(asked, request.headers.get(CLIENT_ID_HEADER, "")[:_MOST_CLIENT_ID])
+
+
+def reply(answered: Answered, content: str | bytes) -> Response:
+    """Send an answer, and tell where its time went."""
+    return Response(content, media_type="application/json", headers={"server-timing": _server_timing(answered)})
+
+
+def _server_timing(answered: Answered) -> str:
+    spans = (("tokenize", answered.tokenize_s), ("queue", answered.queue_s), ("compute", answered.compute_s))
+    facts = (("batch", answered.batch_texts), ("tokens", answered.batch_tokens), ("version", answered.prediction.version))
+    return ", ".join([*(f"{name};dur={seconds * 1000:.2f}" for name, seconds in spans), *(f'{name};desc="{fact}"' for name, fact in facts)])
+
+
+def _require_json(request: Request) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise BadRequest("content-type must be application/json", 415)
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise BadRequest("content-encoding must be identity", 415)
+
+
+def body_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Describe a body in the API's document, which FastAPI does not read."""
+    schema = model.model_json_schema(ref_template=f"#/{COMPONENTS}/{{model}}")
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+_WHEN = {
+    400: "The body is not JSON.",
+    404: "There is no such model, version or head.",
+    413: "The body is too large.",
+    415: "The body is not declared as JSON.",
+    422: "The body breaks its schema or a limit; `errors` lists every finding.",
+    500: "The server failed.",
+    503: "Nothing can be answered now; `Retry-After` says when it is worth asking again.",
+    504: "The deadline passed before the answer was there.",
+}
+ASKING = (400, 413, 415, 422, 500, 503, 504)
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe errors in the API's document."""
+    return {status: {"description": _WHEN[status], "model": Problem} for status in statuses}
