@@ -16,6 +16,7 @@ from serving.errors import InvalidFields, NotFound
 from serving.messages import Answer, Message, PredictRequest, VersionFacts, parse_body
 
 SERVER, INPUT, SCORES = "twohead", "text", ".scores"
+_MODEL, _VERSION = "/v2/models/{model}", "/versions/{version}"
 
 
 class InputTensor(Message):
@@ -68,27 +69,72 @@ class Inferred(BaseModel):
     outputs: list[OutputTensor]
 
 
+class TensorFacts(BaseModel):
+    """A tensor's name, type and shape."""
+
+    name: str
+    datatype: str
+    shape: list[int] = Field(description="-1: as many as there are texts.")
+
+
+class ModelFacts(BaseModel):
+    """What the model reads and answers."""
+
+    name: str
+    versions: list[str] = Field(description="The one that answers.")
+    platform: str = SERVER
+    inputs: list[TensorFacts]
+    outputs: list[TensorFacts]
+
+
+class ModelReady(BaseModel):
+    """Whether the model can answer."""
+
+    name: str
+    ready: bool = True
+
+
+class Live(BaseModel):
+    """Whether the server runs."""
+
+    live: bool = True
+
+
+class Ready(BaseModel):
+    """Whether the server can answer."""
+
+    ready: bool = True
+
+
+class Server(BaseModel):
+    """The server itself."""
+
+    name: str = SERVER
+    version: str
+    extensions: list[str] = []
+
+
 def add(app: FastAPI, answering: Answering) -> None:
     """Add the routes."""
     _add_health(app, answering)
     told: dict[str, Any] = {"tags": ["other servers' words"], "responses": problems(404, 503)}
+    asking: dict[str, Any] = {"tags": told["tags"], "openapi_extra": body_schema(Infer), "responses": problems(*ASKING, 404)}
+    only = f"With `{_VERSION}` before the end, only by that version. {SERVER} is a name of every model."
 
-    @app.get("/v2/models/{model}", summary="Describe the model", **told)
-    @app.get("/v2/models/{model}/versions/{version}", summary="Describe the model's version", **told)
-    async def metadata(model: str, version: str = "") -> dict[str, Any]:
+    @app.get(_MODEL, summary="Describe the model", **told)
+    @app.get(_MODEL + _VERSION, include_in_schema=False)
+    async def metadata(model: str, version: str = "") -> ModelFacts:
         return _metadata(_served(answering, model, version), model)
 
-    @app.get("/v2/models/{model}/ready", summary="Tell whether the model can answer", **told)
-    @app.get("/v2/models/{model}/versions/{version}/ready", summary="Tell whether the version can answer", **told)
-    async def ready(model: str, version: str = "") -> dict[str, Any]:
+    @app.get(f"{_MODEL}/ready", summary="Tell whether the model can answer", **told)
+    @app.get(f"{_MODEL}{_VERSION}/ready", include_in_schema=False)
+    async def ready(model: str, version: str = "") -> ModelReady:
         _served(answering, model, version)
         answering.require_ready()
-        return {"name": model, "ready": True}
+        return ModelReady(name=model)
 
-    asking: dict[str, Any] = {"tags": told["tags"], "openapi_extra": body_schema(Infer), "responses": problems(*ASKING, 404)}
-
-    @app.post("/v2/models/{model}/infer", summary="Answer by the Open Inference Protocol", response_model=Inferred, **asking)
-    @app.post("/v2/models/{model}/versions/{version}/infer", summary="Answer with a version", response_model=Inferred, **asking)
+    @app.post(f"{_MODEL}/infer", summary="Answer by the Open Inference Protocol", description=only, response_model=Inferred, **asking)
+    @app.post(f"{_MODEL}{_VERSION}/infer", include_in_schema=False)
     async def infer(request: Request, model: str, version: str = "") -> Response:
         asked = parse_body(Infer, await read_body(request, answering.limits()))
         facts = _served(answering, model, version)
@@ -103,17 +149,17 @@ def _add_health(app: FastAPI, answering: Answering) -> None:
     tags: list[Any] = ["other servers' words"]
 
     @app.get("/v2", tags=tags, summary="Describe the server")
-    async def server() -> dict[str, Any]:
-        return {"name": SERVER, "version": app.version, "extensions": []}
+    async def server() -> Server:
+        return Server(version=app.version)
 
     @app.get("/v2/health/live", tags=tags, summary="Tell whether the server runs")
-    async def live() -> dict[str, bool]:
-        return {"live": True}
+    async def live() -> Live:
+        return Live()
 
     @app.get("/v2/health/ready", tags=tags, summary="Tell whether the server can answer", responses=problems(503))
-    async def ready() -> dict[str, bool]:
+    async def ready() -> Ready:
         answering.require_ready()
-        return {"ready": True}
+        return Ready()
 
 
 def _served(answering: Answering, model: str, version: str) -> VersionFacts:
@@ -126,11 +172,11 @@ def _served(answering: Answering, model: str, version: str) -> VersionFacts:
     return facts
 
 
-def _metadata(facts: VersionFacts, model: str) -> dict[str, Any]:
-    classes = [{"name": head.name, "datatype": "BYTES", "shape": [-1]} for head in facts.heads]
-    scores = [{"name": head.name + SCORES, "datatype": "FP32", "shape": [-1, len(head.classes)]} for head in facts.heads]
-    inputs = [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}]
-    return {"name": model, "versions": [str(facts.version)], "platform": "twohead", "inputs": inputs, "outputs": classes + scores}
+def _metadata(facts: VersionFacts, model: str) -> ModelFacts:
+    classes = [TensorFacts(name=head.name, datatype="BYTES", shape=[-1]) for head in facts.heads]
+    scores = [TensorFacts(name=head.name + SCORES, datatype="FP32", shape=[-1, len(head.classes)]) for head in facts.heads]
+    inputs = [TensorFacts(name=INPUT, datatype="BYTES", shape=[-1])]
+    return ModelFacts(name=model, versions=[str(facts.version)], inputs=inputs, outputs=classes + scores)
 
 
 def _texts(asked: Infer) -> list[str]:
