@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serving.settings import Arguments, ServingSettings
+from serving.settings import CODE_VARIABLE, Arguments, ServingSettings
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -97,7 +97,7 @@ def replica_environment(settings: ServingSettings) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         # A new deployment of changed code must replace the replicas, though the folder's name stays.
-        "TWOHEAD_CODE": code_digest(),
+        CODE_VARIABLE: code_digest(),
     }
 
 

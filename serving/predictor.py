@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from serving.engines.calibration import FIRST_TOKENS, Trial, calibrate
 from serving.engines.costs import enough, measure_costs
 from serving.engines.engine import Engine, Logits
+from serving.engines.kept import Found, Keep, Kept
 from serving.engines.torch_engine import TorchEngine, precisions, unchecked_precision
 from serving.errors import ServingError
 from serving.messages import Answer, HeadAnswer
-from training.checkpoint import HeadFacts, Manifest, load_tokenizer, read_manifest
+from training.checkpoint import MANIFEST_FILE, HeadFacts, Manifest, load_tokenizer, read_manifest
 from training.data.tokens import Tokenizer
 from training.golden import read_golden
 from training.judging.abstention import PROBABILITY_DECIMALS
@@ -59,6 +60,7 @@ class Predictor:
         engine: Its forward pass.
         calibration: How the engines did that were tried.
         typical: Token ids of some texts, to measure batches with.
+        kept: What an earlier replica found out, and where to keep what this one does.
 
     Attributes:
         batch_tokens: A batch of so many tokens is as fast as any; measured by `warm`.
@@ -72,6 +74,7 @@ class Predictor:
         engine: Engine,
         calibration: Sequence[Trial] = (),
         typical: Sequence[NDArray[np.int32]] = (),
+        kept: Kept | None = None,
     ) -> None:
         self.version = version
         self.manifest = manifest
@@ -79,10 +82,11 @@ class Predictor:
         self.calibration = tuple(calibration)
         self.batch_tokens = _UNMEASURED_TOKENS
         self._typical = typical
+        self._kept = kept
         self._tokenizer = tokenizer
 
     @classmethod
-    def load(cls, folder: Path, version: int, threads: int = 1, precision: str = "auto") -> Self:
+    def load(cls, folder: Path, version: int, threads: int = 1, precision: str = "auto", keep: Keep | None = None) -> Self:
         """Load a verified checkpoint, as `Registry.fetch` gives it.
 
         Args:
@@ -90,13 +94,13 @@ class Predictor:
             version: Its number.
             threads: Of one forward pass on the CPU.
             precision: The one to answer with; `auto` tries what this machine has and takes the fastest that answers alike.
+            keep: Where to keep what was found out, for the next replica; nothing finds out by itself.
 
         Raises:
             ServingError: See `calibrate` and `TorchEngine`.
         """
         manifest = read_manifest(folder)
         tokenizer = load_tokenizer(folder, manifest)
-
         golden = read_golden(folder)
         typical = golden.divide(FIRST_TOKENS)[0].rows if golden else ()
 
@@ -108,8 +112,12 @@ class Predictor:
             log.info("version %d has no golden texts, so that nothing tells how %s answers", version, chosen)
             return cls(version, manifest, tokenizer, make(chosen))
         tried = precisions() if precision == "auto" else [precision]
+        kept = keep.open((folder / MANIFEST_FILE).read_bytes(), threads, precision) if keep else None
+        if kept and (found := kept.read(tried)):
+            log.info("%s answers, as an earlier replica found out here", found.precision)
+            return cls(version, manifest, tokenizer, make(found.precision), found.trials, typical, kept)
         engine, trials = calibrate(make, tried, golden, {head.name: head.temperature for head in manifest.heads})
-        return cls(version, manifest, tokenizer, engine, trials, typical)
+        return cls(version, manifest, tokenizer, engine, trials, typical, kept)
 
     @property
     def pads(self) -> bool:
@@ -128,8 +136,13 @@ class Predictor:
         longest = min(_WARM_TOKENS, self.manifest.max_tokens)
         tokens = self.tokenize(["a " * longest] * _WARM_TEXTS)
         self.compute(tokens)
+        if self._kept and (found := self._kept.read([self.engine.dtype])):
+            self.batch_tokens = found.batch_tokens
+            return found.tokens_per_s
         best = enough(measure_costs(self.compute, [TokenizedText(ids, truncated=False) for ids in self._typical] or tokens))
         self.batch_tokens = best.tokens
+        if self._kept:
+            self._kept.write(Found(self.calibration, best.tokens, best.tokens_per_s))
         return best.tokens_per_s
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:

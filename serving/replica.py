@@ -5,16 +5,18 @@ Serve starts it, asks for its health and routes requests to it; everything else 
 
 import asyncio
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from cluster.storage import Storage
 from serving.answerer import Answerer
+from serving.engines.kept import Keep, cache_folder
 from serving.errors import NotReady
 from serving.follower import Follower
 from serving.metrics import PUBLISH_EVERY_S, Figures, gather
 from serving.predictor import Predictor
 from serving.routes import build_app
-from serving.settings import Arguments
+from serving.settings import CODE_VARIABLE, Arguments
 from training.registry import Registry
 
 if TYPE_CHECKING:
@@ -31,8 +33,10 @@ class Replica:
         checked = Arguments.model_validate(arguments)
         settings = checked.settings
 
+        keep = Keep(cache_folder(), os.environ.get(CODE_VARIABLE, "")) if settings.keep_calibration else None
+
         def load(folder: "Path", version: int) -> Predictor:
-            return Predictor.load(folder, version, settings.threads, settings.precision)
+            return Predictor.load(folder, version, settings.threads, settings.precision, keep)
 
         reference = settings.name if checked.version is None else checked.version
         self._follower = Follower(Registry(Storage(checked.storage)), reference, load)

@@ -11,6 +11,9 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from cluster.settings import Section, read_settings_file, validate_section
 
+# Where a replica finds the digest of our own code.
+CODE_VARIABLE = "TWOHEAD_CODE"
+
 Positive = Annotated[float, Field(gt=0.0)]
 
 
@@ -62,6 +65,8 @@ class ServingSettings(Section):
         precision: How precisely the encoder computes. `auto` tries what the machine has on the version's golden texts and takes the
             fastest that answers alike. Another is taken as it is asked for, and a version whose golden texts it answers otherwise is not
             served; one without golden texts is.
+        keep_calibration: What a replica finds out about precisions and batches is kept for a week in the cache folder of the machine's user
+            (`~/.cache/twohead`), so that the next one with that version need not.
         batch_tokens: Most tokens in a batch, padding included where the engine computes any; null: as few as keep the engine as fast as it
             can be, measured when a version is loaded.
         max_queue_s: A replica refuses texts (503) when it has work for longer than this.
@@ -83,6 +88,7 @@ class ServingSettings(Section):
     resources_per_replica: ReplicaResources = ReplicaResources()
     threads: int = Field(default=1, ge=1)
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    keep_calibration: bool = True
     batch_tokens: int | None = Field(default=None, ge=8)
     max_queue_s: Positive = 5.0
     deadline_ms: int = Field(default=30_000, ge=1)

@@ -62,7 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
     storage = str(tmp_path_factory.mktemp("registry"))
     cluster = ClusterSettings(storage=storage, num_cpus=4, num_gpus=0, object_store_bytes=100_000_000)
-    settings = ServingSettings(port=free_port(), max_replicas=1, follow_s=0.5, resources_per_replica={"cpu": 0.5})
+    settings = ServingSettings(port=free_port(), max_replicas=1, follow_s=0.5, resources_per_replica={"cpu": 0.5}, keep_calibration=False)
     with connect(cluster) as connection:
         rollout = Rollout.at(connection.dashboard_url, cluster, print)
         yield Place(cluster, settings, Registry(Storage(storage)), rollout)
