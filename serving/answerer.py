@@ -12,10 +12,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from serving.errors import NotReady, ServingError
+from serving.explaining import METHOD, ExplainRequest, Explanation, find_spans, weigh, without_each
 from serving.follower import Follower
-from serving.messages import Answer, EngineTrial, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts, finished_texts, shaped
+from serving.messages import (
+    Answer,
+    EngineTrial,
+    HeadFacts,
+    Limits,
+    Prediction,
+    PredictRequest,
+    VersionFacts,
+    finished_texts,
+    shaped,
+)
 from serving.predictor import Predictor, TokenizedText
-from serving.scheduler import Scheduler
+from serving.scheduler import Scheduled, Scheduler
 from serving.settings import ServingSettings
 
 log = logging.getLogger(__name__)
@@ -25,11 +36,10 @@ _SHORT_CHARACTERS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """A prediction and where its time went.
+class Spent:
+    """Where the time of a request went.
 
     Attributes:
-        prediction: What is sent back.
         tokenize_s: Until all texts were tokenised.
         queue_s: Waiting for the engine.
         compute_s: In the engine, with the other texts of its batches.
@@ -37,12 +47,37 @@ class Answered:
         batch_tokens: Tokens in the largest.
     """
 
-    prediction: Prediction
     tokenize_s: float
     queue_s: float
     compute_s: float
     batch_texts: int
     batch_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A prediction and where its time went."""
+
+    prediction: Prediction
+    spent: Spent
+
+    @property
+    def version(self) -> int:
+        """The version that answered."""
+        return self.prediction.version
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """An explanation and where its time went."""
+
+    explanation: Explanation
+    spent: Spent
+
+    @property
+    def version(self) -> int:
+        """The version that answered."""
+        return self.explanation.version
 
 
 class Answerer:
@@ -126,7 +161,40 @@ class Answerer:
         answers = [_told(answer, text) for answer, text in zip(done.answers, tokens, strict=True)]
         self._count_abstentions(answers)
         prediction = Prediction.model_construct(version=predictor.version, answers=shaped(answers, request))
-        return Answered(prediction, tokenize_s, done.queue_s, done.compute_s, done.batch_texts, done.batch_tokens)
+        return Answered(prediction, _spent(tokenize_s, done))
+
+    async def explain(self, request: ExplainRequest, client: str = "") -> Explained:
+        """Tell which words the answers about a text come from.
+
+        Args:
+            request: Its text.
+            client: Who asks; see `Scheduler.submit`.
+
+        Raises:
+            ServingError: See `predict`; or one of the texts that lack a span could not be computed.
+        """
+        started, predictor = time.monotonic(), self._follower.current
+        (text,) = finished_texts(PredictRequest(texts=[request.text]), "", self._limits(predictor))
+        self.scheduler.admit()
+        loop = asyncio.get_running_loop()
+        readable = await loop.run_in_executor(self._tokenizing, predictor.readable, text)
+        spans = find_spans(readable)
+        tokens = await loop.run_in_executor(self._tokenizing, predictor.tokenize, [text, *without_each(readable, spans)])
+        tokenize_s = time.monotonic() - started
+        deadline_s = (request.deadline_ms or self._settings.deadline_ms) / 1000
+        done = await self.scheduler.submit(predictor, tokens, deadline_s - tokenize_s, client)
+        if errors := [answer for answer in done.answers if isinstance(answer, ServingError)]:
+            raise errors[0]
+        whole, *others = done.answers
+        explanation = Explanation.model_construct(
+            version=predictor.version,
+            method=METHOD,
+            spans=spans,
+            heads=weigh(whole, others),
+            tokens=len(tokens[0]),
+            truncated=tokens[0].truncated,
+        )
+        return Explained(explanation, _spent(tokenize_s, done))
 
     async def _tokenize(self, predictor: Predictor, texts: list[str]) -> list[TokenizedText]:
         if sum(map(len, texts)) <= _SHORT_CHARACTERS:
@@ -189,3 +257,7 @@ def _told(answer: Answer | ServingError, text: TokenizedText) -> Answer:
     if not isinstance(answer, ServingError):
         return answer
     return Answer(heads={}, tokens=len(text), truncated=text.truncated, error=answer.message)
+
+
+def _spent(tokenize_s: float, done: Scheduled) -> Spent:
+    return Spent(tokenize_s, done.queue_s, done.compute_s, done.batch_texts, done.batch_tokens)

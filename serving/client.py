@@ -19,6 +19,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from serving.errors import AnswerError
+from serving.explaining import Explanation
 from serving.messages import Prediction, Problem, VersionFacts
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -105,6 +106,18 @@ class Client:
         """
         return _parsed(Prediction, self._send("POST", "/v1/predict", _body(texts, examples, deadline_ms)))
 
+    def explain(self, text: str, *, deadline_ms: int | None = None) -> Explanation:
+        """Ask which words the answers about a text come from.
+
+        Args:
+            text: A finished text.
+            deadline_ms: Answer within this time or not at all.
+
+        Raises:
+            AnswerError: See `predict`.
+        """
+        return _parsed(Explanation, self._send("POST", "/v1/explain", _explain_body(text, deadline_ms)))
+
     def version(self) -> VersionFacts:
         """Ask which version answers, with its heads and limits.
 
@@ -156,6 +169,10 @@ class AsyncClient:
         """Ask about texts or examples; see `Client.predict`."""
         return _parsed(Prediction, await self._send("POST", "/v1/predict", _body(texts, examples, deadline_ms)))
 
+    async def explain(self, text: str, *, deadline_ms: int | None = None) -> Explanation:
+        """Ask which words the answers come from; see `Client.explain`."""
+        return _parsed(Explanation, await self._send("POST", "/v1/explain", _explain_body(text, deadline_ms)))
+
     async def version(self) -> VersionFacts:
         """Ask which version answers; see `Client.version`."""
         return _parsed(VersionFacts, await self._send("GET", "/v1/version", None))
@@ -190,6 +207,10 @@ def _body(texts: Sequence[str] | None, examples: Sequence[Mapping[str, str]] | N
         "deadline_ms": deadline_ms,
     }
     return {key: value for key, value in body.items() if value is not None}
+
+
+def _explain_body(text: str, deadline_ms: int | None) -> dict[str, Any]:
+    return {"text": text} | ({} if deadline_ms is None else {"deadline_ms": deadline_ms})
 
 
 def _parsed(kind: type[MessageT], response: httpx.Response) -> MessageT:

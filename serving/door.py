@@ -9,8 +9,9 @@ from typing import Any, Protocol
 from fastapi import Request, Response
 from pydantic import BaseModel
 
-from serving.answerer import Answered
+from serving.answerer import Answered, Explained
 from serving.errors import BadRequest, InvalidFields
+from serving.explaining import ExplainRequest
 from serving.messages import Limits, PredictRequest, Problem, VersionFacts, check_limits
 
 # Who names clients is the proxy in front; a caller that names itself anew each time only gets what nobody known gets.
@@ -26,6 +27,10 @@ class Answering(Protocol):
 
     async def predict(self, request: PredictRequest, client: str = "") -> Answered:
         """Answer a request of a client."""
+        ...
+
+    async def explain(self, request: ExplainRequest, client: str = "") -> Explained:
+        """Explain a client's answer."""
         ...
 
     def limits(self) -> Limits:
@@ -63,26 +68,39 @@ async def answer(answering: Answering, request: Request, asked: PredictRequest) 
     """Answer what a request asks, within its deadline and in its client's turn.
 
     Raises:
-        InvalidFields: 422; see `check_limits`, or the deadline in the header is no whole number.
+        InvalidFields: 422; see `check_limits` and `deadline_ms`.
     """
-    if header := request.headers.get(DEADLINE_HEADER):
-        if not header.isascii() or not header.isdigit() or int(header) < 1:
-            raise InvalidFields([(DEADLINE_HEADER, "must be a whole number of milliseconds, at least 1")])
-        deadlines = [int(header), *([asked.deadline_ms] if asked.deadline_ms is not None else [])]
-        asked = asked.model_copy(update={"deadline_ms": min(deadlines)})
+    asked = asked.model_copy(update={"deadline_ms": deadline_ms(request, asked.deadline_ms)})
     check_limits(asked, answering.limits())
-    return await answering.predict(asked, request.headers.get(CLIENT_ID_HEADER, "")[:_MOST_CLIENT_ID])
+    return await answering.predict(asked, client_id(request))
 
 
-def reply(answered: Answered, content: str | bytes) -> Response:
+def client_id(request: Request) -> str:
+    """Return who asks; "" where nobody says."""
+    return request.headers.get(CLIENT_ID_HEADER, "")[:_MOST_CLIENT_ID]
+
+
+def deadline_ms(request: Request, asked: int | None) -> int | None:
+    """Return the shorter one of the deadlines in a request's body and header.
+
+    Raises:
+        InvalidFields: 422; the header is no whole number.
+    """
+    header = request.headers.get(DEADLINE_HEADER)
+    if header is None:
+        return asked
+    if not header.isascii() or not header.isdigit() or int(header) < 1:
+        raise InvalidFields([(DEADLINE_HEADER, "must be a whole number of milliseconds, at least 1")])
+    return int(header) if asked is None else min(int(header), asked)
+
+
+def reply(answered: Answered | Explained, content: str) -> Response:
     """Send an answer, and tell where its time went."""
-    return Response(content, media_type="application/json", headers={"server-timing": _server_timing(answered)})
-
-
-def _server_timing(answered: Answered) -> str:
-    spans = (("tokenize", answered.tokenize_s), ("queue", answered.queue_s), ("compute", answered.compute_s))
-    facts = (("batch", answered.batch_texts), ("tokens", answered.batch_tokens), ("version", answered.prediction.version))
-    return ", ".join([*(f"{name};dur={seconds * 1000:.2f}" for name, seconds in spans), *(f'{name};desc="{fact}"' for name, fact in facts)])
+    spent = answered.spent
+    spans = (("tokenize", spent.tokenize_s), ("queue", spent.queue_s), ("compute", spent.compute_s))
+    facts = (("batch", spent.batch_texts), ("tokens", spent.batch_tokens), ("version", answered.version))
+    told = [*(f"{name};dur={seconds * 1000:.2f}" for name, seconds in spans), *(f'{name};desc="{fact}"' for name, fact in facts)]
+    return Response(content, media_type="application/json", headers={"server-timing": ", ".join(told)})
 
 
 def _require_json(request: Request) -> None:

@@ -151,6 +151,10 @@ class Predictor:
         truncated = table.truncated
         return [TokenizedText(table[index], bool(truncated[index])) for index in range(len(table))]
 
+    def readable(self, text: str) -> str:
+        """Return the part of a text that is read."""
+        return text[: self._tokenizer.reads(text)]
+
     def compute(self, texts: Sequence[TokenizedText]) -> list[Answer]:
         """Answer about tokenised texts, in one batch and in their order.
 

@@ -16,9 +16,31 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 
 from serving.dialects import mistral, open_inference, text_embeddings, vllm
-from serving.door import ASKING, CLIENT_ID_HEADER, DEADLINE_HEADER, Answering, answer, body_schema, problems, read_body, reply
+from serving.door import (
+    ASKING,
+    CLIENT_ID_HEADER,
+    DEADLINE_HEADER,
+    Answering,
+    answer,
+    body_schema,
+    client_id,
+    deadline_ms,
+    problems,
+    read_body,
+    reply,
+)
 from serving.errors import InvalidFields, NotReady, Overloaded, ServingError
-from serving.messages import FieldProblem, Health, Prediction, PredictRequest, VersionFacts, parse_body, problem
+from serving.explaining import MOST_SPANS, ExplainRequest, Explanation
+from serving.messages import (
+    FieldProblem,
+    Health,
+    Prediction,
+    PredictRequest,
+    VersionFacts,
+    check_limits,
+    parse_body,
+    problem,
+)
 from serving.reference import CONTENT_SECURITY_POLICY, render
 
 log = logging.getLogger(__name__)
@@ -111,6 +133,24 @@ def _add_answers(app: FastAPI, answering: Answering) -> None:
         asked = parse_body(PredictRequest, await read_body(request, answering.limits()))
         answered = await answer(answering, request, asked)
         return reply(answered, answered.prediction.model_dump_json(by_alias=True))
+
+    @app.post(
+        "/v1/explain",
+        tags=["answers"],
+        summary="Tell which words an answer comes from",
+        description="Each word is left out once, and what that takes from the probability of the class is its weight. "
+        f"Words are taken together where there are more than {MOST_SPANS}; so many texts are computed, in their turn.",
+        response_model=Explanation,
+        openapi_extra=body_schema(ExplainRequest),
+        responses=problems(*ASKING),
+    )
+    async def explain(request: Request) -> Response:
+        limits = answering.limits()
+        asked = parse_body(ExplainRequest, await read_body(request, limits))
+        asked = asked.model_copy(update={"deadline_ms": deadline_ms(request, asked.deadline_ms)})
+        check_limits(PredictRequest.model_construct(texts=[asked.text], deadline_ms=asked.deadline_ms), limits)
+        explained = await answering.explain(asked, client_id(request))
+        return reply(explained, explained.explanation.model_dump_json(by_alias=True))
 
     @app.get(
         "/v1/version",

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.answerer import Answered
+from serving.answerer import Answered, Spent
 from serving.door import Answering
 from serving.messages import Answer, HeadAnswer, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts, finished_texts
 from serving.routes import build_app
@@ -34,7 +34,9 @@ class TwoHeads:
         }
         failed = Answer(heads={}, tokens=3, truncated=False, error="the engine failed on text 1")
         good = Answer(heads={head.name: told[head.name] for head in self.heads}, tokens=3, truncated=False)
-        return Answered(Prediction(version=7, answers=[failed if text == "bad" else good for text in texts]), 0.001, 0.002, 0.003, 4, 88)
+        return Answered(
+            Prediction(version=7, answers=[failed if text == "bad" else good for text in texts]), Spent(0.001, 0.002, 0.003, 4, 88)
+        )
 
     def limits(self) -> Limits:
         return LIMITS

@@ -7,8 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.answerer import Answered
+from serving.answerer import Answered, Explained, Spent
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
+from serving.explaining import ExplainRequest, Explanation, HeadExplanation, Span
 from serving.messages import Answer, HeadAnswer, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts, finished_texts
 from serving.routes import build_app
 
@@ -24,6 +25,7 @@ class FakeAnswering:
         self.is_ready = is_ready
         self.asked: list[PredictRequest] = []
         self.clients: list[str] = []
+        self.explained: list[ExplainRequest] = []
 
     async def predict(self, request: PredictRequest, client: str = "") -> Answered:
         self.clients.append(client)
@@ -33,7 +35,15 @@ class FakeAnswering:
         head = HeadAnswer(**{"class": "sales"}, probability=0.75, scores={"sales": 0.75, "nurse": 0.25})
         texts = finished_texts(request, "{text}", LIMITS)
         answers = [Answer(heads={"category": head}, tokens=3, truncated=False) for _ in texts]
-        return Answered(Prediction(version=7, answers=answers), 0.001, 0.002, 0.003, 4, 88)
+        return Answered(Prediction(version=7, answers=answers), Spent(0.001, 0.002, 0.003, 4, 88))
+
+    async def explain(self, request: ExplainRequest, client: str = "") -> Explained:
+        self.clients.append(client)
+        self.explained.append(request)
+        head = HeadExplanation(**{"class": "sales"}, probability=0.75, weights=[0.5, -0.25])
+        spans = [Span(begin=0, end=5), Span(begin=6, end=9)]
+        explanation = Explanation(version=7, method="occlusion", spans=spans, heads={"category": head}, tokens=4, truncated=False)
+        return Explained(explanation, Spent(0.001, 0.002, 0.003, 4, 88))
 
     def limits(self) -> Limits:
         self.require_ready()
@@ -211,7 +221,7 @@ def test_metrics_are_for_prometheus() -> None:
 
 def test_the_document_names_every_status_as_problem_json() -> None:
     document = call("GET", "/openapi.json").json()
-    ours = {"/v1/predict", "/v1/version", "/health/live", "/health/ready", "/metrics"}
+    ours = {"/v1/predict", "/v1/explain", "/v1/version", "/health/live", "/health/ready", "/metrics"}
     open_inference = {"/v2/models/{model}" + end for end in ("", "/ready", "/infer")}
     others = {"/predict", "/classify", "/v1/classifications", "/v2", "/v2/health/live", "/v2/health/ready", *open_inference}
     assert set(document["paths"]) == ours | others
@@ -231,6 +241,24 @@ def test_the_page_needs_nothing_from_elsewhere(is_ready: bool) -> None:
     assert ("&lt;nurse&gt;" in response.text) == is_ready
     assert "default-src 'none'" in response.headers["content-security-policy"]
     assert call("GET", "/").headers["location"] == "/docs"
+
+
+def test_an_explanation() -> None:
+    answering = FakeAnswering()
+    headers = {"x-client-id": "acme", "x-request-deadline-ms": "200"}
+    response = call("POST", "/v1/explain", answering, json={"text": "hello you", "deadline_ms": 300}, headers=headers)
+    assert response.json() == {
+        "version": 7,
+        "method": "occlusion",
+        "spans": [{"begin": 0, "end": 5}, {"begin": 6, "end": 9}],
+        "heads": {"category": {"class": "sales", "probability": 0.75, "weights": [0.5, -0.25]}},
+        "tokens": 4,
+        "truncated": False,
+    }
+    assert 'version;desc="7"' in response.headers["server-timing"]
+    assert (answering.explained[0].deadline_ms, answering.clients) == (200, ["acme"])
+    assert call("POST", "/v1/explain", answering, json={"text": "a", "deadline_ms": 9_999}).status_code == 422
+    assert call("POST", "/v1/explain", answering, json={"texts": ["a"]}).status_code == 422
 
 
 @pytest.mark.parametrize(("header", "body", "expected"), [("400", None, 400), ("400", 300, 300), ("200", 300, 200), (None, 300, 300)])
@@ -258,7 +286,7 @@ def test_the_examples_of_the_document_are_requests_that_work() -> None:
             answer = call("POST", path.format(model="production", version="7"), content=json.dumps(example), headers=JSON)
             assert answer.status_code == 200, path
             tried += 1
-    assert tried == 5
+    assert tried == 6
 
 
 def test_all_that_the_document_refers_to_is_in_it() -> None:

@@ -113,6 +113,13 @@ class Tokenizer:
         rows = self._ids(texts)
         return make_token_table([self._cut(row) for row in rows], [len(row) for row in rows])
 
+    def reads(self, text: str) -> int:
+        """Return how many characters of a text are read before it is cut; all, where the tokenizer cannot tell."""
+        if not self._tokenizer.is_fast or self._tokenizer.truncation_side == "left":
+            return len(text)
+        offsets = self._tokenizer.backend_tokenizer.encode(text).offsets
+        return len(text) if len(offsets) <= self.max_tokens else int(offsets[self.max_tokens - self._after - 1][1])
+
     def count(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of each text, uncut."""
         return [int(length) for length in self.encode(texts).full_lengths]
