@@ -3,6 +3,6 @@
 It does not know how a checkpoint was trained: everything about a model stands in its manifest. The room `engines` stands below all of it
 but `errors`, `settings` and `messages`; the room `dialects` between `door` and `routes`.
 
-Files in floor order: `errors`, `settings`, `messages`, `predictor`, `batch`, `turns`, `scheduler`, `follower`, `explaining`,
-`answerer`, `door`, `reference`, `routes`, `app`, `metrics`, `replica`, `status`, `rollout`, `client`, `load`.
+Files in floor order: `errors`, `settings`, `messages`, `predictor`, `batch`, `turns`, `counted`, `scheduler`, `follower`,
+`explaining`, `answerer`, `door`, `reference`, `routes`, `app`, `metrics`, `replica`, `status`, `rollout`, `client`, `load`.
 """

@@ -154,7 +154,7 @@ class Answerer:
         deadline_s = (request.deadline_ms or self._settings.deadline_ms) / 1000
         texts = finished_texts(request, predictor.manifest.text_template, self._limits(predictor))
         # Refused before it costs anything.
-        self.scheduler.admit()
+        self.scheduler.admit(client)
         tokens = await self._tokenize(predictor, texts)
         tokenize_s = time.monotonic() - started
         done = await self.scheduler.submit(predictor, tokens, deadline_s - tokenize_s, client)
@@ -175,7 +175,7 @@ class Answerer:
         """
         started, predictor = time.monotonic(), self._follower.current
         (text,) = finished_texts(PredictRequest(texts=[request.text]), "", self._limits(predictor))
-        self.scheduler.admit()
+        self.scheduler.admit(client)
         loop = asyncio.get_running_loop()
         readable = await loop.run_in_executor(self._tokenizing, predictor.readable, text)
         spans = find_spans(readable)

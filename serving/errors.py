@@ -63,7 +63,7 @@ class NotFound(ServingError):
 
 
 class Overloaded(ServingError):
-    """The queue holds more work than `serving.max_queue_s` seconds."""
+    """More work comes before the request than `serving.max_queue_s` or its deadline allow."""
 
     status = 503
     title = "overloaded"

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from serving.counted import Counters
 from serving.errors import NotReady
-from serving.scheduler import Counters
 
 if TYPE_CHECKING:
     from serving.predictor import Predictor

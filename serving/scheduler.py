@@ -19,13 +19,11 @@ from itertools import takewhile
 from typing import Any, Protocol
 
 from serving.batch import choose
+from serving.counted import Counters, Speed
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
 from serving.turns import Turns
 
 log = logging.getLogger(__name__)
-
-# How much of the measured speed is still the past after each batch.
-_MEMORY = 0.9
 
 
 class Model(Protocol):
@@ -44,33 +42,6 @@ class Model(Protocol):
     def compute(self, texts: Sequence[Any], /) -> Sequence[Any]:
         """Return one answer a payload, in their order."""
         ...
-
-
-@dataclass
-class Counters:
-    """What a scheduler has done since it started; nothing is ever taken back.
-
-    Attributes:
-        batches: Batches computed.
-        texts: Texts computed.
-        tokens: Tokens of those texts.
-        padded_tokens: Tokens computed, padding included.
-        compute_s: Time the engine was busy.
-        refused: Requests refused because the queue was full.
-        expired: Requests whose deadline passed.
-        cancelled: Requests whose caller went away.
-        failed: Texts the engine failed on.
-    """
-
-    batches: int = 0
-    texts: int = 0
-    tokens: int = 0
-    padded_tokens: int = 0
-    compute_s: float = 0.0
-    refused: int = 0
-    expired: int = 0
-    cancelled: int = 0
-    failed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +92,7 @@ class Scheduler:
 
     Args:
         batch_tokens: Most tokens in a batch, with what the engine pads; a longer text is a batch of its own. None: as the model says.
-        max_queue_s: Refuse texts when the queue holds more work than this.
+        max_queue_s: Refuse requests before which more work comes than this.
         age_bound_s: A text that has waited so long goes in its turn, before any of better-fitting length.
     """
 
@@ -136,8 +107,7 @@ class Scheduler:
         self._arrival = asyncio.Event()
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loop_task: asyncio.Task[None] | None = None
-        self._speed_tokens = 0.0
-        self._speed_s = 0.0
+        self._speed = Speed()
         self.counters = Counters()
         self.queued_tokens = 0
 
@@ -166,25 +136,33 @@ class Scheduler:
     @property
     def queue_s(self) -> float:
         """Seconds of work in the queue, by the speed measured last; 0 while nothing was measured."""
-        return self.queued_tokens * self._speed_s / self._speed_tokens if self._speed_tokens else 0.0
+        return self._speed.seconds(self.queued_tokens)
 
     def expect_speed(self, tokens_per_s: float) -> None:
         """Give a first measure of the engine's speed; real batches soon replace it."""
-        if not self._speed_tokens:
-            self._speed_tokens, self._speed_s = tokens_per_s, 1.0
+        self._speed.expect(tokens_per_s)
 
-    def admit(self) -> None:
-        """Check whether the queue takes more texts now.
+    def admit(self, client: str = "") -> None:
+        """Check whether a client's next text would be computed soon enough.
+
+        Work that others only get to after it does not count: a request with very many texts refuses nobody.
 
         Raises:
-            Overloaded: It holds more work than `max_queue_s`.
+            Overloaded: More than `max_queue_s` of work comes before it.
             NotReady: The loop does not run.
         """
         if not self.is_alive:
             raise NotReady("the scheduler does not run")
-        if self.queue_s > self._max_queue_s:
-            self.counters.refused += 1
-            raise Overloaded(f"{self.queue_s:.1f} s of work wait, but at most {self._max_queue_s:g} s may", retry_after_s=self.queue_s)
+        wait_s = self._speed.seconds(self._tokens_until(self._turns.peek(client)))
+        if wait_s > self._max_queue_s:
+            self._refuse(f"{wait_s:.1f} s of work come before this request, but at most {self._max_queue_s:g} s may", wait_s)
+
+    def _refuse(self, message: str, retry_after_s: float) -> None:
+        self.counters.refused += 1
+        raise Overloaded(message, retry_after_s)
+
+    def _tokens_until(self, place: float) -> int:
+        return sum(text.tokens for text in self._queue.values() if text.place <= place)
 
     async def submit(self, model: Model, payloads: Sequence[Sized], deadline_s: float, client: str = "") -> Scheduled:
         """Queue payloads and wait for all their answers.
@@ -196,14 +174,15 @@ class Scheduler:
             client: Who asks; clients get equal shares of the engine. "" is a client of its own.
 
         Raises:
-            Overloaded: See `admit`.
+            Overloaded: See `admit`; or others wait, and the last text would not be computed before the deadline.
             DeadlineExceeded: The deadline passed first, or would have before one of the texts could be computed.
             ServingError: The engine failed on all of the texts.
         """
-        self.admit()
+        self.admit(client)
         loop, now = asyncio.get_running_loop(), time.monotonic()
         request = _Request(model, client, now, now + deadline_s, [None] * len(payloads), loop.create_future(), len(payloads))
         places = self._turns.take(client, [len(payload) for payload in payloads])
+        self._require_time(client, places, [len(payload) for payload in payloads], deadline_s)
         for position, (payload, place) in enumerate(zip(payloads, places, strict=True)):
             self._enqueue(_Text(request, position, payload, len(payload), place))
         timer = loop.call_later(deadline_s, self._expire, request)
@@ -222,6 +201,14 @@ class Scheduler:
             raise errors[0]
         waited_s = time.monotonic() - request.arrived - request.compute_s
         return Scheduled(request.answers, max(waited_s, 0.0), request.compute_s, request.batch_texts, request.batch_tokens)
+
+    def _require_time(self, client: str, places: Sequence[float], tokens: Sequence[int], deadline_s: float) -> None:
+        """Refuse now who would wait in vain, unless nobody else waits: then trying costs nobody anything."""
+        needed_s = self._speed.seconds(self._tokens_until(places[-1]) + sum(tokens))
+        if self._queue and needed_s > deadline_s:
+            self._turns.give_back(client, sum(tokens))
+            found = f"{needed_s:.1f} s of work come before this request's last answer, but it has {deadline_s:.1f} s"
+            self._refuse(found, needed_s - deadline_s)
 
     def _enqueue(self, text: _Text) -> None:
         self._queue[self._next_order] = text
@@ -260,8 +247,8 @@ class Scheduler:
 
     def _drop_hopeless(self) -> None:
         """Drop requests of which a text could not be computed before their deadline, where others wait who get that time."""
-        now, second = time.monotonic(), self._speed_s / self._speed_tokens if self._speed_tokens else 0.0
-        hopeless = {text.request for text in self._queue.values() if now + second * text.tokens > text.request.deadline}
+        now = time.monotonic()
+        hopeless = {text.request for text in self._queue.values() if now + self._speed.seconds(text.tokens) > text.request.deadline}
         # With nobody else there, trying costs nothing; and a speed that was measured wrongly would never be measured again.
         if hopeless and any(text.request not in hopeless for text in self._queue.values()):
             for request in hopeless:
@@ -308,8 +295,7 @@ class Scheduler:
         pads = batch[0].request.model.pads
         self.counters.padded_tokens += max(text.tokens for text in batch) * len(batch) if pads else tokens
         self.counters.compute_s += compute_s
-        self._speed_tokens = _MEMORY * self._speed_tokens + tokens
-        self._speed_s = _MEMORY * self._speed_s + compute_s
+        self._speed.note(tokens, compute_s)
         for request in {text.request for text in batch}:
             request.compute_s += compute_s
             request.batch_texts = max(request.batch_texts, len(batch))

@@ -69,7 +69,7 @@ class ServingSettings(Section):
             (`~/.cache/twohead`), so that the next one with that version need not.
         batch_tokens: Most tokens in a batch, padding included where the engine computes any; null: as few as keep the engine as fast as it
             can be, measured when a version is loaded.
-        max_queue_s: A replica refuses texts (503) when it has work for longer than this.
+        max_queue_s: A replica refuses a request (503) before which work comes for longer than this.
         deadline_ms: A request not computed within this is answered 504.
         max_texts: Most texts in a request.
         max_characters: Most characters in a text.

@@ -22,6 +22,10 @@ class Turns:
         self._now = 0.0
         self._next: dict[str, float] = {}
 
+    def peek(self, client: str) -> float:
+        """Return the place that a client's next text would get."""
+        return max(self._now, self._next.get(client, 0.0) if client else 0.0)
+
     def take(self, client: str, tokens: Sequence[int]) -> list[float]:
         """Give a request's texts their places.
 
@@ -29,7 +33,7 @@ class Turns:
             client: Who asks; "" is nobody known, whose request stands for itself.
             tokens: Of each text.
         """
-        place, places = max(self._now, self._next.get(client, 0.0) if client else 0.0), []
+        place, places = self.peek(client), []
         for count in tokens:
             places.append(place)
             place += count

@@ -13,12 +13,12 @@ import pytest
 
 from serving.__main__ import make_parser
 from serving.answerer import Answerer
+from serving.counted import Counters
 from serving.follower import Follower
 from serving.messages import Prediction
 from serving.metrics import Figures
 from serving.predictor import Predictor
 from serving.routes import build_app
-from serving.scheduler import Counters
 from serving.settings import ServingSettings
 from training.judging.abstention import ALWAYS_ABSTAIN
 

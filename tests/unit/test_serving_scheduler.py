@@ -334,7 +334,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
         await model.busy()
         waiting = submit(scheduler, model, "x" * 50)
         await settled()
-        with pytest.raises(Overloaded, match=r"5\.0 s of work wait, but at most 4 s may") as refused:
+        with pytest.raises(Overloaded, match=r"5\.0 s of work come before this request, but at most 4 s may") as refused:
             await submit(scheduler, model, "b")
         assert refused.value.retry_after_s == pytest.approx(5.0)
         assert scheduler.counters.refused == 1
@@ -343,6 +343,48 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
         await waiting
 
     run(test, max_queue_s=4.0)
+
+
+def test_a_request_with_very_many_texts_refuses_nobody() -> None:
+    async def test(scheduler: Scheduler) -> None:
+        scheduler.expect_speed(10.0)
+        model = GatedModel()
+        first = submit(scheduler, model, "a")
+        await model.busy()
+        many = submit(scheduler, model, *["x" * 10] * 500, deadline_s=600.0)
+        await settled()
+        assert scheduler.queue_s > 100
+        # Five such requests wait one text each for another's.
+        others = [submit(scheduler, model, "b" * 7) for _ in range(5)]
+        await settled()
+        with pytest.raises(Overloaded, match=r"4\.5 s of work come before this request"):
+            await submit(scheduler, model, "c")
+        model.gate.set()
+        assert [(await other).answers for other in others] == [["B" * 7]] * 5
+        assert len((await many).answers) == 500
+        await first
+
+    run(test, batch_tokens=20, max_queue_s=4.0)
+
+
+def test_who_would_wait_in_vain_is_told_at_once() -> None:
+    async def test(scheduler: Scheduler) -> None:
+        scheduler.expect_speed(10.0)
+        model = GatedModel()
+        first = submit(scheduler, model, "a")
+        await model.busy()
+        waiting = submit(scheduler, model, "x" * 10)
+        await settled()
+        with pytest.raises(Overloaded, match=r"6\.0 s of work come before this request's last answer, but it has 4\.0 s") as refused:
+            await scheduler.submit(model, ["y" * 10] * 5, 4.0, "acme")
+        assert refused.value.retry_after_s == pytest.approx(2.0)
+        assert (scheduler.queued_texts, scheduler.counters.refused) == (1, 1)
+        # Nothing of it was put on its client's account.
+        assert scheduler._turns.peek("acme") == scheduler._turns.peek("")
+        model.gate.set()
+        await asyncio.gather(first, waiting, scheduler.submit(model, ["z"], LONG_S, "acme"))
+
+    run(test)
 
 
 def test_measured_speed_replaces_the_expected_one() -> None:
