@@ -186,7 +186,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     registry = Registry(Storage(str(folder / "storage")))
     registry.promote(registry.publish(version))
     more: dict[str, Any] = {"resources_per_replica": {"gpu": options.gpu}} if options.gpu else {}
-    settings = ServingSettings(port=free_port(18_000), max_replicas=1, precision=options.precision, **more)
+    settings = ServingSettings(port=free_port(18_300), max_replicas=1, precision=options.precision, **more)
     cluster = ClusterSettings(storage=str(folder / "storage"), num_cpus=2, num_gpus=int(options.gpu > 0), object_store_bytes=100_000_000)
     with connect(cluster) as connection:
         rollout = Rollout.at(connection.dashboard_url, cluster, lambda _: None)
