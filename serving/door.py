@@ -18,6 +18,7 @@ from serving.messages import Limits, PredictRequest, Problem, VersionFacts, chec
 CLIENT_ID_HEADER = "x-client-id"
 DEADLINE_HEADER = "x-request-deadline-ms"
 _MOST_CLIENT_ID = 128
+_MOST_DIGITS = 18
 # Where the API's document keeps what its parts refer to.
 COMPONENTS = "components/schemas"
 
@@ -53,8 +54,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         BadRequest: 415 for another type, 413 for one that is too large.
     """
     _require_json(request)
-    declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > limits.max_body_bytes:
+    declared = _whole_number(request.headers.get("content-length", ""))
+    if declared is not None and declared > limits.max_body_bytes:
         raise BadRequest(f"body is {declared} bytes, but may be at most {limits.max_body_bytes}", 413)
     body = bytearray()
     async for piece in request.stream():
@@ -89,9 +90,10 @@ def deadline_ms(request: Request, asked: int | None) -> int | None:
     header = request.headers.get(DEADLINE_HEADER)
     if header is None:
         return asked
-    if not header.isascii() or not header.isdigit() or int(header) < 1:
+    found = _whole_number(header)
+    if not found:
         raise InvalidFields([(DEADLINE_HEADER, "must be a whole number of milliseconds, at least 1")])
-    return int(header) if asked is None else min(int(header), asked)
+    return found if asked is None else min(found, asked)
 
 
 def reply(answered: Answered | Explained, content: str) -> Response:
@@ -101,6 +103,11 @@ def reply(answered: Answered | Explained, content: str) -> Response:
     facts = (("batch", spent.batch_texts), ("tokens", spent.batch_tokens), ("version", answered.version))
     told = [*(f"{name};dur={seconds * 1000:.2f}" for name, seconds in spans), *(f'{name};desc="{fact}"' for name, fact in facts)]
     return Response(content, media_type="application/json", headers={"server-timing": ", ".join(told)})
+
+
+def _whole_number(header: str) -> int | None:
+    # Python refuses to read thousands of digits, and reads those of other scripts.
+    return int(header) if header.isascii() and header.isdigit() and len(header) <= _MOST_DIGITS else None
 
 
 def _require_json(request: Request) -> None:

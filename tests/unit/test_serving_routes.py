@@ -270,7 +270,10 @@ def test_the_shorter_deadline_counts(header: str | None, body: int | None, expec
     assert answering.asked[0].deadline_ms == expected
 
 
-@pytest.mark.parametrize(("header", "field"), [("soon", "x-request-deadline-ms"), ("0", "x-request-deadline-ms"), ("1001", "deadline_ms")])
+@pytest.mark.parametrize(
+    ("header", "field"),
+    [("soon", "x-request-deadline-ms"), ("0", "x-request-deadline-ms"), ("9" * 5_000, "x-request-deadline-ms"), ("1001", "deadline_ms")],
+)
 def test_a_deadline_that_is_none_is_said(header: str, field: str) -> None:
     response = call("POST", "/v1/predict", json={"texts": ["a"]}, headers={"x-request-deadline-ms": header})
     assert response.status_code == 422
