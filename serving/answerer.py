@@ -121,12 +121,14 @@ class Answerer:
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
 
     def require_ready(self) -> None:
-        """Check that a version is loaded and batches are composed.
+        """Check that a version is loaded and can compute, and that batches are composed.
 
         Raises:
             NotReady: With the reason.
         """
-        if not self._follower.current or not self.scheduler.is_alive:
+        if not self._follower.current.is_alive:
+            raise NotReady("the engine's process ended")
+        if not self.scheduler.is_alive:
             raise NotReady("the scheduler does not run")
 
     def require_health(self) -> None:

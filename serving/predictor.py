@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from serving.engines.calibration import FIRST_TOKENS, Trial, calibrate
 from serving.engines.costs import enough, measure_costs
-from serving.engines.engine import Engine, Logits
+from serving.engines.engine import Engine, Logits, Maker
 from serving.engines.kept import Found, Keep, Kept
-from serving.engines.torch_engine import TorchEngine, precisions, unchecked_precision
+from serving.engines.torch_engine import InProcess
 from serving.errors import ServingError
 from serving.messages import Answer, HeadAnswer
 from training.checkpoint import MANIFEST_FILE, HeadFacts, Manifest, load_tokenizer, read_manifest
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 _WARM_TEXTS = 4
 _WARM_TOKENS = 32
 _UNMEASURED_TOKENS = 1_024
+_HERE = InProcess()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,15 @@ class Predictor:
         self._tokenizer = tokenizer
 
     @classmethod
-    def load(cls, folder: Path, version: int, threads: int = 1, precision: str = "auto", keep: Keep | None = None) -> Self:
+    def load(
+        cls,
+        folder: Path,
+        version: int,
+        threads: int = 1,
+        precision: str = "auto",
+        keep: Keep | None = None,
+        maker: Maker = _HERE,
+    ) -> Self:
         """Load a verified checkpoint, as `Registry.fetch` gives it.
 
         Args:
@@ -95,6 +104,7 @@ class Predictor:
             threads: Of one forward pass on the CPU.
             precision: The one to answer with; `auto` tries what this machine has and takes the fastest that answers alike.
             keep: Where to keep what was found out, for the next replica; nothing finds out by itself.
+            maker: Where to compute.
 
         Raises:
             ServingError: See `calibrate` and `TorchEngine`.
@@ -105,14 +115,14 @@ class Predictor:
         typical = golden.divide(FIRST_TOKENS)[0].rows if golden else ()
 
         def make(wanted: str) -> Engine:
-            return TorchEngine(folder, tokenizer.pad_id, threads, wanted, typical)
+            return maker.make(folder, tokenizer.pad_id, threads, wanted, typical)
 
         if golden is None:
-            chosen = unchecked_precision() if precision == "auto" else precision
+            chosen = _unchecked(maker.precisions()) if precision == "auto" else precision
             log.info("version %d has no golden texts, so that nothing tells how %s answers", version, chosen)
             return cls(version, manifest, tokenizer, make(chosen))
-        tried = precisions() if precision == "auto" else [precision]
-        kept = keep.open((folder / MANIFEST_FILE).read_bytes(), threads, precision) if keep else None
+        tried = maker.precisions() if precision == "auto" else [precision]
+        kept = keep.open((folder / MANIFEST_FILE).read_bytes(), threads, precision, maker.gpu()) if keep else None
         if kept and (found := kept.read(tried)):
             log.info("%s answers, as an earlier replica found out here", found.precision)
             return cls(version, manifest, tokenizer, make(found.precision), found.trials, typical, kept)
@@ -123,6 +133,11 @@ class Predictor:
     def pads(self) -> bool:
         """Whether its engine computes padding like tokens."""
         return self.engine.pads
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its engine can compute at all."""
+        return self.engine.is_alive
 
     def warm(self) -> float:
         """Compute real batches, check that every head answers about every class, and find out how large a batch should be.
@@ -182,6 +197,11 @@ class Predictor:
                 raise ServingError(f"version {self.version}: head {head.name!r} answers with shape {shape}, but must with {expected}")
             if not np.isfinite(found).all():
                 raise ServingError(f"version {self.version}: head {head.name!r} answers something that is no number")
+
+
+def _unchecked(precisions: Sequence[str]) -> str:
+    """Return what to compute with where there is nothing to compare answers with: bf16 on a GPU that has it, as is usual there."""
+    return "bfloat16" if "bfloat16" in precisions else "float32"
 
 
 def _head_answer(head: HeadFacts, scores: NDArray[np.float32]) -> HeadAnswer:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.storage import Storage
 from serving.answerer import Answerer
 from serving.engines.kept import Keep, cache_folder
+from serving.engines.own_process import OwnProcess
 from serving.errors import NotReady
 from serving.follower import Follower
 from serving.metrics import PUBLISH_EVERY_S, Figures, gather
@@ -36,7 +37,7 @@ class Replica:
         keep = Keep(cache_folder(), os.environ.get(CODE_VARIABLE, "")) if settings.keep_calibration else None
 
         def load(folder: "Path", version: int) -> Predictor:
-            return Predictor.load(folder, version, settings.threads, settings.precision, keep)
+            return Predictor.load(folder, version, settings.threads, settings.precision, keep, OwnProcess())
 
         reference = settings.name if checked.version is None else checked.version
         self._follower = Follower(Registry(Storage(checked.storage)), reference, load)

@@ -281,6 +281,9 @@ class Scheduler:
         error = computed.exception()
         if error is None and len(answers := computed.result()) == len(batch):
             self._deliver(batch, answers)
+        elif isinstance(error, NotReady):
+            for request in {text.request for text in batch}:
+                self._fail(request, error)
         elif len(batch) > 1:
             await self._compute(batch[: len(batch) // 2])
             await self._compute(batch[len(batch) // 2 :])

@@ -4,6 +4,7 @@ It knows neither texts nor classes nor HTTP.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -20,12 +21,16 @@ class Engine(Protocol):
         device: Where.
         dtype: How precisely.
         pads: Padding is computed like tokens.
+        is_alive: It can compute at all.
     """
 
     name: str
     device: str
     dtype: str
     pads: bool
+
+    @property
+    def is_alive(self) -> bool: ...  # noqa: D102  # see above
 
     def forward(self, rows: Sequence[NDArray[np.int32]]) -> Logits:
         """Compute logits.
@@ -35,5 +40,29 @@ class Engine(Protocol):
 
         Returns:
             Head name → (texts, classes of that head), float32, in the order of `rows`.
+        """
+        ...
+
+
+class Maker(Protocol):
+    """Where engines are made: in this process, or in one of its own."""
+
+    def precisions(self) -> list[str]:
+        """List what this machine can compute with, the most precise first."""
+        ...
+
+    def gpu(self) -> str:
+        """Return the name of the GPU that computes; "" without one."""
+        ...
+
+    def make(self, folder: Path, pad_id: int, threads: int, precision: str, typical: Sequence[NDArray[np.int32]], /) -> Engine:
+        """Make an engine.
+
+        Args:
+            folder: A verified checkpoint.
+            pad_id: Token id to pad with.
+            threads: Threads of one forward pass on the CPU.
+            precision: How precisely the encoder's layers compute.
+            typical: Token ids of some texts; whole numbers suit them better than any others.
         """
         ...

@@ -63,12 +63,9 @@ class Keep:
 
         Args:
             manifest: Of the version; it has the digests of all its files.
-            asked: What else decides, like threads.
+            asked: What else decides, like threads and the GPU.
         """
-        import torch
-
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        facts = [_processor(), gpu, os.cpu_count(), *map(version, _LIBRARIES), self.code, *map(str, asked)]
+        facts = [_processor(), os.cpu_count(), *map(version, _LIBRARIES), self.code, *map(str, asked)]
         return Kept(self.folder / f"{hashlib.sha256(manifest + json.dumps(facts).encode()).hexdigest()[:32]}.json")
 
 

@@ -27,12 +27,6 @@ def precisions() -> list[str]:
     return ["float32", "int8"] if is_exact() else ["float32"]
 
 
-def unchecked_precision() -> str:
-    """Return what to compute with where there is nothing to compare answers with: bf16 on a GPU that has it, as is usual there."""
-    found = precisions()
-    return "bfloat16" if "bfloat16" in found else "float32"
-
-
 class TorchEngine:
     """The model in PyTorch, on a GPU where there is one.
 
@@ -48,6 +42,7 @@ class TorchEngine:
     """
 
     name = "torch"
+    is_alive = True
 
     def __init__(
         self, folder: Path, pad_id: int, threads: int = 1, precision: str = "float32", typical: Sequence[NDArray[np.int32]] = ()
@@ -86,3 +81,21 @@ class TorchEngine:
         import torch
 
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
+
+
+class InProcess:
+    """Makes engines in this process."""
+
+    def precisions(self) -> list[str]:
+        """List what this machine can compute with; see `precisions`."""
+        return precisions()
+
+    def gpu(self) -> str:
+        """Return the name of the GPU it computes on; "" without one."""
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+    def make(self, folder: Path, pad_id: int, threads: int, precision: str, typical: Sequence[NDArray[np.int32]]) -> TorchEngine:
+        """Make an engine; see `TorchEngine`."""
+        return TorchEngine(folder, pad_id, threads, precision, typical)

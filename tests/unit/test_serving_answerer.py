@@ -38,7 +38,7 @@ class FakeTokens(str):
 class FakePredictor:
     """Answers with its version's number; can be held in the engine."""
 
-    pads, batch_tokens = True, 4_096
+    pads, batch_tokens, is_alive = True, 4_096, True
 
     def __init__(self, version: int) -> None:
         self.version = version

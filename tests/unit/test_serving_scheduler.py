@@ -221,6 +221,23 @@ def test_the_text_that_breaks_the_engine_fails_alone() -> None:
     run(test)
 
 
+def test_an_engine_that_is_gone_is_not_the_texts_fault() -> None:
+    class Gone(GatedModel):
+        def compute(self, texts: Sequence[str], /) -> list[str]:
+            super().compute(texts)
+            raise NotReady("the engine's process ended")
+
+    async def test(scheduler: Scheduler) -> None:
+        model = Gone(is_open=True)
+        with pytest.raises(NotReady, match="process ended"):
+            await submit(scheduler, model, "a", "b", "c")
+        # Nobody looks for a culprit.
+        assert model.batches == [["a", "b", "c"]]
+        assert scheduler.counters.failed == 0
+
+    run(test)
+
+
 def test_the_others_of_a_request_are_answered_beside_the_text_that_breaks_the_engine() -> None:
     async def test(scheduler: Scheduler) -> None:
         model = GatedModel(is_open=True, breaks_on="bad")

@@ -1,0 +1,132 @@
+"""Engines in a process of their own: who answers requests does not take Python's lock from who computes.
+
+A forward pass asks for that lock hundreds of times, and beside a busy event loop waits for it each time; under a flood, refusing requests
+then takes the time in which others could be answered. Here the process that computes does nothing else. It ends with its last engine, or
+with whoever started it, and a version's memory goes with it. It does not know how engines compute.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.engines.engine import Logits
+from serving.errors import NotReady
+
+_CODE_ROOT = Path(__file__).resolve().parents[2]
+# It computes nothing any more when it is told to end.
+_END_S = 5.0
+
+
+class OwnProcess:
+    """A process that makes engines and computes with them; started at once.
+
+    All of it may be used from several threads, one after another.
+    """
+
+    def __init__(self) -> None:
+        ours, theirs = Pipe()
+        path = os.pathsep.join([str(_CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        command = [sys.executable, "-m", "serving.engines.child", str(theirs.fileno())]
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, "PYTHONPATH": path})
+        theirs.close()
+        self._connection: Connection[Any, Any] = ours
+        self._lock = threading.Lock()
+        self._dropped: deque[int] = deque()
+        weakref.finalize(self, _end, self._process, ours)
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    def precisions(self) -> list[str]:
+        """List what this machine can compute with, the most precise first."""
+        found: list[str] = self._ask("precisions")
+        return found
+
+    def gpu(self) -> str:
+        """Return the name of the GPU it computes on; "" without one."""
+        found: str = self._ask("gpu")
+        return found
+
+    def make(self, folder: Path, pad_id: int, threads: int, precision: str, typical: Sequence[NDArray[np.int32]]) -> "EngineApart":
+        """Make an engine; see `TorchEngine`.
+
+        Raises:
+            TwoheadError: See there.
+            NotReady: The process ended.
+        """
+        return EngineApart(self, *self._ask("make", folder, pad_id, threads, precision, list(typical)))
+
+    def forward(self, engine: int, rows: Sequence[NDArray[np.int32]]) -> Logits:
+        """Compute logits with one of its engines; see `Engine.forward`.
+
+        Raises:
+            RuntimeError: The engine failed.
+            NotReady: The process ended.
+        """
+        logits: Logits = self._ask("forward", engine, np.concatenate(rows), [len(row) for row in rows])
+        return logits
+
+    def drop(self, engine: int) -> None:
+        """Let an engine go, before the next thing that is asked; may be called from a finaliser."""
+        self._dropped.append(engine)
+
+    def _ask(self, verb: str, *arguments: object) -> Any:
+        with self._lock:
+            dropped = [self._dropped.popleft() for _ in range(len(self._dropped))]
+            try:
+                self._connection.send((dropped, verb, arguments))
+                answer = self._connection.recv()
+            except (EOFError, OSError) as error:
+                raise NotReady("the engine's process ended") from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class EngineApart:
+    """An engine in another process; see `Engine`."""
+
+    name = "torch"
+
+    def __init__(self, process: OwnProcess, number: int, device: str, dtype: str, pads: bool) -> None:
+        self._process = process
+        self._number = number
+        self.device = device
+        self.dtype = dtype
+        self.pads = pads
+        weakref.finalize(self, process.drop, number)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process.is_alive
+
+    def forward(self, rows: Sequence[NDArray[np.int32]]) -> Logits:
+        """Compute logits; see `Engine.forward`."""
+        return self._process.forward(self._number, rows)
+
+
+def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
+    connection.close()
+    try:
+        process.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,101 @@
+"""An engine in a process of its own answers the same, fails the same, and ends when it should."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from serving.engines.own_process import OwnProcess
+from serving.engines.torch_engine import InProcess
+from serving.errors import NotReady, ServingError
+from serving.predictor import Predictor
+
+ROWS = [np.array([2, 5, 6, 3], np.int32), np.array([2, 7, 3], np.int32)]
+
+
+def ended(pid: int) -> bool:
+    _, alive = psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=30)
+    return not alive
+
+
+@pytest.fixture(scope="module")
+def process() -> OwnProcess:
+    return OwnProcess()
+
+
+def test_it_answers_what_the_same_engine_here_answers(process: OwnProcess, tiny_checkpoint: Path) -> None:
+    ours, theirs = (maker.make(tiny_checkpoint, 0, 1, "float32", ()) for maker in (InProcess(), process))
+    assert (theirs.name, theirs.device, theirs.dtype, theirs.pads) == (ours.name, ours.device, ours.dtype, ours.pads)
+    expected, found = ours.forward(ROWS), theirs.forward(ROWS)
+    assert found.keys() == expected.keys()
+    for head in expected:
+        np.testing.assert_array_equal(found[head], expected[head])
+    assert process.precisions() == InProcess().precisions()
+    assert process.gpu() == InProcess().gpu()
+
+
+def test_several_engines_live_in_one_process_until_nobody_wants_them(process: OwnProcess, tiny_checkpoint: Path) -> None:
+    first, second = (process.make(tiny_checkpoint, 0, 1, "float32", ()) for _ in range(2))
+    number = first._number
+    first.forward(ROWS)
+    del first
+    gc.collect()
+    second.forward(ROWS)
+    with pytest.raises(ServingError, match="KeyError"):
+        process.forward(number, ROWS)
+
+
+def test_errors_arrive_as_what_they_are(process: OwnProcess, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ServingError, match="OSError"):
+        process.make(tmp_path / "nothing", 0, 1, "float32", ())
+    with pytest.raises(ServingError, match=r"serving\.precision is float8"):
+        process.make(tiny_checkpoint, 0, 1, "float8", ())
+    engine = process.make(tiny_checkpoint, 0, 1, "float32", ())
+    with pytest.raises((RuntimeError, ServingError)):
+        engine.forward([np.array([10_000_000], np.int32)])
+    engine.forward(ROWS)
+
+
+def test_a_process_that_was_killed_is_told_as_not_ready(tiny_checkpoint: Path) -> None:
+    process = OwnProcess()
+    engine = process.make(tiny_checkpoint, 0, 1, "float32", ())
+    assert engine.is_alive
+    os.kill(process.pid, signal.SIGKILL)
+    assert ended(process.pid)
+    with pytest.raises(NotReady, match="process ended"):
+        engine.forward(ROWS)
+    assert not engine.is_alive
+
+
+def test_it_ends_with_its_last_engine(tiny_checkpoint: Path) -> None:
+    process = OwnProcess()
+    pid = process.pid
+    predictor = Predictor.load(tiny_checkpoint, 1, precision="float32", maker=process)
+    del process
+    gc.collect()
+    predictor.warm()
+    assert predictor.is_alive
+    assert psutil.pid_exists(pid)
+    del predictor
+    gc.collect()
+    assert ended(pid)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_it_ends_with_whoever_started_it(signum: int) -> None:
+    script = (
+        "import sys; from serving.engines.own_process import OwnProcess; one = OwnProcess(); print(one.pid, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        engine = int(starter.stdout.readline())
+        assert psutil.pid_exists(engine)
+        starter.send_signal(signum)
+        assert starter.wait() == -signum
+    assert ended(engine)
