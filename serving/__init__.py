@@ -4,5 +4,5 @@ It does not know how a checkpoint was trained: everything about a model stands i
 but `errors`, `settings` and `messages`; the room `dialects` between `door` and `routes`.
 
 Files in floor order: `errors`, `settings`, `messages`, `predictor`, `batch`, `turns`, `counted`, `scheduler`, `follower`,
-`explaining`, `answerer`, `door`, `reference`, `routes`, `app`, `metrics`, `replica`, `status`, `rollout`, `client`, `load`.
+`explaining`, `remembered`, `answerer`, `door`, `reference`, `routes`, `app`, `metrics`, `replica`, `status`, `rollout`, `client`, `load`.
 """

@@ -7,9 +7,11 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
 
 from serving.errors import NotReady, ServingError
 from serving.explaining import METHOD, ExplainRequest, Explanation, find_spans, weigh, without_each
@@ -19,6 +21,7 @@ from serving.messages import (
     EngineTrial,
     HeadFacts,
     Limits,
+    Pooling,
     Prediction,
     PredictRequest,
     VersionFacts,
@@ -26,6 +29,7 @@ from serving.messages import (
     shaped,
 )
 from serving.predictor import Predictor, TokenizedText
+from serving.remembered import Remembered, key
 from serving.scheduler import Scheduled, Scheduler
 from serving.settings import ServingSettings
 
@@ -99,6 +103,7 @@ class Answerer:
         self._following: asyncio.Task[None] | None = None
         self.abstained: Counter[str] = Counter()
         self.scheduler = Scheduler(settings.batch_tokens, settings.max_queue_s)
+        self._remembered = Remembered(settings.cache_answers, self.scheduler.counters)
 
     async def start(self) -> None:
         """Load the first version and begin to answer.
@@ -151,19 +156,37 @@ class Answerer:
         Raises:
             ServingError: See `Scheduler.submit` and `finished_texts`.
         """
-        started = time.monotonic()
         predictor = self._follower.current
-        deadline_s = (request.deadline_ms or self._settings.deadline_ms) / 1000
+        deadline = time.monotonic() + (request.deadline_ms or self._settings.deadline_ms) / 1000
         texts = finished_texts(request, predictor.manifest.text_template, self._limits(predictor))
-        # Refused before it costs anything.
-        self.scheduler.admit(client)
-        tokens = await self._tokenize(predictor, texts)
-        tokenize_s = time.monotonic() - started
-        done = await self.scheduler.submit(predictor, tokens, deadline_s - tokenize_s, client)
-        answers = [_told(answer, text) for answer, text in zip(done.answers, tokens, strict=True)]
+        spent: list[Spent] = []
+
+        async def compute(places: Sequence[int]) -> list[Answer]:
+            answers, one = await self._compute(predictor, [texts[place] for place in places], request.windows, deadline, client)
+            spent.append(one)
+            return answers
+
+        if self._settings.cache_answers:
+            keys = [key(predictor.version, text, request.windows) for text in texts]
+            answers = await self._remembered.answers(keys, compute, deadline)
+        else:
+            answers = await compute(range(len(texts)))
         self._count_abstentions(answers)
         prediction = Prediction.model_construct(version=predictor.version, answers=shaped(answers, request))
-        return Answered(prediction, _spent(tokenize_s, done))
+        return Answered(prediction, _together(spent))
+
+    async def _compute(
+        self, predictor: Predictor, texts: Sequence[str], windows: Pooling | None, deadline: float, client: str
+    ) -> tuple[list[Answer], Spent]:
+        started = time.monotonic()
+        # Refused before it costs anything.
+        self.scheduler.admit(client)
+        pieces = await self._tokenize(predictor, texts, whole=windows is not None)
+        tokenize_s = time.monotonic() - started
+        done = await self.scheduler.submit(predictor, list(chain(*pieces)), deadline - time.monotonic(), client)
+        answered = iter(done.answers)
+        found = [_joined(predictor, list(islice(answered, len(parts))), parts, windows) for parts in pieces]
+        return found, _spent(tokenize_s, done)
 
     async def explain(self, request: ExplainRequest, client: str = "") -> Explained:
         """Tell which words the answers about a text come from.
@@ -198,10 +221,15 @@ class Answerer:
         )
         return Explained(explanation, _spent(tokenize_s, done))
 
-    async def _tokenize(self, predictor: Predictor, texts: list[str]) -> list[TokenizedText]:
+    async def _tokenize(self, predictor: Predictor, texts: Sequence[str], *, whole: bool) -> Sequence[Sequence[TokenizedText]]:
+        """Turn each text into one piece, or all of it into as many as it needs."""
+
+        def pieces() -> Sequence[Sequence[TokenizedText]]:
+            return [predictor.cut(text) for text in texts] if whole else [[one] for one in predictor.tokenize(texts)]
+
         if sum(map(len, texts)) <= _SHORT_CHARACTERS:
-            return predictor.tokenize(texts)
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, predictor.tokenize, texts)
+            return pieces()
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, pieces)
 
     def limits(self) -> Limits:
         """Tell what a request may ask for now.
@@ -255,11 +283,26 @@ class Answerer:
         )
 
 
-def _told(answer: Answer | ServingError, text: TokenizedText) -> Answer:
-    if not isinstance(answer, ServingError):
+def _joined(predictor: Predictor, found: Sequence[Any], pieces: Sequence[TokenizedText], windows: Pooling | None) -> Answer:
+    """Make a text's answer of what the engine found about its pieces."""
+    if errors := [one for one in found if isinstance(one, ServingError)]:
+        return Answer(heads={}, tokens=sum(map(len, pieces)), truncated=pieces[0].truncated, error=errors[0].message)
+    if windows is None:
+        answer: Answer = found[0]
         return answer
-    return Answer(heads={}, tokens=len(text), truncated=text.truncated, error=answer.message)
+    return predictor.pool(found, windows, sum(map(len, pieces)))
 
 
 def _spent(tokenize_s: float, done: Scheduled) -> Spent:
     return Spent(tokenize_s, done.queue_s, done.compute_s, done.batch_texts, done.batch_tokens)
+
+
+def _together(spent: Sequence[Spent]) -> Spent:
+    """Add up what a request took; nothing, where all was remembered."""
+    return Spent(
+        sum(one.tokenize_s for one in spent),
+        sum(one.queue_s for one in spent),
+        sum(one.compute_s for one in spent),
+        max((one.batch_texts for one in spent), default=0),
+        max((one.batch_tokens for one in spent), default=0),
+    )

@@ -20,6 +20,8 @@ class Counters:
         expired: Requests whose deadline passed.
         cancelled: Requests whose caller went away.
         failed: Texts the engine failed on.
+        remembered: Texts answered from what was answered before.
+        shared: Texts answered with an equal one that was being computed.
     """
 
     batches: int = 0
@@ -31,6 +33,8 @@ class Counters:
     expired: int = 0
     cancelled: int = 0
     failed: int = 0
+    remembered: int = 0
+    shared: int = 0
 
 
 class Speed:

@@ -17,6 +17,7 @@ from training.template import template_columns, template_parts
 PROBLEM_TYPE = "urn:twohead:problem:"
 
 Finding = tuple[str, str]
+Pooling = Literal["mean", "max"]
 MessageT = TypeVar("MessageT", bound="Message")
 
 
@@ -60,6 +61,12 @@ class PredictRequest(Message):
         default=None, description="Tell the probabilities of classes that have at least this one, the most probable first."
     )
 
+    windows: Pooling | None = Field(
+        default=None,
+        description="Read all of a text that is longer than the version reads, in overlapping windows, and take the mean or the largest of "
+        "their logits, class by class; without it such a text is cut.",
+    )
+
     @model_validator(mode="after")
     def _one_of_two(self) -> "PredictRequest":
         if (self.texts is None) == (self.examples is None):
@@ -88,12 +95,20 @@ class HeadAnswer(Message):
     )
 
 
+class Windows(Message):
+    """How a long text was read in pieces."""
+
+    count: int = Field(description="Windows that were read.")
+    pooled: Pooling = Field(description="What was taken of their logits, class by class.")
+
+
 class Answer(Message):
     """What the version says about one text."""
 
     heads: dict[str, HeadAnswer] = Field(description="Head → its answer; empty where there is an error.")
-    tokens: int = Field(description="Tokens that were read.")
+    tokens: int = Field(description="Tokens that were read; in windows, those of each.")
     truncated: bool = Field(description="Whether the text was longer than the version reads.")
+    windows: Windows | None = Field(default=None, exclude_if=_is_none, description="How it was read, where that was asked for.")
     error: str | None = Field(
         default=None, exclude_if=_is_none, description="Why there is no answer about this text, though there is about others."
     )

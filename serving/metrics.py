@@ -29,6 +29,8 @@ _COUNTERS = {
     "expired": "Requests whose deadline passed.",
     "cancelled": "Requests whose caller went away.",
     "failed": "Texts the engine failed on.",
+    "remembered": "Texts answered from what was answered before.",
+    "shared": "Texts answered with an equal one that was being computed.",
 }
 _OURS = re.compile(r"^(# (?:HELP|TYPE) )?ray_((?:twohead|serve)_[a-zA-Z0-9_]+)(.*)$")
 # Labels of Ray's recorder that say nothing about what was measured.

@@ -19,7 +19,7 @@ from serving.engines.engine import Engine, Logits, Maker
 from serving.engines.kept import Found, Keep, Kept
 from serving.engines.torch_engine import InProcess
 from serving.errors import ServingError
-from serving.messages import Answer, HeadAnswer
+from serving.messages import Answer, HeadAnswer, Pooling, Windows
 from training.checkpoint import MANIFEST_FILE, HeadFacts, Manifest, load_tokenizer, read_manifest
 from training.data.tokens import Tokenizer
 from training.golden import read_golden
@@ -49,6 +49,11 @@ class TokenizedText:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Window(TokenizedText):
+    """A piece of a text: the logits of all of them make its answer."""
 
 
 class Predictor:
@@ -166,27 +171,46 @@ class Predictor:
         truncated = table.truncated
         return [TokenizedText(table[index], bool(truncated[index])) for index in range(len(table))]
 
+    def cut(self, text: str) -> list[Window]:
+        """Turn all of a text into tokens, in windows as long as the version reads."""
+        return [Window(ids, truncated=False) for ids in self._tokenizer.windows(text)]
+
     def readable(self, text: str) -> str:
         """Return the part of a text that is read."""
         return text[: self._tokenizer.reads(text)]
 
-    def compute(self, texts: Sequence[TokenizedText]) -> list[Answer]:
-        """Answer about tokenised texts, in one batch and in their order.
+    def compute(self, texts: Sequence[TokenizedText]) -> list[Answer | Logits]:
+        """Answer about tokenised texts, in one batch and in their order; of a window return the logits, each (classes,).
 
         Raises:
-            ServingError: The engine answers something that is no probability.
+            ServingError: The engine answers something that is no number.
         """
         logits = self.engine.forward([text.ids for text in texts])
         self._check(logits, len(texts))
         scores = {head.name: probabilities(logits[head.name], head.temperature) for head in self.manifest.heads}
         return [
-            Answer.model_construct(
-                heads={head.name: _head_answer(head, scores[head.name][row]) for head in self.manifest.heads},
-                tokens=len(text),
-                truncated=text.truncated,
-            )
+            {head: rows[row] for head, rows in logits.items()}
+            if isinstance(text, Window)
+            else self._answer({head: rows[row] for head, rows in scores.items()}, len(text), text.truncated)
             for row, text in enumerate(texts)
         ]
+
+    def pool(self, windows: Sequence[Logits], how: Pooling, tokens: int) -> Answer:
+        """Answer about a text that was read in windows.
+
+        Args:
+            windows: Logits of each, as `compute` returns them.
+            how: What to take of them, class by class.
+            tokens: Of the text.
+        """
+        take = np.mean if how == "mean" else np.max
+        pooled = {head.name: take([one[head.name] for one in windows], axis=0) for head in self.manifest.heads}
+        scores = {head.name: probabilities(pooled[head.name][None], head.temperature)[0] for head in self.manifest.heads}
+        return self._answer(scores, tokens, truncated=False, windows=Windows(count=len(windows), pooled=how))
+
+    def _answer(self, scores: Logits, tokens: int, truncated: bool, windows: Windows | None = None) -> Answer:
+        heads = {head.name: _head_answer(head, scores[head.name]) for head in self.manifest.heads}
+        return Answer.model_construct(heads=heads, tokens=tokens, truncated=truncated, windows=windows)
 
     def _check(self, logits: Logits, texts: int) -> None:
         for head in self.manifest.heads:

@@ -75,6 +75,7 @@ class ServingSettings(Section):
         max_characters: Most characters in a text.
         max_body_bytes: Largest request body.
         max_ongoing_requests: Requests that may wait in one replica; the gate is `max_queue_s`.
+        cache_answers: So many answers are kept in each replica, and equal texts are computed once; 0 keeps none.
         follow_s: How often a replica looks where `name` points.
         ready_timeout_s: How long `deploy` waits for the first answer.
     """
@@ -96,6 +97,7 @@ class ServingSettings(Section):
     max_characters: int = Field(default=20_000, ge=1)
     max_body_bytes: int = Field(default=2_097_152, ge=1024)
     max_ongoing_requests: int = Field(default=2_000, ge=1)
+    cache_answers: int = Field(default=0, ge=0)
     follow_s: Positive = 2.0
     ready_timeout_s: Positive = 180.0
 

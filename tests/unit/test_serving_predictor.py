@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 
 from serving.engines.torch_engine import TorchEngine
 from serving.errors import ServingError
+from serving.messages import Windows
 from serving.predictor import Predictor, probabilities
 from training.checkpoint import load_model, load_tokenizer, read_manifest
 from training.judging.abstention import ALWAYS_ABSTAIN, answered, choose_threshold
@@ -141,3 +143,48 @@ def test_temperature_softens_and_keeps_the_order() -> None:
     assert (plain.argsort(axis=1) == soft.argsort(axis=1)).all()
     assert soft[0].max() < plain[0].max()
     assert plain[0] == pytest.approx(torch.softmax(torch.tensor(logits[0]), dim=-1).numpy(), abs=1e-6)
+
+
+def test_a_long_text_is_read_in_windows_that_miss_nothing(tiny_checkpoint: Path) -> None:
+    predictor = Predictor.load(tiny_checkpoint, 1)
+    most = predictor.manifest.max_tokens
+    words = ["nurse", "sales", "driver", "a", "b", "c", "d"]
+    for count in (1, most - 2, most - 1, 3 * most, 10 * most + 3):
+        text = " ".join(words[place * place % 7] for place in range(count))
+        windows = [window.ids for window in predictor.cut(text)]
+        whole = predictor._tokenizer._ids([text])[0]
+        assert max(map(len, windows)) <= most
+        assert len(windows) == 1 or min(map(len, windows)) == most
+        assert {window[0] for window in windows} == {whole[0]}
+        assert {window[-1] for window in windows} == {whole[-1]}
+        # Put on each other where they begin, they are the text again, and each overlaps the one before.
+        inside, step = most - 2, (most - 2) - (most - 2) // 4
+        begins = [min(place * step, max(len(whole) - 2 - inside, 0)) for place in range(len(windows))]
+        for begin, window in zip(begins, windows, strict=True):
+            assert list(window[1:-1]) == whole[1:-1][begin : begin + inside]
+        assert all(later < sooner + inside for sooner, later in itertools.pairwise(begins))
+        assert begins[-1] + inside >= len(whole) - 2
+
+
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_windows_are_pooled_by_their_logits(tiny_checkpoint: Path, how: Any) -> None:
+    predictor = Predictor.load(tiny_checkpoint, 1)
+    windows = predictor.cut("nurse sales driver " * 40)
+    # Other texts of the batch are answered as ever.
+    plain = predictor.tokenize(["nurse"])
+    *found, answer = predictor.compute([*windows, *plain])
+    assert answer == predictor.compute(plain)[0]
+    pooled = predictor.pool(found, how, 7)
+    assert pooled.windows == Windows(count=len(windows), pooled=how)
+    assert (pooled.tokens, pooled.truncated) == (7, False)
+    logits = predictor.engine.forward([window.ids for window in windows])
+    for head in predictor.manifest.heads:
+        taken = logits[head.name].mean(0) if how == "mean" else logits[head.name].max(0)
+        expected = probabilities(taken[None], head.temperature)[0]
+        assert list(pooled.heads[head.name].scores.values()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_short_text_in_one_window_is_answered_as_ever(tiny_checkpoint: Path) -> None:
+    predictor = Predictor.load(tiny_checkpoint, 1)
+    (window,), (plain,) = predictor.cut("nurse"), predictor.tokenize(["nurse"])
+    assert predictor.pool(predictor.compute([window]), "mean", 3).heads == predictor.compute([plain])[0].heads

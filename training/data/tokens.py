@@ -113,6 +113,21 @@ class Tokenizer:
         rows = self._ids(texts)
         return make_token_table([self._cut(row) for row in rows], [len(row) for row in rows])
 
+    def windows(self, text: str) -> list[NDArray[np.int32]]:
+        """Tokenise all of a text, in pieces of at most `max_tokens` where it is longer.
+
+        A piece begins with the last quarter of the one before, and the last one ends where the text does, so that none is short.
+
+        Returns:
+            Token ids of each piece, special tokens included, int32.
+        """
+        (row,) = self._ids([text])
+        end = len(row) - self._after
+        size = self.max_tokens - self._before - self._after
+        last = max(end - size, self._before)
+        begins = [*range(self._before, last, max(size - size // 4, 1)), last]
+        return [np.array(row[: self._before] + row[begin : min(begin + size, end)] + row[end:], np.int32) for begin in begins]
+
     def reads(self, text: str) -> int:
         """Return how many characters of a text are read before it is cut; all, where the tokenizer cannot tell."""
         if not self._tokenizer.is_fast or self._tokenizer.truncation_side == "left":

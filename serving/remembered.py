@@ -1,0 +1,109 @@
+"""Answers of late, by version and text: equal texts are computed once, also while the first of them still is.
+
+Off by default: it pays where the same texts come again and again. It keeps digests of texts, not texts. Who asks about a text that is
+being computed for somebody else waits for that answer, and asks himself where none comes. It does not know how answers are made.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from hashlib import blake2b
+
+from serving.counted import Counters
+from serving.errors import DeadlineExceeded
+from serving.messages import Answer
+
+# Two texts of one digest would be one; with so many bytes nobody finds such a pair.
+_DIGEST_BYTES = 20
+
+
+class Remembered:
+    """The last answers, and those that are being computed; lives on one event loop.
+
+    Args:
+        most: Answers that are kept; the one that nobody asked for the longest goes first.
+        counters: Where hits are counted.
+    """
+
+    def __init__(self, most: int, counters: Counters) -> None:
+        self._most = most
+        self._counters = counters
+        self._kept: OrderedDict[bytes, Answer] = OrderedDict()
+        self._in_flight: dict[bytes, asyncio.Future[Answer | None]] = {}
+
+    async def answers(
+        self, keys: Sequence[bytes], compute: Callable[[list[int]], Awaitable[Sequence[Answer]]], deadline: float
+    ) -> list[Answer]:
+        """Return one answer a key, computing those that nobody has or is about to have.
+
+        Args:
+            keys: See `key`.
+            compute: Answers about the keys at these places.
+            deadline: On the monotonic clock.
+
+        Raises:
+            DeadlineExceeded: It passed while somebody else's answer was waited for.
+            ServingError: Whatever `compute` raises.
+        """
+        places = {key: place for place, key in reversed(list(enumerate(keys)))}
+        self._counters.shared += len(keys) - len(places)
+        found: dict[bytes, Answer] = {}
+        while missing := [key for key in sorted(places, key=places.__getitem__) if key not in found]:
+            found |= {key: answer for key in missing if (answer := self._recall(key))}
+            others = {key: self._in_flight[key] for key in missing if key in self._in_flight}
+            if mine := [key for key in missing if key not in found and key not in others]:
+                found |= await self._compute(mine, [places[key] for key in mine], compute)
+            for key, coming in others.items():
+                if (answer := await _wait(coming, deadline)) is not None:
+                    self._counters.shared += 1
+                    found[key] = answer
+        return [found[key] for key in keys]
+
+    def _recall(self, key: bytes) -> Answer | None:
+        answer = self._kept.get(key)
+        if answer is not None:
+            self._kept.move_to_end(key)
+            self._counters.remembered += 1
+        return answer
+
+    async def _compute(
+        self, keys: list[bytes], places: list[int], compute: Callable[[list[int]], Awaitable[Sequence[Answer]]]
+    ) -> dict[bytes, Answer]:
+        found: dict[bytes, Answer] = {}
+        self._in_flight |= {key: asyncio.get_running_loop().create_future() for key in keys}
+        try:
+            found = dict(zip(keys, await compute(places), strict=True))
+        finally:
+            for key in keys:
+                # An error is not kept, and is the answer of nobody else.
+                answer = found.get(key)
+                told = answer if answer is not None and answer.error is None else None
+                self._in_flight.pop(key).set_result(told)
+                if told is not None:
+                    self._keep(key, told)
+        return found
+
+    def _keep(self, key: bytes, answer: Answer) -> None:
+        self._kept[key] = answer
+        if len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+
+
+def key(version: int, text: str, *asked: object) -> bytes:
+    """Return what stands for a text.
+
+    Args:
+        version: Which version is asked.
+        text: The finished text.
+        asked: What else decides about its answer.
+    """
+    return blake2b(f"{version} {asked} {text}".encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
+
+
+async def _wait(coming: "asyncio.Future[Answer | None]", deadline: float) -> Answer | None:
+    # wait() leaves the future as it is when this request is cancelled: others wait for it too.
+    await asyncio.wait({coming}, timeout=max(deadline - time.monotonic(), 0.0))
+    if not coming.done():
+        raise DeadlineExceeded("the deadline passed before the answer was there")
+    return coming.result()

@@ -1,0 +1,176 @@
+"""Equal texts are computed once; what goes wrong for one request is not the answer of another."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serving.answerer import Answerer
+from serving.counted import Counters
+from serving.errors import DeadlineExceeded, Overloaded
+from serving.follower import Follower
+from serving.messages import Answer
+from serving.predictor import Predictor
+from serving.remembered import Remembered, key
+from serving.routes import build_app
+from serving.settings import ServingSettings
+
+LONG_S = 60.0
+NOTHING = frozenset[str]()
+
+
+class Asking:
+    """Requests for words, of which each is computed when its gate opens."""
+
+    def __init__(self, most: int = 10) -> None:
+        self.counters = Counters()
+        self.remembered = Remembered(most, self.counters)
+        self.computed: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def ask(self, *words: str, errors: frozenset[str] = NOTHING, refused: bool = False, deadline_s: float = LONG_S) -> list[Answer]:
+        async def compute(places: Sequence[int]) -> list[Answer]:
+            asked = [words[place] for place in places]
+            self.computed += asked
+            await self.gate.wait()
+            if refused:
+                raise Overloaded("full", 1.0)
+            return [Answer(heads={}, tokens=len(word), truncated=False, error="broken" if word in errors else None) for word in asked]
+
+        return await self.remembered.answers([key(1, word) for word in words], compute, time.monotonic() + deadline_s)
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_text_is_computed_once_and_answered_in_its_place() -> None:
+    asking = Asking()
+    assert [one.tokens for one in await asking.ask("aa", "b", "aa", "ccc")] == [2, 1, 2, 3]
+    assert [one.tokens for one in await asking.ask("ccc", "dddd", "aa")] == [3, 4, 2]
+    assert asking.computed == ["aa", "b", "ccc", "dddd"]
+    assert (asking.counters.remembered, asking.counters.shared) == (2, 1)
+
+
+async def test_who_was_asked_for_the_longest_ago_goes_first() -> None:
+    asking = Asking(most=2)
+    await asking.ask("a", "b")
+    await asking.ask("a")
+    await asking.ask("c")
+    await asking.ask("a", "c")
+    assert asking.computed == ["a", "b", "c"]
+    await asking.ask("b")
+    assert asking.computed == ["a", "b", "c", "b"]
+
+
+async def test_a_text_that_is_being_computed_is_waited_for() -> None:
+    asking = Asking()
+    asking.gate.clear()
+    first, second = asyncio.ensure_future(asking.ask("a", "b")), asyncio.ensure_future(asking.ask("c", "b"))
+    await settled()
+    assert asking.computed == ["a", "b", "c"]
+    asking.gate.set()
+    assert len(await first) == len(await second) == 2
+    assert asking.computed == ["a", "b", "c"]
+    assert asking.counters.shared == 1
+
+
+@pytest.mark.parametrize("fate", ["cancelled", "refused", "failed"])
+async def test_who_waited_in_vain_asks_himself(fate: str) -> None:
+    asking = Asking()
+    asking.gate.clear()
+    first = asyncio.ensure_future(asking.ask("a", refused=fate == "refused", errors=frozenset("a") if fate == "failed" else NOTHING))
+    await settled()
+    second = asyncio.ensure_future(asking.ask("a"))
+    await settled()
+    assert asking.computed == ["a"]
+    if fate == "cancelled":
+        first.cancel()
+        await settled()
+    asking.gate.set()
+    assert [one.error for one in await second] == [None]
+    assert asking.computed == ["a", "a"]
+    await asyncio.wait([first])
+    assert first.cancelled() or fate == "failed" or isinstance(first.exception(), Overloaded)
+
+
+async def test_who_is_cancelled_while_waiting_leaves_the_others_alone() -> None:
+    asking = Asking()
+    asking.gate.clear()
+    first, second, third = (asyncio.ensure_future(asking.ask("a")) for _ in range(3))
+    await settled()
+    second.cancel()
+    await settled()
+    asking.gate.set()
+    assert (await first)[0].tokens == (await third)[0].tokens == 1
+    assert asking.computed == ["a"]
+
+
+async def test_a_deadline_ends_the_waiting() -> None:
+    asking = Asking()
+    asking.gate.clear()
+    first = asyncio.ensure_future(asking.ask("a"))
+    await settled()
+    with pytest.raises(DeadlineExceeded):
+        await asking.ask("a", deadline_s=0.01)
+    asking.gate.set()
+    await first
+
+
+def test_whatever_decides_about_an_answer_is_in_its_key() -> None:
+    assert len({key(1, "a"), key(2, "a"), key(1, "b"), key(1, "a", "mean"), key(1, "a", "max"), key(1, "\ud800")}) == 6
+    assert key(1, "a", "mean") == key(1, "a", "mean")
+    # Bytes of a text are nowhere.
+    assert b"secret" not in key(1, "secret")
+
+
+class OneVersion:
+    """A registry of one checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def resolve(self, reference: str | int, /) -> int:
+        return 1
+
+    def fetch(self, version: int, target: Path, /) -> Path:
+        return self.folder
+
+
+@pytest.mark.parametrize(("cache_answers", "computed", "remembered"), [(0, 5, 0), (100, 2, 3)])
+async def test_over_http(tiny_checkpoint: Path, cache_answers: int, computed: int, remembered: int) -> None:
+    async def nothing() -> str:
+        return ""
+
+    answerer = Answerer(ServingSettings(cache_answers=cache_answers), Follower(OneVersion(tiny_checkpoint), 1, Predictor.load))
+    await answerer.start()
+    long = "nurse " * 100 + "driver " * 100
+    try:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(build_app(answerer, nothing)), base_url="http://test") as client:
+
+            async def ask(**body: object) -> list[object]:
+                response = await client.post("/v1/predict", json=body)
+                assert response.status_code == 200, response.text
+                answers: list[object] = response.json()["answers"]
+                return answers
+
+            first = await ask(texts=["nurse", long])
+            assert await ask(texts=[long, "nurse"]) == first[::-1]
+            (shaped,) = await ask(texts=["nurse"], scores=False)
+            assert "scores" not in shaped["heads"]["category"]
+            (whole,) = await ask(texts=[long], windows="mean")
+            assert whole["windows"]["pooled"] == "mean"
+            assert whole["heads"] != first[1]["heads"]
+            count = whole["windows"]["count"]
+            assert count > 1
+            assert answerer.scheduler.counters.texts == computed + count
+            assert answerer.scheduler.counters.remembered == remembered
+            refused = await client.post("/v1/predict", json={"texts": ["a"], "windows": "median"})
+            assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "windows")
+    finally:
+        await answerer.stop()
