@@ -33,7 +33,7 @@ Content-Length: {length}\r
 {body}"""
 _REFUSAL_BODY = (
     '{"type":"urn:twohead:problem:overloaded","title":"overloaded","status":503,'
-    '"detail":"more requests wait than the replicas can take","request_id":""}'
+    '"detail":"more requests wait than the replicas can take","request_id":"","error":"more requests wait than the replicas can take"}'
 )
 
 # Ray gives the configuration after `-f`, and writes it anew before every call. Probes go before whoever waits.

@@ -6,6 +6,7 @@ Serve starts it, asks for its health and routes requests to it; everything else 
 import asyncio
 import logging
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from cluster.storage import Storage
@@ -26,11 +27,16 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 
+_SWITCH_S = 0.0005
+
+
 class Replica:
     """One process that answers; Serve makes it from `serving.app.build`."""
 
     async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         _log_with_serve()
+        # The thread that hands batches to the engine must not wait for the event loop's longest turn, 5 ms by default, at every step.
+        sys.setswitchinterval(_SWITCH_S)
         checked = Arguments.model_validate(arguments)
         settings = checked.settings
 
