@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cluster.storage import sha256_file
 from training.errors import CheckpointError
@@ -53,10 +53,28 @@ TOKENIZER_FILES = frozenset(
 ALLOWED_FILES = TOKENIZER_FILES | {MANIFEST_FILE, WEIGHTS_FILE, CONFIG_FILE, RECORD_FILE, CARD_FILE, GOLDEN_FILE}
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "ray", "optuna", "scikit-learn", "numpy")
 _MOST_MANIFEST_BYTES = 16_000_000
+# Bins of equal width between 0 and 1.
+CONFIDENCE_BINS = 10
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class AnswerShares(_Facts):
+    """How a head's answers about the validation texts are spread, so that serving can tell whether its own still are.
+
+    Attributes:
+        count: Texts.
+        classes: Share of each class among the answers, in the order of the head's classes; each sums to 1.
+        confidence: Share of each tenth of the calibrated probability of the answer, the lowest first.
+    """
+
+    count: int = Field(ge=1)
+    classes: tuple[Share, ...]
+    confidence: tuple[Share, ...] = Field(min_length=CONFIDENCE_BINS, max_length=CONFIDENCE_BINS)
 
 
 class HeadFacts(_Facts):
@@ -71,6 +89,7 @@ class HeadFacts(_Facts):
         loss: `softmax`, or `corn` for a chain over ordered classes.
         temperature: Logits are divided by it before the softmax.
         threshold: An answer less probable than this is an abstention; null never abstains.
+        validation_answers: How its answers about the validation texts are spread; null in versions made before this was kept.
     """
 
     name: str
@@ -81,6 +100,14 @@ class HeadFacts(_Facts):
     loss: HeadLoss = "softmax"
     temperature: float = Field(default=1.0, gt=0)
     threshold: float | None = None
+    validation_answers: AnswerShares | None = None
+
+    @model_validator(mode="after")
+    def _has_a_share_for_each_class(self) -> Self:
+        shares = self.validation_answers
+        if shares is not None and len(shares.classes) != len(self.classes):
+            raise ValueError(f"validation_answers has shares of {len(shares.classes)} classes, but must have {len(self.classes)}")
+        return self
 
 
 class EncoderFacts(_Facts):

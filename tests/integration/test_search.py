@@ -91,6 +91,9 @@ def test_a_search_finds_publishes_and_repeats_trial_0(project: Callable[..., Pat
     assert manifest.search["trial"] in (f"trial-{result['best']}", f"confirm-{result['best']}-8")
     assert manifest.metrics["test"] == result["metrics"]["test"]
     assert {"report.json", "README.md"} <= set(manifest.files)
+    for head in manifest.heads:
+        assert head.validation_answers is not None
+        assert sum(head.validation_answers.classes) == pytest.approx(1.0)
 
     second = training(settings, "tune", "--name", "two", "--set", "training.tuning.num_samples=1")
     assert second.returncode == 0, second.stderr

@@ -2,5 +2,5 @@
 
 It knows logits and labels, not who made them, and imports neither torch nor Ray.
 
-Files in floor order: `metrics`, `calibration`, `abstention`, `bootstrap`, `word_counts`, `judge`, `comparison`.
+Files in floor order: `metrics`, `shares`, `calibration`, `abstention`, `bootstrap`, `word_counts`, `judge`, `comparison`.
 """

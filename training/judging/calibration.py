@@ -17,6 +17,7 @@ from scipy.special import log_softmax
 
 from training.data.dataset import MISSING
 from training.judging.metrics import Labels, Probabilities
+from training.judging.shares import confidence_bins
 
 LOWEST_TEMPERATURE = 0.05
 HIGHEST_TEMPERATURE = 20.0
@@ -98,8 +99,8 @@ def _binned(probabilities: Probabilities, labels: Labels, bins: int) -> tuple[ND
     known = labels != MISSING
     confidence = probabilities[known].max(axis=1).astype(np.float64)
     right = (probabilities[known].argmax(axis=1) == labels[known]).astype(np.float64)
-    # Open below and closed above, as in both papers; a softmax may exceed 1 by its last bit.
-    number = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(np.int64)
+    # Open below and closed above, as in both papers.
+    number = confidence_bins(confidence, bins)
     counts = np.bincount(number, minlength=bins).astype(np.int64)
     sums = [np.bincount(number, one, bins).astype(np.float64) for one in (confidence, right)]
     return counts, sums[0], sums[1]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from training.checkpoint import AnswerShares
 from training.data.dataset import MISSING, Dataset, Examples
 from training.fit_settings import HeadSettings
 from training.judging.abstention import answered, choose_threshold, risk_coverage
@@ -27,6 +28,7 @@ from training.judging.metrics import (
     probabilities,
     selection_score,
 )
+from training.judging.shares import answer_shares
 from training.settings import TrainingSettings
 
 _MOST_ERRORS = 10
@@ -40,14 +42,16 @@ class HeadCalibration:
     Attributes:
         temperature: They are divided by it before the softmax.
         threshold: An answer less probable is abstained from; null never abstains.
+        shares: How its answers about the validation texts are spread; null where nobody asks.
     """
 
     temperature: float
     threshold: float | None
+    shares: AnswerShares | None = None
 
 
 def calibrate(heads: Mapping[str, HeadSettings], logits: Logits, labels: Mapping[str, Labels]) -> dict[str, HeadCalibration]:
-    """Fit each head's temperature, and its threshold where one is wanted, on the validation texts.
+    """Fit each head's temperature, its threshold where one is wanted, and the spread of its answers on the validation texts.
 
     Args:
         heads: Their settings.
@@ -61,7 +65,7 @@ def calibrate(heads: Mapping[str, HeadSettings], logits: Logits, labels: Mapping
         threshold = None
         if settings.target_precision is not None or settings.target_coverage is not None:
             threshold = choose_threshold(calibrated, labels[head], precision=settings.target_precision, coverage=settings.target_coverage)
-        found[head] = HeadCalibration(temperature, threshold)
+        found[head] = HeadCalibration(temperature, threshold, answer_shares(calibrated))
     return found
 
 

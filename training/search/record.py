@@ -229,6 +229,7 @@ def describe(
             loss=one.loss,
             temperature=calibrations[head].temperature,
             threshold=calibrations[head].threshold,
+            validation_answers=calibrations[head].shares,
         )
         for head, one in trial.heads.items()
     )
