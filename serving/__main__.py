@@ -1,4 +1,4 @@
-"""The command `python -m serving`: run, ask, deploy, scale, status, stop, check, load.
+"""The command `python -m serving`: run, ask, deploy, scale, status, stop, check, load, render.
 
 Only argparse and the console are imported at the top; what a verb needs is imported inside it.
 """
@@ -56,6 +56,10 @@ def make_parser() -> argparse.ArgumentParser:
     pace.add_argument("--rate", type=float, metavar="R", help="requests a second, leaving on a schedule whatever the answers do")
     pace.add_argument("--concurrency", type=int, default=32, metavar="C", help="requests at once (default: %(default)s)")
     load.set_defaults(verb=_load)
+
+    render = verbs.add_parser("render", parents=[shared], help="print a dashboard for Grafana, or what Prometheus reads")
+    render.add_argument("what", choices=("grafana", "prometheus"), help="the dashboard as JSON, or a scrape configuration as YAML")
+    render.set_defaults(verb=_render)
     return top
 
 
@@ -273,6 +277,16 @@ def _load(arguments: argparse.Namespace) -> int:
     ]
     say(table(["what", "how much"], rows))
     return 0 if report.answered == arguments.count else 1
+
+
+def _render(arguments: argparse.Namespace) -> int:
+    from serving.observing.grafana import write_dashboard
+    from serving.observing.prometheus import write_scrape_config
+    from serving.settings import load_settings
+
+    settings = load_settings(arguments.config, arguments.overrides)
+    say(write_dashboard() if arguments.what == "grafana" else write_scrape_config(settings).rstrip("\n"))
+    return 0
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from serving.messages import (
     finished_texts,
     shaped,
 )
+from serving.observing.seen import Seen
 from serving.predictor import Predictor, TokenizedText
 from serving.remembered import Remembered, key
 from serving.scheduler import Scheduled, Scheduler
@@ -94,6 +95,7 @@ class Answerer:
     Attributes:
         scheduler: Composes the batches.
         abstained: Head → how often it named no class, since the start.
+        seen: Counts answers by head and class.
     """
 
     def __init__(self, settings: ServingSettings, follower: Follower) -> None:
@@ -102,6 +104,7 @@ class Answerer:
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._following: asyncio.Task[None] | None = None
         self.abstained: Counter[str] = Counter()
+        self.seen = Seen()
         self.scheduler = Scheduler(settings.batch_tokens, settings.max_queue_s)
         self._remembered = Remembered(settings.cache_answers, self.scheduler.counters)
 
@@ -172,6 +175,7 @@ class Answerer:
         else:
             answers = await compute(range(len(texts)))
         self._count_abstentions(answers)
+        self.seen.note(predictor, answers)
         prediction = Prediction.model_construct(version=predictor.version, answers=shaped(answers, request))
         return Answered(prediction, _together(spent))
 

@@ -1,6 +1,8 @@
 """What a scheduler counts: its work since it started, and how fast the engine was lately. It knows no texts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from serving.observing.histogram import SECONDS, TEXTS, TOKENS, Histogram
 
 # How much of the measured speed is still the past after each batch.
 _MEMORY = 0.9
@@ -22,6 +24,10 @@ class Counters:
         failed: Texts the engine failed on.
         remembered: Texts answered from what was answered before.
         shared: Texts answered with an equal one that was being computed.
+        queue_seconds: How long requests that were answered waited for the engine.
+        batch_seconds: How long the engine took for a batch.
+        batch_tokens: Tokens in a batch, without padding.
+        batch_texts: Texts in a batch.
     """
 
     batches: int = 0
@@ -35,6 +41,16 @@ class Counters:
     failed: int = 0
     remembered: int = 0
     shared: int = 0
+    queue_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    batch_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    batch_tokens: Histogram = field(default_factory=lambda: Histogram(TOKENS))
+    batch_texts: Histogram = field(default_factory=lambda: Histogram(TEXTS))
+
+    def note_batch(self, texts: int, tokens: int, compute_s: float) -> None:
+        """Take in the sizes of a batch and how long it took."""
+        self.batch_texts.note(texts)
+        self.batch_tokens.note(tokens)
+        self.batch_seconds.note(compute_s)
 
 
 class Speed:

@@ -15,7 +15,7 @@ from serving.engines.kept import Keep, cache_folder
 from serving.engines.own_process import OwnProcess
 from serving.errors import NotReady
 from serving.follower import Follower
-from serving.metrics import PUBLISH_EVERY_S, Figures, gather
+from serving.observing.metrics import PUBLISH_EVERY_S, Figures, gather
 from serving.predictor import Predictor
 from serving.routes import build_app
 from serving.settings import CODE_VARIABLE, Arguments
@@ -68,7 +68,7 @@ class Replica:
 
     async def _publish(self) -> None:
         while True:
-            self._figures.publish(self._answerer.scheduler, self._answerer.abstained, self._follower.current)
+            self._figures.publish(self._answerer.scheduler, self._answerer.abstained, self._answerer.seen, self._follower.current)
             await asyncio.sleep(PUBLISH_EVERY_S)
 
 

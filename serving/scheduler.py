@@ -199,8 +199,9 @@ class Scheduler:
         errors = [answer for answer in request.answers if isinstance(answer, ServingError)]
         if errors and len(errors) == len(request.answers):
             raise errors[0]
-        waited_s = time.monotonic() - request.arrived - request.compute_s
-        return Scheduled(request.answers, max(waited_s, 0.0), request.compute_s, request.batch_texts, request.batch_tokens)
+        waited_s = max(time.monotonic() - request.arrived - request.compute_s, 0.0)
+        self.counters.queue_seconds.note(waited_s)
+        return Scheduled(request.answers, waited_s, request.compute_s, request.batch_texts, request.batch_tokens)
 
     def _require_time(self, client: str, places: Sequence[float], tokens: Sequence[int], deadline_s: float) -> None:
         """Refuse now who would wait in vain, unless nobody else waits: then trying costs nobody anything."""
@@ -298,6 +299,7 @@ class Scheduler:
         pads = batch[0].request.model.pads
         self.counters.padded_tokens += max(text.tokens for text in batch) * len(batch) if pads else tokens
         self.counters.compute_s += compute_s
+        self.counters.note_batch(len(batch), tokens, compute_s)
         self._speed.note(tokens, compute_s)
         for request in {text.request for text in batch}:
             request.compute_s += compute_s

@@ -141,12 +141,15 @@ def test_metrics_are_those_of_all_replicas(served: Place) -> None:
     with Client(served.settings.url) as client:
         client.predict(["nurse"] * 3)
 
-    def texts() -> float:
+    def told(series: str) -> float:
         page = httpx.get(f"{served.settings.url}/metrics", trust_env=False, timeout=30.0).text
-        return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith("twohead_texts_total{"))
+        return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(series + "{"))
 
     # Ray's exporter hears of figures some seconds after they were made.
-    wait_until(lambda: texts() >= 3, "the exporter never told of the texts")
+    wait_until(lambda: told("twohead_texts_total") >= 3, "the exporter never told of the texts")
+    assert told("twohead_answers_total") >= 6
+    assert told("twohead_queue_seconds_count") >= 1
+    assert told("twohead_batch_tokens_bucket") > told("twohead_batch_tokens_count") > 0
 
 
 def test_scaling_up_and_down_loses_nothing(served: Place, under_load: list[LoadReport]) -> None:

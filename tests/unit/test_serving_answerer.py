@@ -24,9 +24,15 @@ HEADS = (
 class FakeAnswer(str):
     """An answer that is compared as text; "shy" texts make the head abstain."""
 
+    truncated = False
+
     @property
     def heads(self) -> dict[str, SimpleNamespace]:
-        return {"category": SimpleNamespace(abstained="shy" in self), "education": SimpleNamespace(abstained=None)}
+        shy = "shy" in self
+        return {
+            "category": SimpleNamespace(abstained=shy, class_=None if shy else "nurse"),
+            "education": SimpleNamespace(abstained=None, class_="school"),
+        }
 
 
 class FakeTokens(str):

@@ -1,0 +1,93 @@
+"""The figures a server publishes: their names, kinds, labels and meanings, in one place for whoever publishes, queries or draws them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+PREFIX = "twohead_"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure.
+
+    Attributes:
+        name: Without what Prometheus puts behind it.
+        kind: Its type there.
+        text: What it says.
+        labels: Beside those that tell the replica.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    text: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """The names that can be queried."""
+        behind = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+        return tuple(self.name + suffix for suffix in behind[self.kind])
+
+
+def _all(kind: Literal["counter", "gauge", "histogram"], texts: dict[str, str], *labels: str) -> Iterator[tuple[str, Metric]]:
+    return ((name, Metric(PREFIX + name, kind, text, labels)) for name, text in texts.items())
+
+
+# Named like the fields of `serving.counted.Counters` they are read from.
+COUNTED = dict(
+    _all(
+        "counter",
+        {
+            "batches": "Batches computed.",
+            "texts": "Texts computed.",
+            "tokens": "Tokens of the texts computed.",
+            "padded_tokens": "Tokens computed, padding included.",
+            "compute_s": "Seconds the engine was busy.",
+            "refused": "Requests refused because too much work came before them.",
+            "expired": "Requests whose deadline passed.",
+            "cancelled": "Requests whose caller went away.",
+            "failed": "Texts the engine failed on.",
+            "remembered": "Texts answered from what was answered before.",
+            "shared": "Texts answered with an equal one that was being computed.",
+        },
+    )
+)
+HISTOGRAMS = dict(
+    _all(
+        "histogram",
+        {
+            "queue_seconds": "Seconds that an answered request waited for the engine.",
+            "batch_seconds": "Seconds the engine took for a batch.",
+            "batch_tokens": "Tokens of a batch, without padding.",
+            "batch_texts": "Texts of a batch.",
+        },
+    )
+)
+ANSWERED = dict(
+    [
+        *_all("counter", {"truncated": "Texts that were longer than the version reads."}),
+        *_all("counter", {"abstained": "Answers in which a head named no class."}, "head"),
+        *_all("counter", {"answers": "Answers that name a class; `other` are those beyond the first 200 classes."}, "head", "class"),
+    ]
+)
+GAUGES = dict(
+    [
+        *_all("gauge", {"version": "The version that answers."}),
+        *_all("gauge", {"precision": "1 for the precision that answers."}, "precision"),
+        *_all("gauge", {"queued_tokens": "Tokens that wait for a batch.", "queued_texts": "Texts that wait for a batch."}),
+    ]
+)
+DRIFTS = dict(
+    _all(
+        "gauge",
+        {
+            "class_psi": "How far the classes of the last answers are from those of the validation texts; see serving.observing.drift.",
+            "class_psi_by_chance": "What class_psi exceeds in one of twenty windows though nothing changed.",
+            "confidence_psi": "How far the confidence of the last answers is from that on the validation texts.",
+            "confidence_psi_by_chance": "What confidence_psi exceeds in one of twenty windows though nothing changed.",
+        },
+        "head",
+    )
+)
+METRICS = COUNTED | HISTOGRAMS | ANSWERED | GAUGES | DRIFTS
