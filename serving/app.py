@@ -9,6 +9,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.observing.logs import serve_logging
 from serving.settings import CODE_VARIABLE, Arguments, ServingSettings
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def render(settings: ServingSettings, arguments: Arguments, runtime_env: dict[st
         "import_path": IMPORT_PATH,
         "runtime_env": runtime_env,
         "args": arguments.dump(),
-        "logging_config": {"enable_access_log": False},
+        "logging_config": serve_logging(settings),
         "deployments": [_deployment(settings)],
     }
     return {

@@ -64,6 +64,11 @@ class Follower:
         return self._reference if isinstance(self._reference, str) else None
 
     @property
+    def version(self) -> int | None:
+        """Number of the version that answers; None while none does."""
+        return None if self._current is None else self._current.version
+
+    @property
     def current(self) -> Predictor:
         """The version that answers now.
 

@@ -4,7 +4,6 @@ Serve starts it, asks for its health and routes requests to it; everything else 
 """
 
 import asyncio
-import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,9 @@ from serving.engines.kept import Keep, cache_folder
 from serving.engines.own_process import OwnProcess
 from serving.errors import NotReady
 from serving.follower import Follower
+from serving.observing.logs import log_with_serve
 from serving.observing.metrics import PUBLISH_EVERY_S, Figures, gather
+from serving.observing.tracing import Traced, add_tracing, make_tracer
 from serving.predictor import Predictor
 from serving.routes import build_app
 from serving.settings import CODE_VARIABLE, Arguments
@@ -34,7 +35,6 @@ class Replica:
     """One process that answers; Serve makes it from `serving.app.build`."""
 
     async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
-        _log_with_serve()
         # The thread that hands batches to the engine must not wait for the event loop's longest turn, 5 ms by default, at every step.
         sys.setswitchinterval(_SWITCH_S)
         checked = Arguments.model_validate(arguments)
@@ -47,14 +47,20 @@ class Replica:
 
         reference = settings.name if checked.version is None else checked.version
         self._follower = Follower(Registry(Storage(checked.storage)), reference, load)
+        log_with_serve((lambda: self._follower.version) if settings.log_format == "json" else None)
         self._answerer = Answerer(settings, self._follower)
+        self._tracer = make_tracer() if settings.tracing else None
         await self._answerer.start()
         self._figures = Figures()
         self._publishing = asyncio.get_running_loop().create_task(self._publish())
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         # Serve's proxies announce the ids.
-        return build_app(self._answerer, gather, announce_ids=False)
+        if self._tracer is None:
+            return build_app(self._answerer, gather, announce_ids=False)
+        app = build_app(Traced(self._answerer), gather, announce_ids=False)
+        add_tracing(app, self._tracer)
+        return app
 
     def check_health(self) -> None:
         """Tell Serve whether this replica works; Serve replaces it when this raises.
@@ -70,11 +76,3 @@ class Replica:
         while True:
             self._figures.publish(self._answerer.scheduler, self._answerer.abstained, self._answerer.seen, self._follower.current)
             await asyncio.sleep(PUBLISH_EVERY_S)
-
-
-def _log_with_serve() -> None:
-    """Let our own log lines go where Serve's go: the replica's file, without request contents."""
-    ours = logging.getLogger("serving")
-    ours.handlers = logging.getLogger("ray.serve").handlers
-    ours.setLevel(logging.INFO)
-    ours.propagate = False

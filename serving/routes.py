@@ -105,6 +105,8 @@ def build_app(answering: Answering, metrics: Callable[[], Awaitable[str]], *, an
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # FastAPI's own would send words of errors, which may hold a text; ours are in serving.observing.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
         openapi_tags=[{"name": "answers"}, {"name": "operation"}, {"name": "other servers' words"}],
     )
     app.add_middleware(RequestIds, announce=announce_ids)

@@ -78,6 +78,8 @@ class ServingSettings(Section):
         cache_answers: So many answers are kept in each replica, and equal texts are computed once; 0 keeps none.
         follow_s: How often a replica looks where `name` points.
         ready_timeout_s: How long `deploy` waits for the first answer.
+        log_format: Replicas' log lines as text, or each as a JSON object; see `serving.observing.logs`.
+        tracing: Begin a span of OpenTelemetry for each request about texts; see `serving.observing.tracing`.
     """
 
     name: str = Field(default="production", pattern=r"^[a-z][a-z0-9-]{0,62}$")
@@ -100,6 +102,8 @@ class ServingSettings(Section):
     cache_answers: int = Field(default=0, ge=0)
     follow_s: Positive = 2.0
     ready_timeout_s: Positive = 180.0
+    log_format: Literal["text", "json"] = "text"
+    tracing: bool = False
 
     @field_validator("max_replicas")
     @classmethod

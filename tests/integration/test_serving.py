@@ -62,7 +62,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
     storage = str(tmp_path_factory.mktemp("registry"))
     cluster = ClusterSettings(storage=storage, num_cpus=4, num_gpus=0, object_store_bytes=100_000_000)
-    settings = ServingSettings(port=free_port(), max_replicas=1, follow_s=0.5, resources_per_replica={"cpu": 0.5}, keep_calibration=False)
+    settings = ServingSettings(
+        port=free_port(), max_replicas=1, follow_s=0.5, resources_per_replica={"cpu": 0.5}, keep_calibration=False, log_format="json"
+    )
     with connect(cluster) as connection:
         rollout = Rollout.at(connection.dashboard_url, cluster, print)
         yield Place(cluster, settings, Registry(Storage(storage)), rollout)
@@ -150,6 +152,21 @@ def test_metrics_are_those_of_all_replicas(served: Place) -> None:
     assert told("twohead_answers_total") >= 6
     assert told("twohead_queue_seconds_count") >= 1
     assert told("twohead_batch_tokens_bucket") > told("twohead_batch_tokens_count") > 0
+
+
+def test_log_lines_are_objects_and_tell_the_version(served: Place) -> None:
+    import ray
+
+    with Client(served.settings.url) as client:
+        version = client.predict(["the secret nurse"]).version
+    folder = Path(ray._private.worker.global_worker.node.get_logs_dir_path()) / "serve"
+    written = "".join(file.read_text(encoding="utf-8") for file in folder.glob("replica_*.log"))
+    lines = [json.loads(line) for line in written.splitlines()]
+    told = [
+        (line["levelname"], line["version"], bool(line["replica"])) for line in lines if line["message"] == f"version {version} answers"
+    ]
+    assert told == [("INFO", version, True)]
+    assert "secret" not in written
 
 
 def test_scaling_up_and_down_loses_nothing(served: Place, under_load: list[LoadReport]) -> None:
