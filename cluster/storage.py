@@ -13,6 +13,8 @@ from typing import Any
 
 from cluster.errors import ConflictError, StorageError
 
+_DRAFT = ".tmp-"
+
 
 class Storage:
     """One folder, on this machine or behind a URI; paths are relative to it, with `/`.
@@ -66,7 +68,7 @@ class Storage:
             entries = self._filesystem.ls(self._full(path), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(name for entry in entries if (name := str(entry).rstrip("/").rsplit("/", 1)[-1]) and not name.startswith(".tmp-"))
+        return sorted(name for entry in entries if (name := str(entry).rstrip("/").rsplit("/", 1)[-1]) and not name.startswith(_DRAFT))
 
     def write_bytes(self, path: str, content: bytes) -> None:
         """Write a whole file; a reader sees the old content or the new one.
@@ -107,7 +109,7 @@ class Storage:
         except FileExistsError as error:
             # Else `create` would take a file in a folder's place for a lost race.
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from None
-        draft = target.parent / f".tmp-{uuid.uuid4().hex}"
+        draft = target.parent / f"{_DRAFT}{uuid.uuid4().hex}"
         try:
             with draft.open("xb") as file:
                 file.write(content)
@@ -117,6 +119,22 @@ class Storage:
             os.link(draft, target) if exclusive else draft.replace(target)
             _sync_folder(target.parent)
         finally:
+            draft.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Take the whole folder away.
+
+        Raises:
+            StorageError: It cannot be removed.
+        """
+        try:
+            self._filesystem.rm(self._root, recursive=True)
+        except OSError as error:
+            raise StorageError(f"{self.uri}: {error.strerror or error}") from error
+
+    def remove_drafts(self) -> None:
+        """Take away what interrupted writes left in this folder; nobody else may write there meanwhile."""
+        for draft in self.local_root.glob(f"{_DRAFT}*") if self.local_root else ():
             draft.unlink(missing_ok=True)
 
     def upload(self, source: Path, path: str, *, last: str) -> None:

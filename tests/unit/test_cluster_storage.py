@@ -161,6 +161,19 @@ def test_drafts_are_not_listed(tmp_path: Path) -> None:
     assert Storage(str(tmp_path)).names() == ["a"]
 
 
+def test_drafts_and_the_whole_folder_can_be_removed(storage: Storage) -> None:
+    storage.write_bytes("a", b"")
+    if storage.local_root:
+        (storage.local_root / ".tmp-half").write_bytes(b"")
+    storage.remove_drafts()
+    if storage.local_root:
+        assert [path.name for path in storage.local_root.iterdir()] == ["a"]
+    storage.remove()
+    assert storage.names() == []
+    with pytest.raises(StorageError):
+        storage.remove()
+
+
 def test_of_many_creators_one_wins(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     start = threading.Barrier(8)
