@@ -1,11 +1,11 @@
-"""The command `python -m serving`: run, ask, deploy, scale, status, stop, check, load, render.
+"""The command `python -m serving`: run, ask, deploy, scale, status, stop, check, load, score, render.
 
 Only argparse and the console are imported at the top; what a verb needs is imported inside it.
 """
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.console import run_command, say, settings_options, table
 
@@ -41,8 +41,8 @@ def make_parser() -> argparse.ArgumentParser:
     deploy = verbs.add_parser("deploy", parents=[shared, versioned], help="serve on the running cluster")
     deploy.set_defaults(verb=_deploy)
     scale = verbs.add_parser("scale", parents=[shared], help="change between how many replicas run")
-    scale.add_argument("--min", type=_replicas, required=True, metavar="N", dest="minimum", help="replicas that are always there")
-    scale.add_argument("--max", type=_replicas, required=True, metavar="N", dest="maximum", help="replicas under load")
+    scale.add_argument("--min", type=_positive, required=True, metavar="N", dest="minimum", help="replicas that are always there")
+    scale.add_argument("--max", type=_positive, required=True, metavar="N", dest="maximum", help="replicas under load")
     scale.set_defaults(verb=_scale)
     verbs.add_parser("status", parents=[shared], help="show what is deployed").set_defaults(verb=_status)
     verbs.add_parser("stop", parents=[shared], help="take the deployment away").set_defaults(verb=_stop)
@@ -56,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     pace.add_argument("--rate", type=float, metavar="R", help="requests a second, leaving on a schedule whatever the answers do")
     pace.add_argument("--concurrency", type=int, default=32, metavar="C", help="requests at once (default: %(default)s)")
     load.set_defaults(verb=_load)
+    _add_score(verbs, [shared, versioned])
 
     render = verbs.add_parser("render", parents=[shared], help="print a dashboard for Grafana, or what Prometheus reads")
     render.add_argument("what", choices=("grafana", "prometheus"), help="the dashboard as JSON, or a scrape configuration as YAML")
@@ -63,10 +64,32 @@ def make_parser() -> argparse.ArgumentParser:
     return top
 
 
-def _replicas(text: str) -> int:
+def _add_score(verbs: Any, parents: list[argparse.ArgumentParser]) -> None:
+    score = verbs.add_parser("score", parents=parents, help="answer about every row of a table, into a folder of Parquet files")
+    score.add_argument("table", help="CSV, TSV, JSON Lines or Parquet: a file, a folder or a pattern; local or any fsspec URI")
+    score.add_argument("out", help="folder of the answers; the same command goes on with what is missing there")
+    score.add_argument("--text", metavar="COLUMN", help="column with finished texts (default: the version's template joins columns)")
+    score.add_argument("--columns", metavar="A,B", help="columns to keep beside the answers; '' keeps none (default: all)")
+    score.add_argument("--scores", action="store_true", help="tell the probability of every class as well")
+    score.add_argument("--delimiter", type=_delimiter, metavar="C", help="between the cells of CSV (default: a comma, in TSV a tab)")
+    score.add_argument(
+        "--block-rows", type=_positive, default=4096, metavar="N", help="rows of a part, which a worker holds (default: %(default)s)"
+    )
+    score.add_argument("--workers", type=_positive, metavar="N", help="engines side by side (default: as many as there is room for)")
+    score.add_argument("--overwrite", action="store_true", help="begin again where the folder holds another scoring")
+    score.set_defaults(verb=_score)
+
+
+def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"is {text!r}, but must be a whole number of at least 1")
     return int(text)
+
+
+def _delimiter(text: str) -> str:
+    if len(text) != 1 or text in '"\r\n':
+        raise argparse.ArgumentTypeError(f"is {text!r}, but must be one character, and neither a quote nor a line end")
+    return text
 
 
 def _sections(arguments: argparse.Namespace) -> tuple["ClusterSettings", "ServingSettings"]:
@@ -287,6 +310,16 @@ def _render(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments.config, arguments.overrides)
     say(write_dashboard() if arguments.what == "grafana" else write_scrape_config(settings).rstrip("\n"))
     return 0
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from cluster.storage import Storage
+    from serving.scoring.command import score
+    from training.registry import Registry
+
+    cluster, settings = _sections(arguments)
+    version = Registry(Storage(cluster.storage)).resolve(settings.name if arguments.version is None else arguments.version)
+    return score(arguments, cluster, settings, version, _require_version(cluster, settings, version))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ TwoheadError
     ├── Overloaded        503 with Retry-After: the queue is full
     ├── DeadlineExceeded  504: the answer would have come too late
     ├── NotReady          503: no version is loaded yet
-    └── AnswerError       what the client raises for an error the server answered
+    ├── AnswerError       what the client raises for an error the server answered
+    └── ScoringError      a table cannot be scored, or not into that folder; never sent
 """
 
 from collections.abc import Sequence
@@ -98,3 +99,7 @@ class AnswerError(ServingError):
     def __init__(self, message: str, status: int = 0, hint: str = "") -> None:
         super().__init__(message, hint)
         self.status = status
+
+
+class ScoringError(ServingError):
+    """A table cannot be scored, or not into the folder that was named."""

@@ -257,8 +257,8 @@ def finished_texts(request: PredictRequest, template: str, limits: Limits) -> li
         examples = request.examples or []
         if missing := [finding for index, example in enumerate(examples) if (finding := _missing_field(index, example, template))]:
             raise InvalidFields(missing)
-        texts, field = [_joined(example, template) for example in examples], "examples"
-    findings = [(f"{field}.{index}", reason) for index, text in enumerate(texts) if (reason := _text_reason(text, limits))]
+        texts, field = [joined(example, template) for example in examples], "examples"
+    findings = [(f"{field}.{index}", reason) for index, text in enumerate(texts) if (reason := text_reason(text, limits.max_characters))]
     if findings:
         raise InvalidFields(findings)
     return texts
@@ -269,9 +269,10 @@ def problem(kind: str, title: str, status: int, detail: str, request_id: str, **
     return Problem(type=PROBLEM_TYPE + kind.replace(" ", "-"), title=title, status=status, detail=detail, request_id=request_id, **more)
 
 
-def _text_reason(text: str, limits: Limits) -> str:
-    if len(text) > limits.max_characters:
-        return f"is longer than {limits.max_characters} characters"
+def text_reason(text: str, max_characters: int) -> str:
+    """Tell why a text is not read; "" where it is."""
+    if len(text) > max_characters:
+        return f"is longer than {max_characters} characters"
     return "" if text.strip() else "is empty"
 
 
@@ -292,7 +293,8 @@ def _missing_field(index: int, example: Mapping[str, str], template: str) -> Fin
     return (f"examples.{index}", f"lacks the field {missing[0]!r}, which the text template names") if missing else None
 
 
-def _joined(example: Mapping[str, str], template: str) -> str:
+def joined(example: Mapping[str, str], template: str) -> str:
+    """Join fields into the text that a template makes of them."""
     return "".join(literal + (example[column] if column else "") for literal, column, _ in template_parts(template))
 
 

@@ -65,6 +65,11 @@ def test_only_the_seams_of_training_know_ray() -> None:
     assert {module_of(path) for path in sources if any(name.partition(".")[0] == "ray" for name in imported_modules(path))} <= allowed
 
 
+def test_only_the_seam_of_scoring_knows_ray() -> None:
+    sources = (ROOT / "serving" / "scoring").glob("*.py")
+    assert {path.stem for path in sources if any(name.partition(".")[0] == "ray" for name in imported_modules(path))} == {"workers"}
+
+
 def test_the_rooms_of_training_stand_one_above_the_other() -> None:
     rooms = ("data", "activations", "network", "judging", "fitting", "report", "search", "export")
     assert {path.name for path in (ROOT / "training").iterdir() if (path / "__init__.py").exists()} == set(rooms)

@@ -9,7 +9,7 @@ from cluster.console import run_command
 from serving.__main__ import make_parser
 
 HEAVY = ("torch", "ray", "pandas", "transformers", "optuna", "fastapi", "pydantic", "httpx")
-VERBS = ("run", "ask", "deploy", "scale", "status", "stop", "check", "load", "render")
+VERBS = ("run", "ask", "deploy", "scale", "status", "stop", "check", "load", "score", "render")
 
 
 def command(tmp_path: Path, *words: str) -> tuple[str, ...]:
@@ -68,6 +68,26 @@ def test_scale_checks_its_bounds(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         run_command(make_parser(), command(tmp_path, "scale", "--min", "0", "--max", "2"))
     assert "argument --min: is '0', but must be a whole number of at least 1" in capsys.readouterr().err
+
+
+def test_nothing_is_scored_without_a_version_or_a_table(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cluster.storage import Storage
+    from training.registry import Registry
+
+    words = ("score", str(tmp_path / "ads.csv"), str(tmp_path / "out"))
+    assert run_command(make_parser(), command(tmp_path, *words)) == 2
+    assert "error: no version is promoted to 'production'" in capsys.readouterr().err
+    registry = Registry(Storage(str(tmp_path / "storage")))
+    registry.promote(registry.publish(tiny_checkpoint))
+    assert run_command(make_parser(), command(tmp_path, *words)) == 2
+    assert "ads.csv: no such file, or no file in it" in capsys.readouterr().err
+    (tmp_path / "ads.csv").write_text("title\nnurse\n")
+    assert run_command(make_parser(), command(tmp_path, *words)) == 2
+    assert "has no column 'text', which the version's text template '{title}: {text}' names" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit):
+        run_command(make_parser(), command(tmp_path, *words, "--delimiter", ";;"))
+    assert "argument --delimiter: is ';;', but must be one character" in capsys.readouterr().err
 
 
 def test_asking_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -173,7 +173,7 @@ def read_json_lines(source: Source) -> Cells:
         if not line.strip():
             continue
         try:
-            rows.append(_json_object(line))
+            rows.append(json_object(line))
             numbers.append(number)
         except json.JSONDecodeError as error:
             findings.add(f"{source.name}, line {number}: not valid JSON at character {error.pos + 1}: {error.msg}", _JSON_HINT)
@@ -190,7 +190,12 @@ def read_json_lines(source: Source) -> Cells:
 _JSON_HINT = "each line is one JSON object"
 
 
-def _json_object(line: str) -> dict[str, Any]:
+def json_object(line: str) -> dict[str, Any]:
+    """Parse one line of JSON Lines.
+
+    Raises:
+        ValueError: Not JSON, not an object, or a name that stands twice.
+    """
     try:
         row = json.loads(line, object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
     except RecursionError:
@@ -243,7 +248,7 @@ def read_parquet(source: Source) -> Cells:
 def _strings(name: str, column: str, values: Sequence[Any], numbers: Sequence[int], findings: Findings) -> list[str]:
     strings: list[str] = []
     for number, value in zip(numbers, values, strict=True):
-        string = _as_string(value)
+        string = as_string(value)
         if string is None:
             hint = "a cell must be a string, a number, true, false or null"
             findings.add(f"{name}, row {number}: column {column!r} holds a {type(value).__name__}", hint)
@@ -251,7 +256,7 @@ def _strings(name: str, column: str, values: Sequence[Any], numbers: Sequence[in
     return strings
 
 
-def _as_string(value: Any) -> str | None:
+def as_string(value: Any) -> str | None:
     """Return a cell as a string, or None for what is no plain value."""
     if isinstance(value, str):
         return with_line_feeds(value)
