@@ -44,6 +44,7 @@ def _panels() -> list[Panel]:
     return [
         _panel("Requests, texts, batches", {**_requests(), "texts": _rate("texts"), "batches": _rate("batches")}, "ops"),
         _panel("Truncated texts", {"truncated": _rate("truncated")}, "ops"),
+        _panel("Texts that were not computed", {"answered before": _rate("remembered"), "with an equal one": _rate("shared")}, "ops"),
         _panel("Tokens", {"tokens": _rate("tokens"), "with padding": _rate("padded_tokens")}, "ops"),
         _panel("Waiting for the engine", _quantiles("queue_seconds"), "s"),
         _panel("Computing a batch", _quantiles("batch_seconds"), "s"),
@@ -76,9 +77,9 @@ def _rate(name: str, by: str = "") -> str:
 
 
 def _requests() -> dict[str, str]:
-    """Every answered request has waited, if only for a moment."""
+    """Every request of which a text was computed has waited, if only for a moment."""
     *_, count = METRICS["queue_seconds"].series
-    return {"answered requests": f"sum (rate({count}[$__rate_interval]))"}
+    return {"requests": f"sum (rate({count}[$__rate_interval]))"}
 
 
 def _quantiles(name: str) -> dict[str, str]:

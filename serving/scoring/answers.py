@@ -45,8 +45,8 @@ class Model(Protocol):
         """Turn texts into tokens."""
         ...
 
-    def compute(self, texts: Sequence[TokenizedText], /) -> list[Answer]:
-        """Answer about a batch, in its order."""
+    def compute(self, texts: Sequence[TokenizedText], /) -> Sequence[Any]:
+        """Answer about a batch, in its order, with an `Answer` each."""
         ...
 
 
