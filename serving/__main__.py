@@ -1,4 +1,4 @@
-"""The command `python -m serving`: run, ask, deploy, scale, status, stop, check, load, score, render.
+"""The command `python -m serving`: run, ask, deploy, scale, status, stop, check, load, score, promote, render.
 
 Only argparse and the console are imported at the top; what a verb needs is imported inside it.
 """
@@ -58,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     load.set_defaults(verb=_load)
     _add_score(verbs, [shared, versioned])
 
+    _add_promote(verbs, [shared])
     render = verbs.add_parser("render", parents=[shared], help="print a dashboard for Grafana, or what Prometheus reads")
     render.add_argument("what", choices=("grafana", "prometheus"), help="the dashboard as JSON, or a scrape configuration as YAML")
     render.set_defaults(verb=_render)
@@ -90,6 +91,14 @@ def _delimiter(text: str) -> str:
     if len(text) != 1 or text in '"\r\n':
         raise argparse.ArgumentTypeError(f"is {text!r}, but must be one character, and neither a quote nor a line end")
     return text
+
+
+def _add_promote(verbs: Any, parents: list[argparse.ArgumentParser]) -> None:
+    promote = verbs.add_parser("promote", parents=parents, help="let the canary or shadow take over, or end its trial")
+    promote.add_argument("--when", required=True, metavar="RULE", help='what it must reach, like "agreement>=0.98,errors=0"')
+    promote.add_argument("--least", type=int, default=500, metavar="N", help="compared texts before that is decided (default: %(default)s)")
+    promote.add_argument("--minutes", type=float, default=60.0, metavar="M", help="give up after so long (default: %(default)s)")
+    promote.set_defaults(verb=_promote)
 
 
 def _sections(arguments: argparse.Namespace) -> tuple["ClusterSettings", "ServingSettings"]:
@@ -300,6 +309,13 @@ def _load(arguments: argparse.Namespace) -> int:
     ]
     say(table(["what", "how much"], rows))
     return 0 if report.answered == arguments.count else 1
+
+
+def _promote(arguments: argparse.Namespace) -> int:
+    from serving.candidates.command import conclude
+
+    cluster, settings = _sections(arguments)
+    return conclude(cluster, settings, arguments.when, arguments.least, arguments.minutes)
 
 
 def _render(arguments: argparse.Namespace) -> int:

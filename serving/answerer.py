@@ -7,13 +7,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
-from serving.errors import NotReady, ServingError
+from serving.candidates.candidate import CLIENT, make_candidate
+from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
 from serving.explaining import METHOD, ExplainRequest, Explanation, find_spans, weigh, without_each
 from serving.follower import Follower
 from serving.messages import (
@@ -91,14 +92,16 @@ class Answerer:
     Args:
         settings: The section `serving`.
         follower: Where the current version comes from.
+        follow: Makes a follower of another version, for a candidate.
 
     Attributes:
+        candidate: The version on trial beside it.
         scheduler: Composes the batches.
         abstained: Head → how often it named no class, since the start.
         seen: Counts answers by head and class.
     """
 
-    def __init__(self, settings: ServingSettings, follower: Follower) -> None:
+    def __init__(self, settings: ServingSettings, follower: Follower, follow: Callable[[int], Follower] | None = None) -> None:
         self._settings = settings
         self._follower = follower
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
@@ -106,6 +109,7 @@ class Answerer:
         self.abstained: Counter[str] = Counter()
         self.seen = Seen()
         self.scheduler = Scheduler(settings.batch_tokens, settings.max_queue_s)
+        self.candidate = make_candidate(settings.canary, settings.shadow, follow, self._copy) if follow is not None else None
         self._remembered = Remembered(settings.cache_answers, self.scheduler.counters)
 
     async def start(self) -> None:
@@ -118,12 +122,16 @@ class Answerer:
         self.scheduler.expect_speed(self._follower.tokens_per_s)
         self.scheduler.start()
         self._following = asyncio.get_running_loop().create_task(self._follower.follow(self._settings.follow_s))
+        if self.candidate is not None:
+            self.candidate.start()
 
     async def stop(self) -> None:
         """End all threads; requests that still wait fail."""
         if self._following is not None:
             self._following.cancel()
             await asyncio.wait([self._following])
+        if self.candidate is not None:
+            await self.candidate.stop()
         self._follower.stop()
         await self.scheduler.stop()
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
@@ -159,8 +167,25 @@ class Answerer:
         Raises:
             ServingError: See `Scheduler.submit` and `finished_texts`.
         """
-        predictor = self._follower.current
-        deadline = time.monotonic() + (request.deadline_ms or self._settings.deadline_ms) / 1000
+        current, deadline = self._follower.current, self._deadline(request)
+        chosen = (self.candidate and self.candidate.takes(client, current)) or current
+        try:
+            answers, spent = await self._answer(chosen, request, deadline, client)
+        except ServingError as error:
+            if self.candidate is None or chosen is current or isinstance(error, Overloaded | DeadlineExceeded):
+                raise
+            # What is wrong with the request itself is raised again.
+            answers, spent = await self._answer(current, request, deadline, client)
+            chosen = current
+            self.candidate.errors += 1
+        self._count_abstentions(answers)
+        self.seen.note(chosen, answers)
+        if self.candidate is not None:
+            self.candidate.compare(request, answers, chosen, current, waiting_s=self.scheduler.queue_s)
+        prediction = Prediction.model_construct(version=chosen.version, answers=shaped(answers, request))
+        return Answered(prediction, spent)
+
+    async def _answer(self, predictor: Predictor, request: PredictRequest, deadline: float, client: str) -> tuple[Sequence[Answer], Spent]:
         texts = finished_texts(request, predictor.manifest.text_template, self._limits(predictor))
         spent: list[Spent] = []
 
@@ -169,15 +194,16 @@ class Answerer:
             spent.append(one)
             return answers
 
-        if self._settings.cache_answers:
-            keys = [key(predictor.version, text, request.windows) for text in texts]
-            answers = await self._remembered.answers(keys, compute, deadline)
-        else:
-            answers = await compute(range(len(texts)))
-        self._count_abstentions(answers)
-        self.seen.note(predictor, answers)
-        prediction = Prediction.model_construct(version=predictor.version, answers=shaped(answers, request))
-        return Answered(prediction, _together(spent))
+        if not self._settings.cache_answers:
+            return await compute(range(len(texts))), spent[0]
+        keys = [key(predictor.version, text, request.windows) for text in texts]
+        return await self._remembered.answers(keys, compute, deadline), _together(spent)
+
+    async def _copy(self, predictor: Predictor, request: PredictRequest) -> Sequence[Answer]:
+        return (await self._answer(predictor, request, self._deadline(request), CLIENT))[0]
+
+    def _deadline(self, request: PredictRequest) -> float:
+        return time.monotonic() + (request.deadline_ms or self._settings.deadline_ms) / 1000
 
     async def _compute(
         self, predictor: Predictor, texts: Sequence[str], windows: Pooling | None, deadline: float, client: str
@@ -271,6 +297,7 @@ class Answerer:
             batch_tokens=self._settings.batch_tokens or predictor.batch_tokens,
             calibration=[EngineTrial.model_validate(trial.to_dict()) for trial in predictor.calibration],
             last_failure=self._follower.last_failure,
+            candidate=self.candidate.facts() if self.candidate is not None else None,
         )
 
     def _count_abstentions(self, answers: Iterable[Answer]) -> None:

@@ -126,6 +126,14 @@ class Client:
         """
         return _parsed(VersionFacts, self._send("GET", "/v1/version", None))
 
+    def metrics(self) -> str:
+        """Return the figures of all replicas, as Prometheus reads them.
+
+        Raises:
+            AnswerError: See `predict`.
+        """
+        return _accepted(self._send("GET", "/metrics", None)).text
+
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
         attempts = _Attempts(self._retries, self._timeout_s)
         while True:

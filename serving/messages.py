@@ -153,6 +153,18 @@ class EngineTrial(Message):
     is_chosen: bool
 
 
+class CandidateFacts(Message):
+    """A version that is tried beside the one that answers, as the replica that was asked sees it."""
+
+    role: str = Field(description="`canary` answers some requests, `shadow` only copies of them.")
+    version: int
+    ready: bool
+    failure: str = Field(default="", description="Why it could not be loaded.")
+    errors: int = Field(description="Requests it failed on.")
+    compared: dict[str, int] = Field(description="Head → texts that both versions were asked about.")
+    agreement: dict[str, float] = Field(description="Head → share of these for which both name the same class, or none.")
+
+
 class VersionFacts(Message):
     """Which version answers, and what is known about it."""
 
@@ -170,6 +182,7 @@ class VersionFacts(Message):
     batch_tokens: int = Field(description="Most tokens in a batch; without a setting, as few as keep the engine as fast as it can be.")
     calibration: list[EngineTrial] = Field(default=[], description="How each precision did on the version's golden texts, on this machine.")
     last_failure: Failure | None = Field(default=None, description="Of a newer version that could not be loaded.")
+    candidate: CandidateFacts | None = Field(default=None, exclude_if=_is_none, description="What is tried beside it.")
 
     @field_serializer("metrics")
     def _finite(self, metrics: dict[str, Any]) -> Any:

@@ -48,7 +48,7 @@ class Replica:
         reference = settings.name if checked.version is None else checked.version
         self._follower = Follower(Registry(Storage(checked.storage)), reference, load)
         log_with_serve((lambda: self._follower.version) if settings.log_format == "json" else None)
-        self._answerer = Answerer(settings, self._follower)
+        self._answerer = Answerer(settings, self._follower, lambda version: Follower(Registry(Storage(checked.storage)), version, load))
         self._tracer = make_tracer() if settings.tracing else None
         await self._answerer.start()
         self._figures = Figures()
@@ -75,4 +75,5 @@ class Replica:
     async def _publish(self) -> None:
         while True:
             self._figures.publish(self._answerer.scheduler, self._answerer.abstained, self._answerer.seen, self._follower.current)
+            self._figures.publish_candidate(self._answerer.candidate)
             await asyncio.sleep(PUBLISH_EVERY_S)

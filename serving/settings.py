@@ -50,6 +50,30 @@ class AutoscalingSettings(Section):
         return value
 
 
+class CandidateSettings(Section):
+    """A version on trial beside the one that answers.
+
+    Attributes:
+        version: Its number.
+        fraction: Share of the requests that it answers itself, or of which it gets a copy.
+    """
+
+    version: int = Field(ge=1)
+    fraction: float = Field(gt=0.0, le=1.0)
+
+
+class CanarySettings(CandidateSettings):
+    """A version that answers some requests itself."""
+
+    fraction: float = Field(default=0.05, gt=0.0, le=0.5)
+
+
+class ShadowSettings(CandidateSettings):
+    """A version that is asked what others answer."""
+
+    fraction: float = Field(default=1.0, gt=0.0, le=1.0)
+
+
 class ServingSettings(Section):
     """How versions are served.
 
@@ -76,6 +100,8 @@ class ServingSettings(Section):
         max_body_bytes: Largest request body.
         max_ongoing_requests: Requests that may wait in one replica; the gate is `max_queue_s`.
         cache_answers: So many answers are kept in each replica, and equal texts are computed once; 0 keeps none.
+        canary: A version that answers a share of the requests, compared with the one that answers the others; both cost engine time.
+        shadow: A version that is asked about copies of requests; callers never see its answers.
         follow_s: How often a replica looks where `name` points.
         ready_timeout_s: How long `deploy` waits for the first answer.
         log_format: Replicas' log lines as text, or each as a JSON object; see `serving.observing.logs`.
@@ -100,6 +126,8 @@ class ServingSettings(Section):
     max_body_bytes: int = Field(default=2_097_152, ge=1024)
     max_ongoing_requests: int = Field(default=2_000, ge=1)
     cache_answers: int = Field(default=0, ge=0)
+    canary: CanarySettings | None = None
+    shadow: ShadowSettings | None = Field(default=None, validate_default=True)
     follow_s: Positive = 2.0
     ready_timeout_s: Positive = 180.0
     log_format: Literal["text", "json"] = "text"
@@ -111,6 +139,13 @@ class ServingSettings(Section):
         minimum = info.data.get("min_replicas", 1)
         if value < minimum:
             raise ValueError(f"must be at least serving.min_replicas ({minimum})")
+        return value
+
+    @field_validator("shadow")
+    @classmethod
+    def _one_candidate(cls, value: ShadowSettings | None, info: ValidationInfo) -> ShadowSettings | None:
+        if value is not None and info.data.get("canary") is not None:
+            raise ValueError("must be left out where there is a serving.canary: one version is tried at a time")
         return value
 
     @field_validator("host")

@@ -57,6 +57,8 @@ def _panels() -> list[Panel]:
         _panel("Replicas by precision", {"{{precision}}": _sum("precision", "precision")}),
         _panel("Answers by class", {"{{head}}: {{class}}": _rate("answers", "head, class")}, "ops"),
         _panel("Abstentions by head", {"{{head}}": _rate("abstained", "head")}, "ops"),
+        _panel("Agreement with the candidate, by head", {"{{candidate}}: {{head}}": _agreement()}, "percentunit"),
+        _panel("The candidate", _candidate(), "ops"),
         _drift("Drift of classes (population stability index)", "class_psi"),
         _drift("Drift of confidence (population stability index)", "confidence_psi"),
     ]
@@ -74,6 +76,15 @@ def _sum(name: str, by: str = "") -> str:
 
 def _rate(name: str, by: str = "") -> str:
     return f"sum{f' by ({by})' if by else ''} (rate({_one(name)}[$__rate_interval]))"
+
+
+def _agreement() -> str:
+    return f"{_rate('agreed', 'candidate, head')} / {_rate('compared', 'candidate, head')}"
+
+
+def _candidate() -> dict[str, str]:
+    told = {"candidate_answers": "answered (texts)", "candidate_errors": "failed", "candidate_left_out": "not compared"}
+    return {f"{{{{candidate}}}}: {label}": _rate(name, "candidate") for name, label in told.items()}
 
 
 def _requests() -> dict[str, str]:

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from serving.errors import NotReady
-from serving.observing.names import ANSWERED, COUNTED, DRIFTS, GAUGES, HISTOGRAMS, Metric
+from serving.observing.names import ANSWERED, COUNTED, DRIFTS, GAUGES, HISTOGRAMS, TRIED, Metric
 
 if TYPE_CHECKING:
+    from serving.candidates.candidate import Candidate
     from serving.observing.histogram import Histogram
     from serving.observing.seen import Seen
     from serving.predictor import Predictor
@@ -41,7 +42,7 @@ class Figures:
         def make(kind: Any, metrics: Mapping[str, Metric]) -> dict[str, Any]:
             return {name: kind(one.name, description=one.text, tag_keys=one.labels) for name, one in metrics.items()}
 
-        self._counters = make(Counter, COUNTED | ANSWERED)
+        self._counters = make(Counter, COUNTED | ANSWERED | TRIED)
         self._gauges = make(Gauge, GAUGES | DRIFTS)
         self._histograms: dict[str, list[Any]] = {
             name: [
@@ -79,6 +80,18 @@ class Figures:
         self._gauges["queued_tokens"].set(scheduler.queued_tokens)
         self._gauges["queued_texts"].set(scheduler.queued_texts)
         self._tell_drift(seen, predictor.version)
+
+    def publish_candidate(self, candidate: "Candidate | None") -> None:
+        """Add what a version on trial did since the last call, where there is one."""
+        if candidate is None:
+            return
+        version = str(candidate.version)
+        self._count("candidate_answers", candidate.answered, candidate=version)
+        self._count("candidate_errors", candidate.errors, candidate=version)
+        self._count("candidate_left_out", candidate.left_out, candidate=version)
+        for head, count in candidate.compared.items():
+            self._count("compared", count, candidate=version, head=head)
+            self._count("agreed", candidate.agreed[head], candidate=version, head=head)
 
     def _count(self, name: str, total: float, **labels: str) -> None:
         key = (name, *labels.values())

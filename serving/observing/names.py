@@ -90,4 +90,26 @@ DRIFTS = dict(
         "head",
     )
 )
-METRICS = COUNTED | HISTOGRAMS | ANSWERED | GAUGES | DRIFTS
+TRIED = dict(
+    [
+        *_all(
+            "counter",
+            {
+                "candidate_answers": "Texts that a canary answered.",
+                "candidate_errors": "Requests a canary or a shadow failed on.",
+                "candidate_left_out": "Requests that were not compared, because others waited.",
+            },
+            "candidate",
+        ),
+        *_all(
+            "counter",
+            {
+                "compared": "Texts that the candidate and the version beside it answered.",
+                "agreed": "Texts of these for which both name the same class, or none.",
+            },
+            "candidate",
+            "head",
+        ),
+    ]
+)
+METRICS = TRIED | COUNTED | HISTOGRAMS | ANSWERED | GAUGES | DRIFTS

@@ -108,11 +108,15 @@ def test_histograms_are_put_together_again(told: Told) -> None:
 
 
 def test_everything_named_is_published_and_nothing_else(told: Told) -> None:
-    counters, seen = Counters(1, 1, 1, 1, 1.0, 1, 1, 1, 1), Seen()
+    counters, seen = Counters(1, 1, 1, 1, 1.0, 1, 1, 1, 1, 1, 1), Seen()
     shares = AnswerShares(count=9, classes=(0.5, 0.5), confidence=(0.1,) * 10)
     version = predictor(1, HeadFacts(name="job", classes=("nurse", "sales"), validation_answers=shares))
     seen.note(version, [NURSE] * LEAST)
-    Figures().publish(scheduler(counters), {"job": 1}, seen, version)
+    figures = Figures()
+    figures.publish(scheduler(counters), {"job": 1}, seen, version)
+    tried: Any = SimpleNamespace(version=2, answered=1, errors=1, left_out=1, compared={"job": 4}, agreed={"job": 3})
+    figures.publish_candidate(tried)
+    assert told["twohead_agreed"] == {("2", "job"): 3}
     assert set(told) == {series.removesuffix("_total") for metric in METRICS.values() for series in metric.series}
     assert told["twohead_answers"] == {("job", "nurse"): LEAST}
 

@@ -1,0 +1,172 @@
+"""A version that is tried beside the one that answers: a canary answers some requests itself, a shadow is only asked what others answer.
+
+Either way both are asked about the same texts, the second one when the caller has his answer already, and how often the heads name the
+same class is counted. Copies wait for nobody: where a second of work waits, or many copies do, the next one is left out. A request that
+breaks a canary is answered by the version beside it. A candidate that does not load changes nothing for anybody. It does not know how
+answers are made.
+"""
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from hashlib import blake2b
+
+from cluster.errors import TwoheadError
+from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
+from serving.follower import Follower
+from serving.messages import Answer, CandidateFacts, PredictRequest
+from serving.predictor import Predictor
+from serving.settings import CandidateSettings
+
+log = logging.getLogger(__name__)
+
+# Copies of requests are one client among the others.
+CLIENT = "copies for a candidate"
+MOST_QUEUE_S = 1.0
+MOST_COPIES = 32
+
+# Says what a version answers to a request, when the engine comes to it.
+Ask = Callable[[Predictor, PredictRequest], Awaitable[Sequence[Answer]]]
+
+
+class Candidate:
+    """One version on trial; lives on one event loop.
+
+    Args:
+        role: `canary` or `shadow`.
+        settings: Which version, and its share of the requests.
+        follower: Loads it.
+        ask: Asks a version.
+
+    Attributes:
+        answered: Texts it answered to callers.
+        errors: Requests it failed on.
+        compared: Head → texts that both versions answered.
+        agreed: Head → texts of these for which both name the same class, or both none.
+        left_out: Requests that were not copied, because others waited.
+    """
+
+    def __init__(self, role: str, settings: CandidateSettings, follower: Follower, ask: Ask) -> None:
+        self.role = role
+        self.version = settings.version
+        self._fraction = settings.fraction
+        self._follower = follower
+        self._ask = ask
+        self._chance = random.Random()  # noqa: S311  # which requests, no secret
+        self._copies: set[asyncio.Task[None]] = set()
+        self._loading: asyncio.Task[None] | None = None
+        self._failure = ""
+        self.answered = 0
+        self.errors = 0
+        self.compared: Counter[str] = Counter()
+        self.agreed: Counter[str] = Counter()
+        self.left_out = 0
+
+    def start(self) -> None:
+        """Begin to load it."""
+        self._loading = asyncio.get_running_loop().create_task(self._follower.start())
+        self._loading.add_done_callback(self._loaded)
+
+    async def stop(self) -> None:
+        """Let go of it and of all copies."""
+        tasks = [task for task in (self._loading, *self._copies) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._follower.stop()
+
+    def facts(self) -> CandidateFacts:
+        """Tell how it does."""
+        return CandidateFacts(
+            role=self.role,
+            version=self.version,
+            ready=self._predictor is not None,
+            failure=self._failure,
+            errors=self.errors,
+            compared=dict(self.compared),
+            agreement={head: round(self.agreed[head] / count, 4) for head, count in self.compared.items()},
+        )
+
+    def takes(self, client: str, current: Predictor) -> Predictor | None:
+        """Return it where it is a canary and shall answer this request; a client with a name always gets the same version.
+
+        Args:
+            client: Who asks; "" is nobody known.
+            current: The version beside it.
+        """
+        predictor = self._predictor
+        if self.role != "canary" or predictor is None or predictor.version == current.version:
+            return None
+        place = int.from_bytes(blake2b(client.encode(), digest_size=7).digest()) / 2**56 if client else self._chance.random()
+        return predictor if place < self._fraction else None
+
+    def compare(
+        self, request: PredictRequest, answers: Sequence[Answer], answered_by: Predictor, current: Predictor, *, waiting_s: float
+    ) -> None:
+        """Ask the other version as well, later.
+
+        Args:
+            request: What was asked.
+            answers: What was answered, with nothing left out.
+            answered_by: Which version did.
+            current: The version beside the candidate.
+            waiting_s: Work that waits.
+        """
+        predictor = self._predictor
+        if predictor is None or predictor.version == current.version:
+            return
+        if answered_by is predictor:
+            self.answered += len(answers)
+            self.errors += any(answer.error for answer in answers)
+        elif self.role == "canary" or self._chance.random() >= self._fraction:
+            return
+        if waiting_s > MOST_QUEUE_S or len(self._copies) >= MOST_COPIES:
+            self.left_out += 1
+            return
+        other = current if answered_by is predictor else predictor
+        copy = asyncio.get_running_loop().create_task(self._copy(request, answers, other, is_its_own=other is predictor))
+        self._copies.add(copy)
+        copy.add_done_callback(self._copies.discard)
+
+    async def _copy(self, request: PredictRequest, answers: Sequence[Answer], other: Predictor, *, is_its_own: bool) -> None:
+        try:
+            found = await self._ask(other, request)
+        except (Overloaded, DeadlineExceeded):
+            self.left_out += 1
+            return
+        except ServingError:
+            # The same request was answered before.
+            self.errors += is_its_own
+            return
+        self.errors += is_its_own and any(answer.error for answer in found)
+        for ours, theirs in zip(answers, found, strict=True):
+            for head in ours.heads.keys() & theirs.heads.keys():
+                self.compared[head] += 1
+                self.agreed[head] += ours.heads[head].class_ == theirs.heads[head].class_
+
+    @property
+    def _predictor(self) -> Predictor | None:
+        try:
+            return self._follower.current
+        except NotReady:
+            return None
+
+    def _loaded(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        self.errors += 1
+        # Only our own errors are known to hold no text.
+        self._failure = error.message if isinstance(error, TwoheadError) else type(error).__name__
+        log.error("version %d is no %s: %s", self.version, self.role, self._failure)
+
+
+def make_candidate(
+    canary: CandidateSettings | None, shadow: CandidateSettings | None, follow: Callable[[int], Follower], ask: Ask
+) -> Candidate | None:
+    """Make what the settings ask for; nothing where they do not."""
+    if canary is not None:
+        return Candidate("canary", canary, follow(canary.version), ask)
+    return Candidate("shadow", shadow, follow(shadow.version), ask) if shadow is not None else None

@@ -1,0 +1,97 @@
+"""Whether a candidate becomes the version that answers: a rule, and the figures of all replicas that it is held against.
+
+It moves nothing and asks nobody.
+"""
+
+import re
+from dataclasses import dataclass
+
+from cluster.errors import SettingsError
+from serving.observing.names import METRICS
+
+_TERM = re.compile(r"^(agreement|errors)(>=|<=|=)(\d+(?:\.\d+)?)$")
+_SERIES = re.compile(r"^(\w+)\{([^}]*)\} (\S+)$")
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+_HINT = 'write it like "agreement>=0.98,errors=0"'
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a candidate is good enough.
+
+    Attributes:
+        agreement: Least share of texts, for every head, for which both versions name the same class.
+        errors: Most requests it may fail on.
+    """
+
+    agreement: float
+    errors: int
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What all replicas counted about a candidate.
+
+    Attributes:
+        compared: Head → texts.
+        agreed: Head → texts of these.
+        errors: Requests it failed on.
+    """
+
+    compared: dict[str, float]
+    agreed: dict[str, float]
+    errors: float
+
+    @property
+    def agreement(self) -> dict[str, float]:
+        """Return, by head, the share of texts that agree."""
+        return {head: self.agreed.get(head, 0.0) / count for head, count in self.compared.items() if count}
+
+
+def parse_rule(words: str) -> Rule:
+    """Read a rule like `agreement>=0.98,errors=0`.
+
+    Raises:
+        SettingsError: It is not one.
+    """
+    found: dict[str, float] = {}
+    for word in words.replace(" ", "").split(","):
+        term = _TERM.match(word)
+        name, sign, value = term.groups() if term else ("", "", "0")
+        if name in found or (name, sign) not in {("agreement", ">="), ("errors", "="), ("errors", "<=")}:
+            raise SettingsError(f"--when: {words!r} has {word!r}, but terms are agreement>=SHARE and errors<=COUNT, once each", _HINT)
+        found[name] = float(value)
+    if not 0 < found.get("agreement", 0.0) <= 1 or found.get("errors", 0.0) % 1:
+        raise SettingsError(f"--when: {words!r} must ask for an agreement above 0 and of at most 1, and errors in whole numbers", _HINT)
+    return Rule(found["agreement"], int(found.get("errors", 0)))
+
+
+def read_tally(page: str, version: int) -> Tally:
+    """Add up what a page of figures says about a candidate, over all replicas."""
+    names = {METRICS[name].series[0]: name for name in ("compared", "agreed", "candidate_errors")}
+    sums: dict[str, dict[str, float]] = {name: {} for name in names.values()}
+    for line in page.splitlines():
+        if (found := _SERIES.match(line)) and found[1] in names:
+            labels = dict(_LABEL.findall(found[2]))
+            if labels.get("candidate") == str(version):
+                heads, head = sums[names[found[1]]], labels.get("head", "")
+                heads[head] = heads.get(head, 0.0) + float(found[3])
+    return Tally(sums["compared"], sums["agreed"], sum(sums["candidate_errors"].values()))
+
+
+def decide(tally: Tally, rule: Rule, least: int) -> bool | None:
+    """Decide whether a candidate is good enough.
+
+    Args:
+        tally: What is known.
+        rule: What is asked.
+        least: Texts that must have been compared for every head.
+
+    Returns:
+        None while too little is known.
+    """
+    if tally.errors > rule.errors:
+        return False
+    if not tally.compared or min(tally.compared.values()) < least:
+        return None
+    return min(tally.agreement.values()) >= rule.agreement

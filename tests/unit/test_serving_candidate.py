@@ -1,0 +1,282 @@
+"""A version on trial: who is asked, what is counted, and when it takes over."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster.errors import SettingsError
+from serving.answerer import Answerer
+from serving.candidates.candidate import MOST_COPIES, MOST_QUEUE_S, Candidate
+from serving.candidates.rule import Rule, Tally, decide, parse_rule, read_tally
+from serving.errors import DeadlineExceeded, InvalidFields, NotReady, Overloaded, ServingError
+from serving.follower import Follower
+from serving.messages import Answer, HeadAnswer, PredictRequest
+from serving.predictor import Predictor
+from serving.settings import CanarySettings, CandidateSettings, ServingSettings, ShadowSettings
+
+REQUEST = PredictRequest(texts=["a", "b"])
+OLD, NEW = SimpleNamespace(version=1), SimpleNamespace(version=2)
+
+
+def answer(job: str | None, level: str | None) -> Answer:
+    heads = {"job": HeadAnswer(class_=job, probability=0.5), "level": HeadAnswer(class_=level, probability=0.5)}
+    return Answer(heads=heads, tokens=1, truncated=False)
+
+
+OURS = [answer("nurse", "school"), answer("driver", None)]
+THEIRS = [answer("nurse", "master"), answer("driver", None)]
+
+
+class Loaded:
+    """A follower of one version, which loads or does not."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self._failure = failure
+        self._current: Any = None
+
+    @property
+    def current(self) -> Any:
+        if self._current is None:
+            raise NotReady("no version is loaded yet")
+        return self._current
+
+    async def start(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._current = NEW
+
+    def stop(self) -> None:
+        self._current = None
+
+
+async def make(role: str, fraction: float, found: Any = THEIRS, failure: Exception | None = None) -> tuple[Candidate, list[int]]:
+    asked: list[int] = []
+
+    async def ask(predictor: Any, request: PredictRequest) -> Any:
+        asked.append(predictor.version)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    follower: Any = Loaded(failure)
+    candidate = Candidate(role, CandidateSettings(version=2, fraction=fraction), follower, ask)
+    candidate.start()
+    await settled()
+    return candidate, asked
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def compare(candidate: Candidate, answered_by: Any = OLD, current: Any = OLD, waiting_s: float = 0.0) -> None:
+    candidate.compare(REQUEST, OURS, answered_by, current, waiting_s=waiting_s)
+
+
+async def test_a_canary_takes_its_share_and_a_named_client_always_gets_the_same_version() -> None:
+    candidate, _ = await make("canary", 0.2)
+    current: Any = OLD
+    taken = [candidate.takes(f"client {number}", current) is not None for number in range(2_000)]
+    assert 0.16 < sum(taken) / len(taken) < 0.24
+    assert taken == [candidate.takes(f"client {number}", current) is not None for number in range(2_000)]
+    unknown = sum(candidate.takes("", current) is not None for _ in range(2_000)) / 2_000
+    assert 0.15 < unknown < 0.25
+    same: Any = NEW
+    assert not any(candidate.takes(f"client {number}", same) for number in range(100))
+
+
+async def test_a_shadow_takes_nothing() -> None:
+    candidate, _ = await make("shadow", 1.0)
+    current: Any = OLD
+    assert candidate.takes("", current) is None
+
+
+@pytest.mark.parametrize(("role", "answered_by", "asked"), [("canary", NEW, [1]), ("canary", OLD, []), ("shadow", OLD, [2])])
+async def test_the_other_version_is_asked_and_agreement_counted_by_head(role: str, answered_by: Any, asked: list[int]) -> None:
+    candidate, found = await make(role, 1.0)
+    if answered_by is NEW:
+        answered_by = candidate._predictor
+    compare(candidate, answered_by)
+    await settled()
+    assert found == asked
+    assert candidate.answered == (2 if answered_by is not OLD else 0)
+    assert dict(candidate.compared) == ({"job": 2, "level": 2} if asked else {})
+    if asked:
+        assert candidate.facts().agreement == {"job": 1.0, "level": 0.5}
+        assert (candidate.agreed["job"], candidate.agreed["level"]) == (2, 1)
+
+
+async def test_copies_are_left_out_where_others_wait() -> None:
+    candidate, asked = await make("shadow", 1.0)
+    compare(candidate, waiting_s=MOST_QUEUE_S + 0.1)
+    assert candidate.left_out == 1
+    for _ in range(MOST_COPIES + 3):
+        compare(candidate)
+    assert candidate.left_out == 4
+    await settled()
+    assert len(asked) == MOST_COPIES
+    compare(candidate)
+    await settled()
+    assert len(asked) == MOST_COPIES + 1
+
+
+@pytest.mark.parametrize(
+    ("found", "errors", "left_out"),
+    [
+        (ServingError("broken"), 1, 0),
+        (InvalidFields([("examples.0", "lacks a field")]), 1, 0),
+        (Overloaded("full", 1.0), 0, 1),
+        (DeadlineExceeded("late"), 0, 1),
+        ([answer("nurse", None), Answer(heads={}, tokens=1, truncated=False, error="broken")], 1, 0),
+    ],
+)
+async def test_what_a_shadow_fails_on_is_counted_and_a_full_queue_is_not(found: Any, errors: int, left_out: int) -> None:
+    candidate, _ = await make("shadow", 1.0, found)
+    compare(candidate)
+    await settled()
+    assert (candidate.errors, candidate.left_out) == (errors, left_out)
+    # What the version beside a canary fails on is none of the canary's errors.
+    candidate, asked = await make("canary", 1.0, found)
+    compare(candidate, candidate._predictor)
+    await settled()
+    assert (asked, candidate.errors) == ([1], 0)
+
+
+async def test_one_that_does_not_load_changes_nothing() -> None:
+    candidate, asked = await make("canary", 1.0, failure=ServingError("no such version"))
+    current: Any = OLD
+    assert candidate.takes("", current) is None
+    compare(candidate)
+    await settled()
+    assert asked == []
+    facts = candidate.facts()
+    assert (facts.ready, facts.failure, facts.errors) == (False, "no such version", 1)
+    await candidate.stop()
+
+
+class Versions:
+    """A registry of two checkpoints."""
+
+    def __init__(self, folders: dict[int, Path]) -> None:
+        self._folders = folders
+
+    def resolve(self, reference: str | int, /) -> int:
+        return int(reference)
+
+    def fetch(self, version: int, target: Path, /) -> Path:
+        return self._folders[version]
+
+
+Test = Callable[[Answerer], Awaitable[None]]
+
+
+async def with_versions(make_checkpoint: Callable[[int], Path], test: Test, **settings: Any) -> None:
+    folders = {number: make_checkpoint(number) for number in (1, 2)}
+
+    def follow(version: int) -> Follower:
+        return Follower(Versions(folders), version, lambda folder, number: Predictor.load(folder, number, precision="float32"))
+
+    answerer = Answerer(ServingSettings(**settings), follow(1), follow)
+    await answerer.start()
+    try:
+        while not (candidate := answerer.facts().candidate) or not (candidate.ready or candidate.failure):
+            await asyncio.sleep(0.01)
+        await test(answerer)
+    finally:
+        await answerer.stop()
+
+
+async def compared(answerer: Answerer, texts: int) -> None:
+    while answerer.candidate is None or answerer.candidate.compared["category"] < texts:
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("role", ["canary", "shadow"])
+async def test_real_versions_are_compared(make_checkpoint: Callable[[int], Path], role: str) -> None:
+    async def test(answerer: Answerer) -> None:
+        words = ("nurse", "sales driver", "teacher", "school", "a b")
+        told = [await answerer.predict(PredictRequest(texts=[word]), client=str(number)) for number, word in enumerate(words * 6)]
+        assert {one.version for one in told} == ({1, 2} if role == "canary" else {1})
+        by_candidate = sum(one.version == 2 for one in told)
+        await compared(answerer, by_candidate if role == "canary" else len(told))
+        facts = answerer.facts().candidate
+        assert facts is not None
+        assert (facts.role, facts.version, facts.errors, facts.failure) == (role, 2, 0, "")
+        assert 0.0 <= facts.agreement["category"] <= 1.0
+
+    settings: dict[str, Any] = (
+        {"canary": CanarySettings(version=2, fraction=0.5)} if role == "canary" else {"shadow": ShadowSettings(version=2)}
+    )
+    await with_versions(make_checkpoint, test, **settings)
+
+
+async def test_what_breaks_a_canary_is_answered_by_the_version_beside_it(make_checkpoint: Callable[[int], Path]) -> None:
+    async def test(answerer: Answerer) -> None:
+        assert answerer.candidate is not None
+        canary: Any = answerer.candidate._predictor
+
+        def broken(texts: Any) -> Any:
+            raise RuntimeError("broken")
+
+        canary.engine.forward = broken
+        told = [await answerer.predict(REQUEST, client=str(number)) for number in range(20)]
+        assert {one.version for one in told} == {1}
+        assert answerer.candidate.errors > 3
+        with pytest.raises(InvalidFields):
+            await answerer.predict(PredictRequest(texts=[" "]))
+
+    await with_versions(make_checkpoint, test, canary=CanarySettings(version=2, fraction=0.5))
+
+
+PAGE = """# TYPE twohead_compared_total counter
+twohead_compared_total{candidate="2",head="job",replica="a"} 300.0
+twohead_compared_total{candidate="2",head="job",replica="b"} 200.0
+twohead_compared_total{candidate="2",head="level",replica="a"} 500.0
+twohead_compared_total{candidate="1",head="level",replica="a"} 900.0
+twohead_agreed_total{candidate="2",head="job",replica="a"} 299.0
+twohead_agreed_total{candidate="2",head="job",replica="b"} 196.0
+twohead_agreed_total{candidate="2",head="level",replica="a"} 490.0
+twohead_candidate_errors_total{candidate="2",replica="a"} 1.0
+twohead_candidate_errors_total{candidate="1",replica="a"} 7.0
+"""
+
+
+def test_figures_of_all_replicas_are_added_up() -> None:
+    tally = read_tally(PAGE, 2)
+    assert tally == Tally({"job": 500.0, "level": 500.0}, {"job": 495.0, "level": 490.0}, 1.0)
+    assert tally.agreement == {"job": 0.99, "level": 0.98}
+    assert read_tally("", 2) == Tally({}, {}, 0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "least", "expected"),
+    [(Rule(0.98, 1), 500, True), (Rule(0.981, 1), 500, False), (Rule(0.98, 1), 501, None), (Rule(0.98, 0), 501, False)],
+)
+def test_the_head_that_agrees_least_decides_and_errors_need_no_waiting(rule: Rule, least: int, expected: bool | None) -> None:
+    assert decide(read_tally(PAGE, 2), rule, least) is expected
+
+
+def test_rules_are_read() -> None:
+    assert parse_rule("agreement>=0.98,errors=0") == Rule(0.98, 0)
+    assert parse_rule(" errors<=3, agreement>=1 ") == Rule(1.0, 3)
+    assert parse_rule("agreement>=0.5") == Rule(0.5, 0)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["", "errors=0", "agreement>0.9", "agreement<=0.9", "agreement>=98", "agreement>=0.9,errors=0.5", "agreement>=.9,agreement>=.8", "x"],
+)
+def test_what_is_no_rule_is_told_with_what_is(words: str) -> None:
+    with pytest.raises(SettingsError, match="--when") as caught:
+        parse_rule(words)
+    assert "agreement>=0.98,errors=0" in caught.value.hint
+
+
+def test_one_version_is_tried_at_a_time() -> None:
+    with pytest.raises(ValueError, match="one version is tried at a time"):
+        ServingSettings(canary=CanarySettings(version=2), shadow=ShadowSettings(version=3))
