@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from cluster.console import run_command, say, settings_options, table
+from serving.loading.command import add_load
 
 if TYPE_CHECKING:
     from cluster.settings import ClusterSettings
@@ -49,15 +50,8 @@ def make_parser() -> argparse.ArgumentParser:
     check = verbs.add_parser("check", parents=[shared, versioned], help="check the settings and that the version exists")
     check.set_defaults(verb=_check)
 
-    load = verbs.add_parser("load", parents=[shared], help="send many requests and measure")
-    load.add_argument("--url", help="where it is served (default: serving.host and serving.port)")
-    load.add_argument("--count", type=int, default=200, metavar="N", help="requests (default: %(default)s)")
-    pace = load.add_mutually_exclusive_group()
-    pace.add_argument("--rate", type=float, metavar="R", help="requests a second, leaving on a schedule whatever the answers do")
-    pace.add_argument("--concurrency", type=int, default=32, metavar="C", help="requests at once (default: %(default)s)")
-    load.set_defaults(verb=_load)
+    add_load(verbs, shared)
     _add_score(verbs, [shared, versioned])
-
     _add_promote(verbs, [shared])
     render = verbs.add_parser("render", parents=[shared], help="print a dashboard for Grafana, or what Prometheus reads")
     render.add_argument("what", choices=("grafana", "prometheus"), help="the dashboard as JSON, or a scrape configuration as YAML")
@@ -287,28 +281,6 @@ def _check(arguments: argparse.Namespace) -> int:
     served = f"version {arguments.version}" if arguments.version is not None else f"the version {settings.name!r} points to"
     say(f"{arguments.config}: serving is valid; {served} is whole and answers {heads}")
     return 0
-
-
-def _load(arguments: argparse.Namespace) -> int:
-    import asyncio
-
-    from serving.load import Load, send
-    from serving.settings import load_settings
-
-    url = arguments.url or load_settings(arguments.config, arguments.overrides).url
-    report = asyncio.run(send(Load(url, arguments.count, arguments.rate, arguments.concurrency)))
-    rows: list[list[object]] = [
-        ["answered", report.answered],
-        ["refused (503)", report.refused],
-        ["failed", ", ".join(f"{count} {reason}" for reason, count in report.failed.items()) or 0],
-        ["requests/s", f"{report.answered / report.elapsed_s:.1f}"],
-        ["p50", f"{report.latency_ms(0.5):.0f} ms"],
-        ["p99", f"{report.latency_ms(0.99):.0f} ms"],
-        ["mean batch", f"{report.mean_batch_texts:.2f} texts"],
-        ["versions", ", ".join(f"{version} ({count})" for version, count in sorted(report.versions.items()))],
-    ]
-    say(table(["what", "how much"], rows))
-    return 0 if report.answered == arguments.count else 1
 
 
 def _promote(arguments: argparse.Namespace) -> int:

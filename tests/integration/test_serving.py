@@ -20,7 +20,9 @@ from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 from serving.app import CODE_ROOT
 from serving.client import Client
-from serving.load import Load, LoadReport, send
+from serving.loading.outcomes import ClosedLoop, Load, Run
+from serving.loading.sending import send
+from serving.loading.texts import Bodies
 from serving.rollout import Rollout
 from serving.settings import ServingSettings
 from training.registry import Registry
@@ -56,6 +58,12 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.2)
 
 
+def send_many(url: str, count: int, concurrency: int) -> Run:
+    run = Run("load", Load(url, ClosedLoop(concurrency), Bodies(TEXTS), count=count, is_watched=False))
+    asyncio.run(send(run))
+    return run
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     from cluster.connection import connect
@@ -81,22 +89,22 @@ def served(place: Place, make_checkpoint: Callable[[int], Path]) -> Place:
 
 
 @pytest.fixture
-def under_load(served: Place) -> Iterator[list[LoadReport]]:
+def under_load(served: Place) -> Iterator[list[Run]]:
     """Requests all the while, none of which may fail."""
     stop = threading.Event()
-    reports: list[LoadReport] = []
+    runs: list[Run] = []
 
     def repeat() -> None:
         while not stop.is_set():
-            reports.append(asyncio.run(send(Load(served.settings.url, count=40, concurrency=8))))
+            runs.append(send_many(served.settings.url, count=40, concurrency=8))
 
     sender = threading.Thread(target=repeat)
     sender.start()
-    yield reports
+    yield runs
     stop.set()
     sender.join()
-    assert sum(report.answered for report in reports) == 40 * len(reports) > 0
-    assert all(not report.failed and not report.refused for report in reports)
+    assert sum(len(run.answered) for run in runs) == 40 * len(runs) > 0
+    assert not [run.errors for run in runs if run.errors]
 
 
 def test_answers_equal_the_saved_model_alone_and_in_a_batch(served: Place, tmp_path: Path) -> None:
@@ -133,10 +141,10 @@ def test_surface_behind_the_proxy(served: Place) -> None:
 
 
 def test_many_at_once_share_batches(served: Place) -> None:
-    report = asyncio.run(send(Load(served.settings.url, count=200, concurrency=200)))
-    assert (report.answered, report.refused, dict(report.failed)) == (200, 0, {})
-    assert report.mean_batch_texts > 1.0
-    print(f"200 at once: mean batch {report.mean_batch_texts:.2f}, p99 {report.latency_ms(0.99):.0f} ms")
+    run = send_many(served.settings.url, count=200, concurrency=200)
+    assert (len(run.answered), dict(run.errors)) == (200, {})
+    assert run.mean_batch_texts > 1.0
+    print(f"200 at once: mean batch {run.mean_batch_texts:.2f}, p99 {run.latency_ms(0.99):.0f} ms")
 
 
 def test_metrics_are_those_of_all_replicas(served: Place) -> None:
@@ -169,7 +177,7 @@ def test_log_lines_are_objects_and_tell_the_version(served: Place) -> None:
     assert "secret" not in written
 
 
-def test_scaling_up_and_down_loses_nothing(served: Place, under_load: list[LoadReport]) -> None:
+def test_scaling_up_and_down_loses_nothing(served: Place, under_load: list[Run]) -> None:
     served.rollout.scale(2, 2)
     wait_until(lambda: served.rollout.status().running == 2, "the second replica never ran")
     served.rollout.scale(1, 1)
@@ -179,7 +187,7 @@ def test_scaling_up_and_down_loses_nothing(served: Place, under_load: list[LoadR
 
 
 def test_a_promoted_version_is_followed_without_a_pause(
-    served: Place, under_load: list[LoadReport], make_checkpoint: Callable[[int], Path]
+    served: Place, under_load: list[Run], make_checkpoint: Callable[[int], Path]
 ) -> None:
     with Client(served.settings.url) as client:
         before = client.predict(TEXTS[:1])
@@ -191,7 +199,7 @@ def test_a_promoted_version_is_followed_without_a_pause(
     assert before.answers != after.answers
 
 
-def test_a_broken_version_never_answers(served: Place, under_load: list[LoadReport], make_checkpoint: Callable[[int], Path]) -> None:
+def test_a_broken_version_never_answers(served: Place, under_load: list[Run], make_checkpoint: Callable[[int], Path]) -> None:
     with Client(served.settings.url) as client:
         good = client.version().version
         broken = served.registry.publish(make_checkpoint(2))

@@ -8,7 +8,7 @@ import pytest
 from cluster.console import run_command
 from serving.__main__ import make_parser
 
-HEAVY = ("torch", "ray", "pandas", "transformers", "optuna", "fastapi", "pydantic", "httpx")
+HEAVY = ("torch", "ray", "pandas", "transformers", "optuna", "fastapi", "pydantic", "httpx", "aiohttp")
 VERBS = ("run", "ask", "deploy", "scale", "status", "stop", "check", "load", "score", "promote", "render")
 
 
