@@ -1,9 +1,9 @@
 """A published checkpoint answers over HTTP: engine, scheduler, replica, routes, rollout.
 
-It does not know how a checkpoint was trained: everything about a model stands in its manifest. The room `engines` stands below all of it
-but `errors`, `settings` and `messages`; the room `dialects` between `door` and `routes`, the room `loading` above `client`; of the room `observing`, what counts stands
-below `counted` and `answerer`, what publishes below `app` and `replica`. The room `candidates` holds versions on trial, for
-`answerer`. The room `scoring` answers about tables instead, with a `predictor` and no HTTP.
+It does not know how a checkpoint was trained: everything about a model stands in its manifest. Its rooms: `engines` stands below all of it but
+`errors`, `settings` and `messages`; of `observing`, what counts stands below `counted` and `answerer`, what publishes below `app` and
+`replica`; `candidates` holds versions on trial, for `answerer`; `dialects` stands between `door` and `routes`, `loading` above `client`;
+`scoring` answers about tables instead, with a `predictor` and no HTTP.
 
 Files in floor order: `errors`, `settings`, `messages`, `predictor`, `batch`, `turns`, `counted`, `scheduler`, `follower`,
 `explaining`, `remembered`, `answerer`, `door`, `reference`, `routes`, `app`, `replica`, `status`, `rollout`, `client`.
