@@ -1,7 +1,7 @@
 """A published checkpoint answers over HTTP: engine, scheduler, replica, routes, rollout.
 
-It does not know how a checkpoint was trained: everything about a model stands in its manifest. Its rooms: `engines` stands below all of it but
-`errors`, `settings` and `messages`; of `observing`, what counts stands below `counted` and `answerer`, what publishes below `app` and
+It does not know how a checkpoint was trained: everything about a model stands in its manifest. Its rooms: `engines` stands below all of it
+but `errors`, `settings` and `messages`; of `observing`, what counts stands below `counted` and `answerer`, what publishes below `app` and
 `replica`; `candidates` holds versions on trial, for `answerer`; `dialects` stands between `door` and `routes`, `loading` above `client`;
 `scoring` answers about tables instead, with a `predictor` and no HTTP.
 
