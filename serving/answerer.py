@@ -14,7 +14,7 @@ from itertools import chain, islice
 from typing import Any
 
 from serving.candidates.candidate import CLIENT, make_candidate
-from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
+from serving.errors import DeadlineExceeded, InvalidFields, NotReady, Overloaded, ServingError
 from serving.explaining import METHOD, ExplainRequest, Explanation, find_spans, weigh, without_each
 from serving.follower import Follower
 from serving.messages import (
@@ -28,6 +28,7 @@ from serving.messages import (
     VersionFacts,
     finished_texts,
     shaped,
+    text_reason,
 )
 from serving.observing.seen import Seen
 from serving.predictor import Predictor, TokenizedText
@@ -229,7 +230,9 @@ class Answerer:
             ServingError: See `predict`; or one of the texts that lack a span could not be computed.
         """
         started, predictor = time.monotonic(), self._follower.current
-        (text,) = finished_texts(PredictRequest(texts=[request.text]), "", self._limits(predictor))
+        text = request.text
+        if reason := text_reason(text, self._settings.max_characters):
+            raise InvalidFields([("text", reason)])
         self.scheduler.admit(client)
         loop = asyncio.get_running_loop()
         readable = await loop.run_in_executor(self._tokenizing, predictor.readable, text)
