@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from serving.messages import Answer, Message
+from serving.messages import Answer, Message, Text
 from training.judging.abstention import PROBABILITY_DECIMALS
 
 METHOD = "occlusion"
@@ -26,7 +26,7 @@ class ExplainRequest(Message):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"text": "Nurse for our intensive care unit, completed training required."}]})
 
-    text: str = Field(description="A finished text, as the template makes them.")
+    text: Text = Field(description="A finished text, as the template makes them.")
     deadline_ms: Annotated[int, Field(ge=1)] | None = Field(default=None, description="As in `/v1/predict`.")
 
 

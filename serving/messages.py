@@ -27,6 +27,10 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
 
 
+# The document says what `text_reason` refuses of any text.
+Text = Annotated[str, Field(json_schema_extra={"pattern": r"\S"})]
+
+
 class Limits(Message):
     """What a request may ask for."""
 
@@ -41,10 +45,13 @@ class PredictRequest(Message):
     """Texts to be read: finished ones, or examples whose fields the version's own template joins."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"texts": ["Nurse for our intensive care unit, completed training required."]}]}
+        json_schema_extra={
+            "examples": [{"texts": ["Nurse for our intensive care unit, completed training required."]}],
+            "oneOf": [{"required": [field], "properties": {field: {"type": "array"}}} for field in ("texts", "examples")],
+        }
     )
 
-    texts: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = Field(
+    texts: Annotated[list[Text], Field(min_length=1, fail_fast=True)] | None = Field(
         default=None, description="Finished texts, as the template makes them."
     )
     examples: Annotated[list[dict[str, str]], Field(min_length=1, fail_fast=True)] | None = Field(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from serving.dialects.heads import whole
 from serving.door import ASKING, Answering, answer, body_schema, problems, read_body, reply
-from serving.messages import Message, PredictRequest, parse_body
+from serving.messages import Message, PredictRequest, Text, parse_body
 
 
 class Classifications(Message):
@@ -21,7 +21,7 @@ class Classifications(Message):
     model_config = {"json_schema_extra": {"examples": [{"model": "twohead", "input": ["Nurse for our intensive care unit."]}]}}
 
     model: str = Field(default="", description="Sent back as it came; all heads answer.")
-    input: str | Annotated[list[str], Field(min_length=1)] = Field(description="A text or a list of texts.")
+    input: Text | Annotated[list[Text], Field(min_length=1)] = Field(description="A text or a list of texts.")
 
 
 class Scores(BaseModel):

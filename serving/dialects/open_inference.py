@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from serving.dialects.heads import whole
 from serving.door import ASKING, Answering, answer, body_schema, problems, read_body, reply
 from serving.errors import InvalidFields, NotFound
-from serving.messages import Answer, Message, PredictRequest, VersionFacts, parse_body
+from serving.messages import Answer, Message, PredictRequest, Text, VersionFacts, parse_body
 
 SERVER, INPUT, SCORES = "twohead", "text", ".scores"
 _MODEL, _VERSION = "/v2/models/{model}", "/versions/{version}"
@@ -25,7 +25,7 @@ class InputTensor(Message):
     name: str = Field(description=f"`{INPUT}`.")
     shape: list[int] = Field(description="[texts], or [texts, 1].")
     datatype: Literal["BYTES"]
-    data: Annotated[list[str], Field(min_length=1)]
+    data: Annotated[list[Text], Field(min_length=1)]
     parameters: dict[str, Any] = Field(default={}, description="Not read.")
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from serving.dialects.heads import find_head, whole
 from serving.door import ASKING, Answering, answer, body_schema, problems, read_body, reply
 from serving.errors import InvalidFields
-from serving.messages import HeadAnswer, Message, PredictRequest, parse_body
+from serving.messages import HeadAnswer, Message, PredictRequest, Text, parse_body
 
 
 class Inputs(Message):
@@ -20,7 +20,7 @@ class Inputs(Message):
 
     model_config = {"json_schema_extra": {"examples": [{"inputs": "Nurse for our intensive care unit."}]}}
 
-    inputs: str | Annotated[list[str | list[str]], Field(min_length=1)] = Field(
+    inputs: Text | Annotated[list[Text | list[Text]], Field(min_length=1)] = Field(
         description="A text; or a list of texts, each alone or as a list of one. Pairs are not read."
     )
     raw_scores: bool = Field(default=False, description="Must be false: answers are probabilities.")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from serving.dialects.heads import find_head, whole
 from serving.door import ASKING, Answering, answer, body_schema, problems, read_body, reply
-from serving.messages import Answer, HeadFacts, Message, PredictRequest, parse_body
+from serving.messages import Answer, HeadFacts, Message, PredictRequest, Text, parse_body
 
 
 class Classify(Message):
@@ -22,7 +22,7 @@ class Classify(Message):
     model_config = {"json_schema_extra": {"examples": [{"model": "category", "input": "Nurse for our intensive care unit."}]}}
 
     model: str = Field(default="", description="Which head; may be left out where the version has one.")
-    input: str | Annotated[list[str], Field(min_length=1)] = Field(description="A text or a list of texts.")
+    input: Text | Annotated[list[Text], Field(min_length=1)] = Field(description="A text or a list of texts.")
 
 
 class Classified(BaseModel):
