@@ -119,11 +119,16 @@ def _require_json(request: Request) -> None:
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Describe a body in the API's document, which FastAPI does not read."""
+    """Describe a body and the headers that count in the API's document, which FastAPI does not read."""
     schema = model.model_json_schema(ref_template=f"#/{COMPONENTS}/{{model}}")
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    headers = [{"name": name, "in": "header", "schema": kind, "description": what} for name, kind, what in _HEADERS]
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}, "parameters": headers}
 
 
+_HEADERS: tuple[tuple[str, dict[str, Any], str], ...] = (
+    (DEADLINE_HEADER, {"type": "integer", "minimum": 1}, "Answer within so many milliseconds or not at all (504)."),
+    (CLIENT_ID_HEADER, {"type": "string"}, "Who asks: requests of one client share one turn."),
+)
 _WHEN = {
     400: "The body is not JSON.",
     404: "There is no such model, version or head.",
