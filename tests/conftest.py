@@ -105,6 +105,12 @@ def write_tiny_checkpoint(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def make_checkpoint_in() -> Callable[..., Path]:
+    """Make a tiny checkpoint in a folder: for fixtures that live longer than a test."""
+    return write_tiny_checkpoint
+
+
 @pytest.fixture
 def tiny_checkpoint(tmp_path: Path) -> Path:
     """A whole checkpoint with random weights: heads `category` (3 classes) and `education` (4)."""
