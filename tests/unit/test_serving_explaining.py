@@ -93,7 +93,7 @@ def test_only_what_is_read_is_left_out(tiny_checkpoint: Path) -> None:
 
 
 def test_a_text_that_cannot_be_explained_is_said(tiny_checkpoint: Path) -> None:
-    with pytest.raises(InvalidFields, match="^text: is empty"):
+    with pytest.raises(InvalidFields, match=r"^text: is empty"):
         explain(tiny_checkpoint, " ")
 
     class Breaking(Predictor):
