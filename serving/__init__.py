@@ -6,5 +6,5 @@ but `errors`, `settings` and `messages`; of `observing`, what counts stands belo
 `scoring` answers about tables instead, with a `predictor` and no HTTP.
 
 Files in floor order: `errors`, `settings`, `messages`, `predictor`, `batch`, `turns`, `counted`, `scheduler`, `follower`,
-`explaining`, `remembered`, `answerer`, `door`, `reference`, `routes`, `app`, `replica`, `status`, `rollout`, `client`.
+`explaining`, `remembered`, `answerer`, `door`, `reference`, `playground`, `routes`, `app`, `replica`, `status`, `rollout`, `client`.
 """

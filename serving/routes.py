@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from serving.dialects import mistral, open_inference, text_embeddings, vllm
@@ -41,6 +41,7 @@ from serving.messages import (
     parse_body,
     problem,
 )
+from serving.playground import ETAG, HEADERS, PAGE
 from serving.reference import CONTENT_SECURITY_POLICY, render
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ def build_app(answering: Answering, metrics: Callable[[], Awaitable[str]], *, an
     _add_operation(app, answering, metrics)
     for dialect in (open_inference, text_embeddings, vllm, mistral):
         dialect.add(app, answering)
+    _add_playground(app)
     _add_documents(app, answering)
     return app
 
@@ -193,6 +195,14 @@ def _add_operation(app: FastAPI, answering: Answering, metrics: Callable[[], Awa
         return Response(await metrics(), media_type=METRICS_TEXT)
 
 
+def _add_playground(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def playground(request: Request) -> Response:
+        if ETAG in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=HEADERS)
+        return HTMLResponse(PAGE, headers=HEADERS)
+
+
 def _add_documents(app: FastAPI, answering: Answering) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
@@ -202,10 +212,6 @@ def _add_documents(app: FastAPI, answering: Answering) -> None:
             facts = None
         content = render(app.openapi(), str(request.base_url).rstrip("/"), facts)
         return HTMLResponse(content, headers={"content-security-policy": CONTENT_SECURITY_POLICY})
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
 
     # What is kept as the document is what /openapi.json and /docs show.
     document = app.openapi()

@@ -240,7 +240,19 @@ def test_the_page_needs_nothing_from_elsewhere(is_ready: bool) -> None:
         assert foreign not in response.text
     assert ("&lt;nurse&gt;" in response.text) == is_ready
     assert "default-src 'none'" in response.headers["content-security-policy"]
-    assert call("GET", "/").headers["location"] == "/docs"
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+def test_the_page_for_people_is_sent_again_only_if_it_changed(is_ready: bool) -> None:
+    response = call("GET", "/", FakeAnswering(is_ready=is_ready))
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert response.headers["content-security-policy"].startswith("default-src 'none'; script-src 'sha256-")
+    assert (response.headers["cache-control"], response.headers["x-content-type-options"]) == ("no-cache", "nosniff")
+    tag = response.headers["etag"]
+    for sent, status in ((tag, 304), (f'"other", W/{tag}', 304), ('"other"', 200)):
+        again = call("GET", "/", headers={"if-none-match": sent})
+        assert (again.status_code, again.headers["etag"], bool(again.content)) == (status, tag, status == 200)
 
 
 def test_an_explanation() -> None:
