@@ -123,6 +123,12 @@ def make_checkpoint(tmp_path: Path) -> Callable[[int], Path]:
     return lambda seed: write_tiny_checkpoint(tmp_path / f"checkpoint-{seed}", seed)
 
 
+@pytest.fixture(scope="session")
+def write_checkpoint_in() -> Callable[[Path], Path]:
+    """Write such a checkpoint into a folder: for fixtures that live longer than a test."""
+    return write_tiny_checkpoint
+
+
 METRICS = ("accuracy", "macro_f1", "weighted_f1", "log_loss", "majority_accuracy", "majority_macro_f1")
 AGAINST = ("default", "equal weights", "one model per head", "TF-IDF + logistic regression", "majority")
 

@@ -1,0 +1,68 @@
+"""Fixtures for tests in a browser."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.e2e.small_server import Served
+
+PATIENCE_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, write_checkpoint_in: Callable[[Path], Path]) -> Iterator[Served]:
+    started = Served(write_checkpoint_in(tmp_path_factory.mktemp("playground") / "checkpoint"))
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        missing = "there is no chromium to test the page at / with; install Debian's package `chromium`"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    with sync_playwright() as playwright:
+        # Chromium's own walls need rights that root in a container does not have.
+        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, served: Served) -> Iterator[Callable[..., Page]]:
+    """Open the page; whatever a browser complains about fails the test, but what the server refused on purpose."""
+    complaints: list[str] = []
+    contexts = []
+
+    def open_it(**options: Any) -> Page:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "request",
+            lambda request: complaints.append(request.url) if not request.url.startswith((served.url, "data:", "blob:")) else None,
+        )
+        page.goto(served.url)
+        expect(page.locator("#served")).to_have_text("version 3 · float32", timeout=PATIENCE_MS)
+        return page
+
+    served.answerer.refusals = 0
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert [one for one in complaints if not re.search(r"responded with a status of (422|503|504)", one)] == []
+
+
+@pytest.fixture
+def page(open_page: Callable[..., Page]) -> Page:
+    return open_page()
