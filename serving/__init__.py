@@ -5,6 +5,6 @@ but `errors`, `settings` and `messages`; of `observing`, what counts stands belo
 `replica`; `candidates` holds versions on trial, for `answerer`; `dialects` stands between `door` and `routes`, `loading` above `client`;
 `scoring` answers about tables instead, with a `predictor` and no HTTP.
 
-Files in floor order: `errors`, `settings`, `messages`, `predictor`, `batch`, `turns`, `counted`, `scheduler`, `follower`,
+Files in floor order: `errors`, `settings`, `messages`, `predictor`, `batch`, `turns`, `counted`, `queued`, `scheduler`, `follower`,
 `explaining`, `remembered`, `answerer`, `door`, `reference`, `playground`, `routes`, `app`, `replica`, `status`, `rollout`, `client`.
 """

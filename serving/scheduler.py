@@ -2,8 +2,9 @@
 
 One loop and one engine thread. While the engine computes, texts queue up; when it is free, the next batch starts with the
 text whose turn it is and is filled with others, of similar length where the engine pads. The loop never waits for company: an idle
-engine takes what is there. A request's texts may be spread over batches; its answer is whole and in order. It
-does not know what a text, a model or HTTP is: payloads have a length, models a `compute`.
+engine takes what is there. Under load, where a whole batch waits, it is composed a moment before the engine is free, which a busy event
+loop would notice late. A request's texts may be spread over batches; its answer is whole and in order. It does not know what a text, a
+model or HTTP is: payloads have a length, models a `compute`.
 
 Sources of the method: late binding as in Clockwork (Gujarati et al. 2020); batches bounded in tokens as in
 text-embeddings-inference.
@@ -14,77 +15,20 @@ import logging
 import time
 from collections.abc import Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any
 
 from serving.batch import choose
 from serving.counted import Counters, Speed
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
+from serving.queued import Job, Model, Request, Scheduled, Text
 from serving.turns import Turns
 
 log = logging.getLogger(__name__)
 
-
-class Model(Protocol):
-    """What answers about payloads, in the engine thread."""
-
-    @property
-    def pads(self) -> bool:
-        """Whether it computes padding like tokens, so that texts of similar length should come together."""
-        ...
-
-    @property
-    def batch_tokens(self) -> int:
-        """Tokens that make a batch as fast as any."""
-        ...
-
-    def compute(self, texts: Sequence[Any], /) -> Sequence[Any]:
-        """Return one answer a payload, in their order."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Scheduled:
-    """What became of a request.
-
-    Attributes:
-        answers: One a payload, in their order; an error in the place of one that the engine fails on, beside others that it does not.
-        queue_s: Time it waited.
-        compute_s: Time the batches took that it was part of.
-        batch_texts: Texts in the largest of these batches.
-        batch_tokens: Tokens in the largest.
-    """
-
-    answers: list[Any]
-    queue_s: float
-    compute_s: float
-    batch_texts: int
-    batch_tokens: int
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    model: Model
-    client: str
-    arrived: float
-    deadline: float
-    answers: list[Any]
-    done: asyncio.Future[None]
-    missing: int
-    waiting: set[int] = field(default_factory=set)
-    compute_s: float = 0.0
-    batch_texts: int = 0
-    batch_tokens: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Text:
-    request: _Request
-    position: int
-    payload: Sized
-    tokens: int
-    place: float
+# The last part of a batch's expected time: the next one is composed then, where a whole one waits. Whoever comes later has to wait for it.
+_AHEAD_SHARE = 0.25
+_MOST_RUNNING = 2
 
 
 class Scheduler:
@@ -100,14 +44,16 @@ class Scheduler:
         self._batch_tokens = batch_tokens
         self._max_queue_s = max_queue_s
         self._age_bound_s = age_bound_s
-        self._queue: dict[int, _Text] = {}
-        self._open: set[_Request] = set()
+        self._queue: dict[int, Text] = {}
+        self._open: set[Request] = set()
         self._next_order = 0
         self._turns = Turns()
         self._arrival = asyncio.Event()
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loop_task: asyncio.Task[None] | None = None
         self._speed = Speed()
+        self._free_at = 0.0
+        self._last_s = 0.0
         self.counters = Counters()
         self.queued_tokens = 0
 
@@ -180,11 +126,11 @@ class Scheduler:
         """
         self.admit(client)
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        request = _Request(model, client, now, now + deadline_s, [None] * len(payloads), loop.create_future(), len(payloads))
+        request = Request(model, client, now, now + deadline_s, [None] * len(payloads), loop.create_future(), len(payloads))
         places = self._turns.take(client, [len(payload) for payload in payloads])
         self._require_time(client, places, [len(payload) for payload in payloads], deadline_s)
         for position, (payload, place) in enumerate(zip(payloads, places, strict=True)):
-            self._enqueue(_Text(request, position, payload, len(payload), place))
+            self._enqueue(Text(request, position, payload, len(payload), place))
         timer = loop.call_later(deadline_s, self._expire, request)
         self._open.add(request)
         try:
@@ -211,40 +157,69 @@ class Scheduler:
             found = f"{needed_s:.1f} s of work come before this request's last answer, but it has {deadline_s:.1f} s"
             self._refuse(found, needed_s - deadline_s)
 
-    def _enqueue(self, text: _Text) -> None:
+    def _enqueue(self, text: Text) -> None:
         self._queue[self._next_order] = text
         text.request.waiting.add(self._next_order)
         self._next_order += 1
         self.queued_tokens += text.tokens
         self._arrival.set()
 
-    def _dequeue(self, order: int) -> _Text:
+    def _dequeue(self, order: int) -> Text:
         text = self._queue.pop(order)
         text.request.waiting.discard(order)
         self.queued_tokens -= text.tokens
         return text
 
-    def _withdraw(self, request: _Request) -> None:
+    def _withdraw(self, request: Request) -> None:
         tokens = sum(self._dequeue(order).tokens for order in list(request.waiting))
         self._turns.give_back(request.client, tokens)
 
-    def _expire(self, request: _Request) -> None:
+    def _expire(self, request: Request) -> None:
         self.counters.expired += 1
         self._fail(request, DeadlineExceeded("the deadline passed before the answer was there"))
 
-    def _fail(self, request: _Request, error: ServingError) -> None:
+    def _fail(self, request: Request, error: ServingError) -> None:
         self._withdraw(request)
         if not request.done.done():
             request.done.set_exception(error)
 
     async def _compose_for_ever(self) -> None:
-        while True:
-            await self._arrival.wait()
-            self._drop_hopeless()
-            if self._queue:
-                await self._compute([self._dequeue(order) for order in self._compose()])
-            else:
-                self._arrival.clear()
+        running: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                await self._arrival.wait()
+                self._drop_hopeless()
+                if not self._queue:
+                    self._arrival.clear()
+                elif not running or (len(running) < _MOST_RUNNING and self._ahead_in_s() == 0.0):
+                    batch = [self._dequeue(order) for order in self._compose()]
+                    self._expect(sum(text.tokens for text in batch), is_ahead=bool(running))
+                    running.add(asyncio.create_task(self._compute(batch)))
+                else:
+                    ahead_s = self._ahead_in_s() if len(running) < _MOST_RUNNING else None
+                    done, running = await asyncio.wait(running, timeout=ahead_s, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        task.result()
+        finally:
+            for task in running:
+                task.cancel()
+
+    def _expect(self, tokens: int, *, is_ahead: bool) -> None:
+        """Note when the engine will be free, as far as its speed is known."""
+        begins = max(self._free_at, time.monotonic()) if is_ahead else time.monotonic()
+        self._last_s = self._speed.seconds(tokens)
+        self._free_at = begins + self._last_s
+
+    def _ahead_in_s(self) -> float | None:
+        """Return how long to wait before the next batch is composed, although one is computed; None: as long as that takes."""
+        is_whole = self.queued_tokens >= (self._batch_tokens or self._oldest_model().batch_tokens)
+        if not is_whole or not self._last_s:
+            return None
+        return max(self._free_at - _AHEAD_SHARE * self._last_s - time.monotonic(), 0.0)
+
+    def _oldest_model(self) -> Model:
+        # An older version's texts first: its predictor goes when they are answered.
+        return next(iter(self._queue.values())).request.model
 
     def _drop_hopeless(self) -> None:
         """Drop requests of which a text could not be computed before their deadline, where others wait who get that time."""
@@ -256,8 +231,7 @@ class Scheduler:
                 self._expire(request)
 
     def _compose(self) -> list[int]:
-        # An older version's texts first: its predictor goes when they are answered.
-        model = next(iter(self._queue.values())).request.model
+        model = self._oldest_model()
         waiting = [(order, text) for order, text in self._queue.items() if text.request.model is model]
         waiting.sort(key=lambda one: (one[1].place, one[0]))
         overdue_before = time.monotonic() - self._age_bound_s
@@ -267,18 +241,16 @@ class Scheduler:
         self._turns.serve(sum(waiting[index][1].tokens for index in chosen), clients)
         return [waiting[index][0] for index in chosen]
 
-    async def _compute(self, batch: list[_Text]) -> None:
+    async def _compute(self, batch: list[Text]) -> None:
         """Compute a batch; where that fails, halve it until only the text that breaks the engine fails."""
         batch = [text for text in batch if not text.request.done.done()]
         if not batch:
             return
-        # Not the loop's own clock: uvloop's counts in milliseconds.
-        started = time.monotonic()
-        payloads = [text.payload for text in batch]
-        computed = asyncio.get_running_loop().run_in_executor(self._engine, batch[0].request.model.compute, payloads)
+        job = Job(batch[0].request.model, [text.payload for text in batch])
+        computed = asyncio.get_running_loop().run_in_executor(self._engine, job.run)
         # wait() takes no error out of the future, so that whatever the engine raises is looked at below.
         await asyncio.wait([computed])
-        self._count(batch, time.monotonic() - started)
+        self._count(batch, job.seconds)
         error = computed.exception()
         if error is None and len(answers := computed.result()) == len(batch):
             self._deliver(batch, answers)
@@ -291,7 +263,7 @@ class Scheduler:
         else:
             self._give_up(batch[0], error)
 
-    def _count(self, batch: list[_Text], compute_s: float) -> None:
+    def _count(self, batch: list[Text], compute_s: float) -> None:
         tokens = sum(text.tokens for text in batch)
         self.counters.batches += 1
         self.counters.texts += len(batch)
@@ -307,7 +279,7 @@ class Scheduler:
             request.batch_tokens = max(request.batch_tokens, tokens)
 
     @staticmethod
-    def _deliver(batch: list[_Text], answers: Sequence[Any]) -> None:
+    def _deliver(batch: list[Text], answers: Sequence[Any]) -> None:
         for text, answer in zip(batch, answers, strict=True):
             request = text.request
             request.answers[text.position] = answer
@@ -315,7 +287,7 @@ class Scheduler:
             if not request.missing and not request.done.done():
                 request.done.set_result(None)
 
-    def _give_up(self, text: _Text, error: BaseException | None) -> None:
+    def _give_up(self, text: Text, error: BaseException | None) -> None:
         self.counters.failed += 1
         # The error's own words may quote the text, so only its type is told.
         log.error("the engine failed on a text of %d tokens: %s", text.tokens, type(error).__name__ if error else "no answer")

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
-from serving.scheduler import Scheduled, Scheduler
+from serving.queued import Scheduled
+from serving.scheduler import Scheduler
 
 LONG_S = 60.0
 
@@ -70,6 +71,43 @@ def test_an_idle_engine_takes_what_is_there_at_once() -> None:
         assert model.batches == [["alone"]]
 
     run(test)
+
+
+@pytest.mark.parametrize(("waiting", "left"), [(6, 0), (5, 5), (13, 7)])
+def test_a_whole_batch_that_waits_is_composed_before_the_engine_is_free(waiting: int, left: int) -> None:
+    async def test(scheduler: Scheduler) -> None:
+        # A batch is expected to be over at once.
+        scheduler.expect_speed(1e9)
+        model = GatedModel()
+        first = submit(scheduler, model, "a")
+        await model.busy()
+        others = [submit(scheduler, model, "b") for _ in range(waiting)]
+        while scheduler.queued_texts != left:
+            await asyncio.sleep(0.001)
+        # One batch lies ready, not two, and half a batch does not.
+        await settled()
+        assert scheduler.queued_texts == left
+        assert model.batches == [["a"]]
+        model.gate.set()
+        await asyncio.gather(first, *others)
+        assert [len(batch) for batch in model.batches[1:]] == [min(6, waiting - done) for done in range(0, waiting, 6)]
+
+    run(test, batch_tokens=6)
+
+
+def test_nothing_is_composed_early_while_the_engine_is_slow() -> None:
+    async def test(scheduler: Scheduler) -> None:
+        scheduler.expect_speed(1 / LONG_S)
+        model = GatedModel()
+        first = submit(scheduler, model, "a")
+        await model.busy()
+        others = [submit(scheduler, model, "b", deadline_s=100 * LONG_S) for _ in range(6)]
+        await settled()
+        assert scheduler.queued_texts == 6
+        model.gate.set()
+        await asyncio.gather(first, *others)
+
+    run(test, batch_tokens=6, max_queue_s=100 * LONG_S)
 
 
 def test_what_queues_while_the_engine_works_is_the_next_batch() -> None:
