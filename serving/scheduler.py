@@ -26,8 +26,8 @@ from serving.turns import Turns
 
 log = logging.getLogger(__name__)
 
-# The last part of a batch's expected time: the next one is composed then, where a whole one waits. Whoever comes later has to wait for it.
-_AHEAD_SHARE = 0.25
+# The last part of a batch's expected time, in which the next one is composed where a whole one waits. Whoever comes later waits for it.
+_AHEAD_SHARE = 0.5
 _MOST_RUNNING = 2
 
 
