@@ -119,7 +119,7 @@ class ServingSettings(Section):
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     keep_calibration: bool = True
     batch_tokens: int | None = Field(default=None, ge=8)
-    max_queue_s: Positive = 5.0
+    max_queue_s: Positive = 4.0
     deadline_ms: int = Field(default=30_000, ge=1)
     max_texts: int = Field(default=256, ge=1)
     max_characters: int = Field(default=20_000, ge=1)
