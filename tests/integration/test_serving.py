@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from serving.loading.outcomes import ClosedLoop, Load, Run
 from serving.loading.sending import send
 from serving.loading.texts import Bodies
 from serving.rollout import Rollout
-from serving.settings import ServingSettings
+from serving.settings import CanarySettings, ServingSettings, ShadowSettings
 from training.registry import Registry
 
 pytestmark = pytest.mark.slow
@@ -41,6 +42,7 @@ class Place:
     settings: ServingSettings
     registry: Registry
     rollout: Rollout
+    dashboard_url: str
 
 
 def free_port() -> int:
@@ -75,7 +77,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     )
     with connect(cluster) as connection:
         rollout = Rollout.at(connection.dashboard_url, cluster, print)
-        yield Place(cluster, settings, Registry(Storage(storage)), rollout)
+        yield Place(cluster, settings, Registry(Storage(storage)), rollout, connection.dashboard_url)
         rollout.stop()
 
 
@@ -228,6 +230,41 @@ def marked_processes(mark: str) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def test_a_candidate_that_agrees_takes_over_and_one_that_does_not_goes(
+    served: Place, make_checkpoint: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from serving.candidates import command
+
+    @contextmanager
+    def reach(_: ClusterSettings) -> Iterator[str]:
+        yield served.dashboard_url
+
+    # A cluster of the test's own has written down nowhere where it is.
+    monkeypatch.setattr(command, "reach", reach)
+    url, name = served.settings.url, served.settings.name
+
+    def conclude(when: str, **settings: object) -> int:
+        tried = served.settings.model_copy(update=settings)
+        served.rollout.deploy(tried, None)
+        with Client(url) as client:
+            wait_until(lambda: (told := client.version().candidate) is not None and told.ready, "the candidate was never loaded")
+        send_many(url, count=60, concurrency=4)
+        return command.conclude(served.cluster, tried, when, 20, PATIENCE_S / 60)
+
+    current = served.registry.resolve(name)
+    twin = served.registry.publish(served.registry.fetch(current, make_checkpoint(7).parent / "twin"))
+    assert conclude("agreement>=0.99,errors=0", shadow=ShadowSettings(version=twin)) == 0
+    assert served.registry.resolve(name) == twin
+    assert f"production points to version {twin}" in capsys.readouterr().out
+
+    other = served.registry.publish(make_checkpoint(8))
+    assert conclude("agreement>=1", canary=CanarySettings(version=other, fraction=0.5)) == 1
+    assert served.registry.resolve(name) == twin
+    assert f"version {twin} stays" in capsys.readouterr().out
+    with Client(url) as client:
+        wait_until(lambda: (told := client.version()).candidate is None and told.version == twin, "the trial goes on")
 
 
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, tiny_checkpoint: Path) -> None:
