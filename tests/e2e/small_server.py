@@ -13,6 +13,7 @@ from serving.answerer import Answered, Answerer
 from serving.errors import Overloaded
 from serving.follower import Follower
 from serving.messages import PredictRequest
+from serving.observing.names import COUNTED
 from serving.predictor import Predictor
 from serving.routes import build_app
 from serving.settings import ServingSettings
@@ -65,7 +66,7 @@ class Served:
     async def metrics(self) -> str:
         counters = self.answerer.scheduler.counters
         lines = [f'twohead_version{{{REPLICA}="{one}"}} 3.0' for one in "ab"]
-        lines += [f'twohead_{name}_total{{{REPLICA}="a"}} {float(value)}' for name, value in vars(counters).items()]
+        lines += [f'twohead_{name}_total{{{REPLICA}="a"}} {float(getattr(counters, name))}' for name in COUNTED]
         return "\n".join([*lines, f'twohead_queued_texts{{{REPLICA}="a"}} 1.0', f'twohead_queued_texts{{{REPLICA}="b"}} 1234.0', ""])
 
     def ask(self, path: str, body: dict[str, Any]) -> Any:
