@@ -8,6 +8,7 @@ one they go nowhere.
 Source: https://opentelemetry.io/docs/specs/semconv/http/http-spans/ for names and statuses.
 """
 
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
@@ -121,12 +122,9 @@ class Spans:
         with self._tracer.start_as_current_span("POST", whole, self._kind, record_exception=False, set_status_on_exception=False) as span:
             try:
                 await self._app(scope, receive, send_and_note)
-            except Exception:
-                # It is answered so outside of here.
-                status = 500
-                raise
             finally:
-                _end(span, scope, status)
+                # What is raised is answered so outside of here; a caller that went away raises no `Exception`.
+                _end(span, scope, 500 if isinstance(sys.exception(), Exception) else status)
 
 
 def _tell(answered: Answered | Explained, texts: int, tokens: int) -> None:
