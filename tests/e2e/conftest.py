@@ -27,6 +27,7 @@ def browser() -> Iterator[Browser]:
     found = shutil.which("chromium") or shutil.which("google-chrome")
     if found is None:
         missing = "there is no chromium to test the page at / with; install Debian's package `chromium`"
+        # Where changes are judged it must run; a person without a browser still has all other tests.
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
     with sync_playwright() as playwright:
         # Chromium's own walls need rights that root in a container does not have.

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -129,25 +130,13 @@ def test_whatever_decides_about_an_answer_is_in_its_key() -> None:
     assert b"secret" not in key(1, "secret")
 
 
-class OneVersion:
-    """A registry of one checkpoint."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def resolve(self, reference: str | int, /) -> int:
-        return 1
-
-    def fetch(self, version: int, target: Path, /) -> Path:
-        return self.folder
-
-
 @pytest.mark.parametrize(("cache_answers", "computed", "remembered"), [(0, 5, 0), (100, 2, 3)])
 async def test_over_http(tiny_checkpoint: Path, cache_answers: int, computed: int, remembered: int) -> None:
     async def nothing() -> str:
         return ""
 
-    answerer = Answerer(ServingSettings(cache_answers=cache_answers), Follower(OneVersion(tiny_checkpoint), 1, Predictor.load))
+    versions = SimpleNamespace(resolve=lambda _: 1, fetch=lambda *_: tiny_checkpoint)
+    answerer = Answerer(ServingSettings(cache_answers=cache_answers), Follower(versions, 1, Predictor.load))
     await answerer.start()
     long = "nurse " * 100 + "driver " * 100
     try:
