@@ -16,7 +16,7 @@ from transformers.utils.generic import ModelOutput
 from training.fit_settings import HeadLoss
 from training.network.encoder import build_encoder
 from training.network.ordinal import class_log_probabilities
-from training.network.packed import ATTENTION, PACKED_TYPES, Packing, has_kernel, pack
+from training.network.packed import ATTENTION, HALVES, PACKED_TYPES, Packing, has_kernel, pack
 
 MODEL_TYPE = "twohead"
 
@@ -80,6 +80,8 @@ class Head(nn.Module):
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """Map pooled vectors (texts, width) to logits (texts, classes)."""
+        # An encoder may compute more coarsely than its heads.
+        pooled = pooled.to(self.output.weight.dtype)
         if self.hidden is not None:
             pooled = nn.functional.gelu(self.hidden(self.dropout(pooled)))
         logits: torch.Tensor = self.output(self.dropout(pooled))
@@ -126,11 +128,11 @@ class TwoHeadBert(PreTrainedModel):
         """Answer every head's question with one pass through the encoder.
 
         Args:
-            input_ids: Token ids, (texts, tokens).
+            input_ids: Token ids, (texts, tokens); with a packing that says so a stream, (1, tokens of all texts).
             attention_mask: 1 for a real token, (texts, tokens).
             inputs_embeds: Instead of `input_ids`: what the encoder's first layer reads, (texts, tokens, width).
             pooled: Instead of both: vectors pooled earlier, (texts, width); the encoder is skipped.
-            packing: Of `attention_mask`, where it is known already.
+            packing: Of `attention_mask` or of the stream, where it is known already.
         """
         packing = packing or (pack(attention_mask) if pooled is None and self.packs and attention_mask is not None else None)
         if pooled is None and packing is not None:
@@ -147,9 +149,10 @@ class TwoHeadBert(PreTrainedModel):
         # Any other implementation of attention would take the stream for one long text.
         is_able = encoder.config._attn_implementation == ATTENTION and self.config.encoder.model_type in PACKED_TYPES
         is_followed = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]  # it is in its documentation
-        device = next(self.parameters()).device
+        weight = next(self.parameters())
         # Without its kernel a GPU would compute attention length by length, and wait for each.
-        is_fast = device.type == "cpu" or (not self.training and torch.is_autocast_enabled("cuda") and has_kernel(device))
+        is_half = torch.is_autocast_enabled("cuda") or weight.dtype in HALVES
+        is_fast = weight.device.type == "cpu" or (not self.training and is_half and has_kernel(weight.device))
         return is_able and is_fast and not is_followed
 
     def _pooled_without_padding(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, packing: Packing) -> torch.Tensor:

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -30,6 +32,7 @@ PACKED_TYPES = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")
 _COUNTED_TYPES = ("roberta", "xlm-roberta")
 # Flash attention's.
 _LEAST_CAPABILITY = (8, 0)
+HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -37,33 +40,38 @@ class Packing:
     """Where each text is in a stream of tokens; texts stand in it by length, the shortest first.
 
     Attributes:
-        mask: Which places of the sorted, padded texts are tokens, (texts, longest).
         order: Which text comes where, (texts,).
         lengths: Tokens of each text, in that order.
+        mask: Which places of the sorted, padded texts are tokens, (texts, longest); nothing where texts come as a stream already.
+        attend: Computes attention in float32 without gradients, where something faster than torch can; see `Attend`.
     """
 
-    mask: torch.Tensor
     order: torch.Tensor
     lengths: tuple[int, ...]
+    mask: torch.Tensor | None = None
+    attend: "Attend | None" = None
 
     def stream(self, padded: torch.Tensor) -> torch.Tensor:
-        """Turn (texts, longest, ...) into (1, tokens, ...)."""
-        return padded[self.order][self.mask][None]
+        """Turn (texts, longest, ...) into (1, tokens, ...); what came as a stream stays one."""
+        return padded if self.mask is None else padded[self.order][self.mask][None]
 
     def split(self, stream: torch.Tensor) -> list[torch.Tensor]:
         """Turn (1, tokens, ...) into the rows of each text, (tokens, ...), in the order the texts were given in."""
         rows = stream[0].split(list(self.lengths))
-        places = torch.argsort(self.order).tolist()
-        return [rows[place] for place in places]
+        return [rows[place] for place in self.places.tolist()]
 
     def means(self, stream: torch.Tensor) -> torch.Tensor:
         """Return the mean over each text's tokens, (texts, width), in the order the texts were given in."""
+        if stream.device.type == "cuda":
+            # A GPU waits longer for each length than it computes.
+            ends = self.begins.long()
+            return torch.segment_reduce(stream[0].float(), "mean", offsets=ends, axis=0)[self.places]
         rows = [part.view(count, tokens, -1).mean(dim=1) for part, count, tokens in self.groups(stream[0])]
-        return torch.cat(rows)[torch.argsort(self.order)]
+        return torch.cat(rows)[self.places]
 
     def firsts(self, stream: torch.Tensor) -> torch.Tensor:
         """Return each text's first token, (texts, width), in the order the texts were given in."""
-        return stream[0][self.begins[:-1].long()][torch.argsort(self.order)]
+        return stream[0][self.begins[:-1].long()][self.places]
 
     def positions(self, ids: torch.Tensor | None, model_type: str, pad_id: int) -> torch.Tensor:
         """Number the tokens of each text as the encoder's embeddings would, (1, tokens).
@@ -73,7 +81,9 @@ class Packing:
             model_type: Of the encoder.
             pad_id: Its padding token.
         """
-        counts = torch.cat([torch.arange(length) for length in self.lengths]).to(self.mask.device)[None]
+        lengths = torch.tensor(self.lengths)
+        begins = torch.repeat_interleave(lengths.cumsum(dim=0) - lengths, lengths)
+        counts = (torch.arange(len(begins)) - begins).to(self.order.device)[None]
         if model_type not in _COUNTED_TYPES:
             return counts
         if ids is None or not bool((is_padding := ids == pad_id).any()):
@@ -91,7 +101,39 @@ class Packing:
     def begins(self) -> torch.Tensor:
         """Where each text begins, and where the last one ends, (texts + 1,), int32."""
         ends = torch.tensor((0, *self.lengths)).cumsum(dim=0)
-        return ends.to(device=self.mask.device, dtype=torch.int32)
+        return ends.to(device=self.order.device, dtype=torch.int32)
+
+    @cached_property
+    def places(self) -> torch.Tensor:
+        """Where each text is, in the order the texts were given in, (texts,)."""
+        return torch.argsort(self.order)
+
+
+class Attend(Protocol):
+    """Computes attention within texts."""
+
+    def __call__(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, begins: torch.Tensor, scale: float, /
+    ) -> torch.Tensor:
+        """Map three times (tokens of all texts, heads, width) to one more; see `Packing.begins`."""
+        ...
+
+
+def stream_rows(rows: Sequence[NDArray[np.int32]], device: torch.device, attend: Attend | None = None) -> tuple[torch.Tensor, Packing]:
+    """Put texts into a stream that was never padded.
+
+    Args:
+        rows: Token ids of each text, at least one each.
+        device: Where the stream goes.
+        attend: See `Packing`.
+
+    Returns:
+        Token ids, (1, tokens), and where each text is among them.
+    """
+    lengths = np.array([len(row) for row in rows])
+    order = np.argsort(lengths, kind="stable")
+    ids = torch.from_numpy(np.concatenate([rows[text] for text in order]).astype(np.int64))
+    return ids.to(device)[None], Packing(torch.from_numpy(order).to(device), tuple(lengths[order].tolist()), attend=attend)
 
 
 def pack(attention_mask: torch.Tensor) -> Packing | None:
@@ -109,7 +151,7 @@ def pack(attention_mask: torch.Tensor) -> Packing | None:
         return None
     order = torch.argsort(lengths, stable=True)
     device = attention_mask.device
-    return Packing(mask[order].to(device), order.to(device), tuple(lengths[order].tolist()))
+    return Packing(order.to(device), tuple(lengths[order].tolist()), mask[order].to(device))
 
 
 def has_kernel(device: torch.device) -> bool:
@@ -143,8 +185,11 @@ def attention(
         padded: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **named)[0]
         return padded, None
     dropout, scale = float(named.get("dropout", 0.0)), named.get("scaling")
-    streams = [one[0].transpose(0, 1) for one in (query, key, value)]
-    if not dropout and query.dtype in (torch.bfloat16, torch.float16) and has_kernel(query.device):
+    streams = [one[0].transpose(0, 1).contiguous() for one in (query, key, value)]
+    if packing.attend is not None:
+        queries, keys, values = streams
+        return packing.attend(queries, keys, values, packing.begins, scale or query.shape[-1] ** -0.5)[None], None
+    if not dropout and query.dtype in HALVES and has_kernel(query.device):
         return _by_one_kernel(streams, packing, scale)[None], None
     answers = []
     for alike in zip(*(packing.groups(one) for one in streams), strict=True):
@@ -154,7 +199,7 @@ def attention(
 
 
 def _by_one_kernel(streams: Sequence[torch.Tensor], packing: Packing, scale: float | None) -> torch.Tensor:
-    queries, keys, values = (one.contiguous() for one in streams)
+    queries, keys, values = streams
     begins, longest = packing.begins, packing.lengths[-1]
     answers: Any = varlen_attn(queries, keys, values, begins, begins, longest, longest, scale=scale)
     found: torch.Tensor = answers
