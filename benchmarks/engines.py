@@ -5,7 +5,7 @@
 
 Two heads over a BERT of random weights; texts of log-normal length (median 50 tokens, sigma .8, at most 512), 16 a batch as they come. One
 thread. All sides compute the same texts, one after the other in every round. Prints real tokens per CPU second of each side (on a GPU per
-second of the clock; medians over rounds), its ratio to the padded one, how far its pooled vectors are from the padded ones in float32, and
+second of the clock; medians over rounds), its ratio to the padded one, how far its logits are from the padded ones in float32, and
 the products that the device manages per second, measured in the same run: in float32 and in whole numbers on a core, in bf16 on a GPU.
 """
 
@@ -14,14 +14,16 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import BertConfig
 
-from serving.engines.int8 import quantise
+from serving.engines.engine import Logits
+from serving.engines.torch_engine import TorchEngine, precisions
 from training.data.tokens import pad
-from training.network.encoder import encoder_layers
 from training.network.model import TwoHeadBert, make_config
 
 SHAPES = {
@@ -29,41 +31,44 @@ SHAPES = {
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
 }
 HEADS = [{"name": name, "classes": [str(number) for number in range(10)], "hidden_size": 0, "dropout": 0.1} for name in ("first", "second")]
-Batch = dict[str, torch.Tensor]
-Forward = Callable[[Batch], torch.Tensor]
+Rows = list[NDArray[np.int32]]
+Forward = Callable[[Rows], NDArray[np.float32]]
 
 
-def make_batches(texts: int, together: int, seed: int) -> tuple[list[Batch], int]:
+def make_batches(texts: int, together: int, seed: int) -> list[Rows]:
     chance = np.random.default_rng(seed)
     lengths = np.clip(np.exp(chance.normal(np.log(50), 0.8, texts)), 4, 512).astype(int)
     rows = [chance.integers(1_000, 30_000, length).astype(np.int32) for length in lengths]
-    padded = [pad(rows[first : first + together], 0) for first in range(0, texts, together)]
-    return [{"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)} for ids, mask in padded], int(lengths.sum())
+    return [rows[first : first + together] for first in range(0, texts, together)]
 
 
-def make_sides(shape: str, batches: list[Batch], device: str) -> dict[str, Forward]:
+def make_sides(shape: str, batches: list[Rows], device: str) -> dict[str, Forward]:
     torch.manual_seed(0)
-    packed = TwoHeadBert(make_config(BertConfig(**SHAPES[shape]), "mean", HEADS)).eval()
-    padded, whole = (TwoHeadBert(copy.deepcopy(packed.config)).eval() for _ in range(2))
-    for other in (padded, whole):
-        other.load_state_dict(packed.state_dict())
-    padded.encoder.set_attn_implementation("sdpa")
-    if device == "cpu":
-        quantise(encoder_layers(whole.encoder), lambda: whole(**batches[0]))
-        return {"padded float32": pooled_by(padded), "packed float32": pooled_by(packed), "packed int8": pooled_by(whole)}
-    padded.to(device), packed.to(device)
-    exact = {"padded float32": pooled_by(padded), "packed float32": pooled_by(packed)}
-    return exact | {"padded bfloat16": pooled_by(padded, torch.bfloat16), "packed bfloat16": pooled_by(packed, torch.bfloat16)}
+    model = TwoHeadBert(make_config(BertConfig(**SHAPES[shape]), "mean", HEADS)).eval()
+    other = copy.deepcopy(model).to(device)
+    other.encoder.set_attn_implementation("sdpa")
+    sides = {"padded float32": padded(other)}
+    if device == "cuda":
+        sides["padded bfloat16"] = padded(other, torch.bfloat16)
+    for precision in precisions():
+        engine = TorchEngine(copy.deepcopy(model), 0, precision=precision, typical=batches[0])
+        sides[f"here, {precision}"] = partial(flat, engine.forward)
+    return sides
 
 
-def pooled_by(model: TwoHeadBert, dtype: torch.dtype | None = None) -> Forward:
+def padded(model: TwoHeadBert, dtype: torch.dtype | None = None) -> Forward:
     device = next(model.parameters()).device
 
-    def forward(batch: Batch) -> torch.Tensor:
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            return model(**{name: values.to(device) for name, values in batch.items()}).pooled.float()
+    def forward(rows: Rows) -> NDArray[np.float32]:
+        ids, mask = (torch.from_numpy(one).to(device) for one in pad(rows, 0))
+        with torch.inference_mode(), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            return np.hstack([logits.float().cpu().numpy() for logits in model(ids, mask).logits.values()])
 
     return forward
+
+
+def flat(forward: Callable[[Rows], Logits], rows: Rows) -> NDArray[np.float32]:
+    return np.hstack(list(forward(rows).values()))
 
 
 def gflops(product: Callable[[], object], operations: float, clock: Callable[[], float]) -> float:
@@ -110,32 +115,32 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    batches, tokens = make_batches(options.texts, options.batch_texts, options.seed)
+    batches = make_batches(options.texts, options.batch_texts, options.seed)
+    tokens, places = sum(len(row) for batch in batches for row in batch), sum(len(batch) * max(map(len, batch)) for batch in batches)
     sides = make_sides(options.shape, batches, options.device)
-    padding = 1 - tokens / sum(batch["input_ids"].numel() for batch in batches)
-    print(f"{options.shape}: {options.texts} texts, {tokens} tokens, {padding:.0%} padding in batches of {options.batch_texts}")
+    print(f"{options.shape}: {options.texts} texts, {tokens} tokens, {1 - tokens / places:.0%} padding in batches of {options.batch_texts}")
     peak = print_peaks(options.shape, options.device)
     clock = synchronised if options.device == "cuda" else time.process_time
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     walls: dict[str, list[float]] = {name: [] for name in sides}
-    pooled: dict[str, torch.Tensor] = {}
-    with torch.inference_mode():
-        for _ in range(options.rounds):
-            for name, forward in sides.items():
-                # A GPU chooses its kernels when it sees a shape for the first time.
-                forward(batches[0])
-                wall, begun = time.perf_counter(), clock()
-                pooled[name] = torch.cat([forward(batch) for batch in batches])
-                speeds[name].append(tokens / (clock() - begun))
-                walls[name].append(tokens / (time.perf_counter() - wall))
+    logits: dict[str, NDArray[np.float32]] = {}
+    for _ in range(options.rounds):
+        for name, forward in sides.items():
+            # A GPU chooses its kernels when it sees a shape for the first time.
+            forward(batches[0])
+            wall, begun = time.perf_counter(), clock()
+            logits[name] = np.vstack([forward(batch) for batch in batches])
+            speeds[name].append(tokens / (clock() - begun))
+            walls[name].append(tokens / (time.perf_counter() - wall))
     width, inner = SHAPES[options.shape]["hidden_size"], SHAPES[options.shape]["intermediate_size"]
     operations = 2e-9 * SHAPES[options.shape]["num_hidden_layers"] * (4 * width**2 + 2 * width * inner)
     columns = ("side", "tokens per s", "by the clock", "ratio", "Gop/s in linear layers", "of the peak", "largest difference")
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name in sides:
         speed, wall_speed = statistics.median(speeds[name]), statistics.median(walls[name])
-        base = statistics.median(speeds[f"padded {name.split()[1]}" if options.device == "cuda" else "padded float32"])
-        away = float((pooled[name] - pooled["padded float32"]).abs().max())
+        is_half = options.device == "cuda" and not name.endswith("float32")
+        base = statistics.median(speeds["padded bfloat16" if is_half else "padded float32"])
+        away = float(np.abs(logits[name] - logits["padded float32"]).max())
         told = [
             name,
             f"{speed:.0f}",

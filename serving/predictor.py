@@ -127,7 +127,7 @@ class Predictor:
             log.info("version %d has no golden texts, so that nothing tells how %s answers", version, chosen)
             return cls(version, manifest, tokenizer, make(chosen))
         tried = maker.precisions() if precision == "auto" else [precision]
-        kept = keep.open((folder / MANIFEST_FILE).read_bytes(), threads, precision, maker.gpu()) if keep else None
+        kept = keep.open((folder / MANIFEST_FILE).read_bytes(), threads, precision, maker.hardware()) if keep else None
         if kept and (found := kept.read(tried)):
             log.info("%s answers, as an earlier replica found out here", found.precision)
             return cls(version, manifest, tokenizer, make(found.precision), found.trials, typical, kept)

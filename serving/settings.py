@@ -116,7 +116,7 @@ class ServingSettings(Section):
     autoscaling: AutoscalingSettings = AutoscalingSettings()
     resources_per_replica: ReplicaResources = ReplicaResources()
     threads: int = Field(default=1, ge=1)
-    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    precision: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
     keep_calibration: bool = True
     batch_tokens: int | None = Field(default=None, ge=8)
     max_queue_s: Positive = 4.0

@@ -43,7 +43,7 @@ class Workshop:
             return self._forward(*arguments)
         if verb == "make":
             return self._make(*arguments)
-        return self._maker.precisions() if verb == "precisions" else self._maker.gpu()
+        return self._maker.precisions() if verb == "precisions" else self._maker.hardware()
 
     def _make(
         self, folder: Path, pad_id: int, threads: int, precision: str, typical: Sequence[NDArray[np.int32]]

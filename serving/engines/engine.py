@@ -51,8 +51,8 @@ class Maker(Protocol):
         """List what this machine can compute with, the most precise first."""
         ...
 
-    def gpu(self) -> str:
-        """Return the name of the GPU that computes; "" without one."""
+    def hardware(self) -> str:
+        """Name what computes; on another one, what was found out about speed counts for nothing."""
         ...
 
     def make(self, folder: Path, pad_id: int, threads: int, precision: str, typical: Sequence[NDArray[np.int32]], /) -> Engine:

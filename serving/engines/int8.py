@@ -15,6 +15,9 @@ from functools import partial
 import torch
 from torch import nn
 
+from serving.engines.kernels import Kernels
+from serving.engines.linear import replace_linear
+
 # Weights are rounded to so many steps on both sides of 0, activations to all that eight bits have.
 _MOST, _STEPS, _MIDDLE = 127.0, 255.0, 128.0
 # Rows at a time: what is between two products stays in the cache.
@@ -31,6 +34,8 @@ class Int8Linear(nn.Module):
     Args:
         linear: Its weights are rounded once, here.
         largest: The largest magnitude of each input that was seen, (inputs,); nothing leaves inputs as they are.
+        has_gelu: Apply it to the result.
+        kernels: Compute what surrounds the product; without them torch does.
     """
 
     weight: torch.Tensor
@@ -39,7 +44,9 @@ class Int8Linear(nn.Module):
     bias: torch.Tensor
     shrink: torch.Tensor
 
-    def __init__(self, linear: nn.Linear, largest: torch.Tensor | None = None) -> None:
+    def __init__(
+        self, linear: nn.Linear, largest: torch.Tensor | None = None, has_gelu: bool = False, kernels: Kernels | None = None
+    ) -> None:
         super().__init__()
         weight = linear.weight.detach().float()
         grown = torch.ones(linear.in_features)
@@ -54,13 +61,20 @@ class Int8Linear(nn.Module):
         self.register_buffer("sums", whole.sum(dim=1) * step)
         self.register_buffer("bias", torch.zeros(len(step)) if linear.bias is None else linear.bias.detach().float())
         self.register_buffer("shrink", 1.0 / grown)
+        self._has_gelu = has_gelu
+        self._kernels = kernels
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Map (..., inputs) to (..., outputs), float32."""
-        rows = values.reshape(-1, values.shape[-1])
+        rows = values.reshape(-1, values.shape[-1]).float().contiguous()
         found = torch.empty(len(rows), len(self.step))
         for some, target in zip(rows.split(_BLOCK), found.split(_BLOCK), strict=True):
-            self._multiply(some.float(), target)
+            if self._kernels is None:
+                self._multiply(some, target)
+            else:
+                whole, steps = self._kernels.quantise(some, self.shrink)
+                product = torch._int_mm(whole, self.weight)
+                self._kernels.finish(product, steps, (self.step, self.sums, self.bias), self._has_gelu, target)
         return found.view(*values.shape[:-1], -1)
 
     def _multiply(self, rows: torch.Tensor, target: torch.Tensor) -> None:
@@ -73,6 +87,8 @@ class Int8Linear(nn.Module):
         # A row is its whole numbers times its step, and a constant, which meets the sum of an output's weights.
         constant = low + _MIDDLE * step
         target.mul_(self.step).add_(self.bias).addr_(constant[:, 0], self.sums)
+        if self._has_gelu:
+            target.copy_(nn.functional.gelu(target))
 
 
 def is_exact() -> bool:
@@ -81,17 +97,16 @@ def is_exact() -> bool:
     return bool((torch._int_mm(ours, theirs) == 64 * 127 * 127).all() and (torch._int_mm(-ours, theirs) == -64 * 127 * 127).all())
 
 
-def quantise(module: nn.Module, run: Callable[[], object]) -> None:
+def quantise(module: nn.Module, run: Callable[[], object], kernels: Kernels | None = None) -> None:
     """Replace all linear layers inside a module; changes it in place.
 
     Args:
         module: On the CPU, in float32; used without gradients from now on.
         run: Sends typical values through it.
+        kernels: See `Int8Linear`.
     """
     largest = _largest_inputs(module, run)
-    for name, layer in [(name, one) for name, one in module.named_modules() if isinstance(one, nn.Linear)]:
-        parent, _, last = name.rpartition(".")
-        setattr(module.get_submodule(parent), last, Int8Linear(layer, largest.get(name)))
+    replace_linear(module, lambda name, layer, has_gelu: Int8Linear(layer, largest.get(name), has_gelu, kernels))
 
 
 def _largest_inputs(module: nn.Module, run: Callable[[], object]) -> Mapping[str, torch.Tensor]:

@@ -59,9 +59,9 @@ class OwnProcess:
         found: list[str] = self._ask("precisions")
         return found
 
-    def gpu(self) -> str:
-        """Return the name of the GPU it computes on; "" without one."""
-        found: str = self._ask("gpu")
+    def hardware(self) -> str:
+        """Name what it computes on; see `Maker.hardware`."""
+        found: str = self._ask("hardware")
         return found
 
     def make(self, folder: Path, pad_id: int, threads: int, precision: str, typical: Sequence[NDArray[np.int32]]) -> "EngineApart":

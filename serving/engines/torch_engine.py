@@ -1,4 +1,4 @@
-"""The model in PyTorch: in float32 or whole numbers on the CPU, in bf16 on a GPU.
+"""The model in PyTorch: in float32 or whole numbers on the CPU, in 16 bits on a GPU.
 
 Where the encoder allows, no padding is computed. It knows neither texts nor classes nor HTTP.
 """
@@ -22,7 +22,9 @@ def precisions() -> list[str]:
     from serving.engines.int8 import is_exact
 
     if torch.cuda.is_available():
-        return ["float32", "bfloat16"] if torch.cuda.is_bf16_supported(including_emulation=False) else ["float32"]
+        # As fast as each other; numbers beyond 65,504 are only in bfloat16's reach, which is rougher.
+        halves = ["float16", "bfloat16"] if torch.cuda.is_bf16_supported(including_emulation=False) else ["float16"]
+        return ["float32", *halves]
     # Without AMX bf16 is slower than float32 on a CPU, so it is not tried there; it can be asked for.
     return ["float32", "int8"] if is_exact() else ["float32"]
 
@@ -31,7 +33,7 @@ class TorchEngine:
     """The model in PyTorch, on a GPU where there is one.
 
     Args:
-        folder: A verified checkpoint.
+        model: In float32; changed, and the engine's from now on.
         pad_id: Token id to pad with.
         threads: Threads of one forward pass on the CPU.
         precision: How precisely the encoder's layers compute; see `precisions`.
@@ -45,11 +47,9 @@ class TorchEngine:
     is_alive = True
 
     def __init__(
-        self, folder: Path, pad_id: int, threads: int = 1, precision: str = "float32", typical: Sequence[NDArray[np.int32]] = ()
+        self, model: Any, pad_id: int, threads: int = 1, precision: str = "float32", typical: Sequence[NDArray[np.int32]] = ()
     ) -> None:
         import torch
-
-        from training.checkpoint import load_model
 
         torch.set_num_threads(threads)
         self._pad_id = pad_id
@@ -58,29 +58,49 @@ class TorchEngine:
         self.dtype = precision
         if precision not in (possible := [*precisions(), *(["bfloat16"] if self._device.type == "cpu" else [])]):
             raise ServingError(f"serving.precision is {precision}, but this machine can compute only with {', '.join(possible)}")
-        model: Any = load_model(folder)
         self._model = model.to(self._device)
-        with self._computing():
-            self.pads = not model.packs
-        if self.dtype == "int8":
-            from serving.engines.int8 import quantise
-            from training.network.encoder import encoder_layers
+        self._attend: Any = None
+        if precision in ("bfloat16", "float16"):
+            # The heads stay as they are: they cost nothing, and their answers are what is compared.
+            model.encoder.to(getattr(torch, precision))
+        elif self._device.type == "cpu":
+            self._speed_up(typical, threads)
+        self.pads = not model.packs
 
-            quantise(encoder_layers(model.encoder), lambda: self.forward(typical) if len(typical) else None)
+    def _speed_up(self, typical: Sequence[NDArray[np.int32]], threads: int) -> None:
+        """Replace what a CPU computes faster in another way."""
+        from serving.engines.int8 import quantise
+        from serving.engines.kernels import compiled
+        from serving.engines.linear import ExactLinear, can_lay_out, replace_linear
+        from training.network.encoder import encoder_layers
+
+        layers, kernels, config = encoder_layers(self._model.encoder), compiled(), self._model.config.encoder
+        if self.dtype == "int8":
+            quantise(layers, lambda: self.forward(typical) if len(typical) else None, kernels)
+        elif can_lay_out():
+            replace_linear(layers, lambda _, layer, has_gelu: ExactLinear(layer, has_gelu))
+        # It computes with one thread.
+        if kernels and threads == 1 and kernels.can_attend(config.hidden_size // config.num_attention_heads):
+            self._attend = kernels.attend
 
     def forward(self, rows: Sequence[NDArray[np.int32]]) -> Logits:
         """Compute logits; see `Engine.forward`."""
         import torch
 
-        ids, mask = pad(rows, self._pad_id)
-        with torch.inference_mode(), self._computing():
-            output = self._model(torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device))
+        with torch.inference_mode():
+            output = self._answer(rows)
             return {head: logits.float().cpu().numpy() for head, logits in output.logits.items()}
 
-    def _computing(self) -> Any:
+    def _answer(self, rows: Sequence[NDArray[np.int32]]) -> Any:
         import torch
 
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
+        from training.network.packed import stream_rows
+
+        if self._model.packs and all(map(len, rows)):
+            stream, packing = stream_rows(rows, self._device, self._attend)
+            return self._model(stream, packing=packing)
+        ids, mask = pad(rows, self._pad_id)
+        return self._model(torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device))
 
 
 class InProcess:
@@ -90,12 +110,18 @@ class InProcess:
         """List what this machine can compute with; see `precisions`."""
         return precisions()
 
-    def gpu(self) -> str:
-        """Return the name of the GPU it computes on; "" without one."""
+    def hardware(self) -> str:
+        """Name what it computes on; see `Maker.hardware`."""
         import torch
 
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+        from serving.engines.kernels import compiled
+
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name()
+        return "cpu" if compiled() is None else "cpu, own kernels"
 
     def make(self, folder: Path, pad_id: int, threads: int, precision: str, typical: Sequence[NDArray[np.int32]]) -> TorchEngine:
         """Make an engine; see `TorchEngine`."""
-        return TorchEngine(folder, pad_id, threads, precision, typical)
+        from training.checkpoint import load_model
+
+        return TorchEngine(load_model(folder), pad_id, threads, precision, typical)

@@ -1,15 +1,23 @@
 """Engines answer what the saved model answers, each as precisely as it says."""
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from serving.engines.int8 import Int8Linear, is_exact, quantise
+from serving.engines.kernels import compiled
 from serving.engines.torch_engine import TorchEngine
-from training.checkpoint import load_tokenizer, read_manifest
+from training.checkpoint import load_model, load_tokenizer, read_manifest
+from training.data.tokens import pad
+from training.network.encoder import SUPPORTED_TYPES
+from training.network.model import TwoHeadBert, make_config
+from training.network.packed import PACKED_TYPES
 
 TEXTS = ["nurse", "the sales driver and the teacher", "x " * 200, "school", "9 a b c d", "master " * 20]
 
@@ -87,7 +95,7 @@ def test_whole_numbers_answer_nearly_as_float32_does(tiny_checkpoint: Path) -> N
     tokenizer = load_tokenizer(tiny_checkpoint, read_manifest(tiny_checkpoint))
     table = tokenizer.encode(TEXTS)
     rows = [table[index] for index in range(len(TEXTS))]
-    exact, rounded = (TorchEngine(tiny_checkpoint, tokenizer.pad_id, precision=one) for one in ("float32", "int8"))
+    exact, rounded = (TorchEngine(load_model(tiny_checkpoint), tokenizer.pad_id, precision=one) for one in ("float32", "int8"))
     assert (exact.dtype, rounded.dtype, rounded.pads) == ("float32", "int8", False)
     for head, logits in exact.forward(rows).items():
         found = rounded.forward(rows)[head]
@@ -95,3 +103,46 @@ def test_whole_numbers_answer_nearly_as_float32_does(tiny_checkpoint: Path) -> N
         assert not np.array_equal(found, logits)
         for index, row in enumerate(rows):
             np.testing.assert_allclose(rounded.forward([row])[head][0], found[index], atol=0.02 * np.abs(logits).max())
+
+
+@pytest.mark.parametrize("model_type", SUPPORTED_TYPES)
+def test_every_encoder_answers_what_its_saved_model_does(model_type: str, make_encoder: Callable[..., Path]) -> None:
+    torch.manual_seed(6)
+    config = AutoConfig.from_pretrained(str(make_encoder(model_type)))
+    heads = [{"name": "job", "classes": ["a", "b", "c"], "hidden_size": 4, "dropout": 0.1}]
+    model = TwoHeadBert(make_config(config, "mean", heads)).eval()
+    chance = np.random.default_rng(7)
+    rows = [chance.integers(5, config.vocab_size, length).astype(np.int32) for length in (9, 2, 14, 9, 1)]
+    pad_id = int(config.pad_token_id or 0)
+    with torch.inference_mode():
+        expected = np.concatenate([model(torch.from_numpy(row[None].astype(np.int64))).logits["job"].numpy() for row in rows])
+    engine = TorchEngine(copy.deepcopy(model), pad_id)
+    np.testing.assert_allclose(engine.forward(rows)["job"], expected, atol=2e-6, rtol=1e-5)
+    assert engine.pads == (model_type not in PACKED_TYPES)
+
+
+def test_attention_heads_that_the_kernels_know_answer_alike(make_encoder: Callable[..., Path]) -> None:
+    if compiled() is None:
+        pytest.skip("this machine has no C compiler, and serving does without the kernels there")
+    config = AutoConfig.from_pretrained(str(make_encoder("bert")))
+    config.hidden_size = 32
+    torch.manual_seed(8)
+    model = TwoHeadBert(make_config(config, "mean", [{"name": "job", "classes": ["a", "b"], "hidden_size": 0, "dropout": 0.1}])).eval()
+    rows = [np.arange(5, 5 + length, dtype=np.int32) for length in (9, 2, 14, 20)]
+    engine = TorchEngine(copy.deepcopy(model), 0)
+    found = engine.forward(rows)["job"]
+    assert engine._attend is not None
+    ids, mask = pad(rows, 0)
+    model.encoder.set_attn_implementation("sdpa")
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(ids), torch.from_numpy(mask)).logits["job"].numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-6, rtol=1e-5)
+
+
+def test_coarse_encoders_answer_nearly_alike(tiny_checkpoint: Path) -> None:
+    rows = [np.arange(5, 5 + length, dtype=np.int32) for length in (9, 2, 14)]
+    exact, coarse = (TorchEngine(load_model(tiny_checkpoint), 0, precision=one) for one in ("float32", "bfloat16"))
+    for head, logits in exact.forward(rows).items():
+        found = coarse.forward(rows)[head]
+        assert found.dtype == np.float32
+        assert 0 < np.abs(found - logits).max() < 0.05 * np.abs(logits).max()

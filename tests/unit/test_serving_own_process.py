@@ -37,7 +37,7 @@ def test_it_answers_what_the_same_engine_here_answers(process: OwnProcess, tiny_
     for head in expected:
         np.testing.assert_array_equal(found[head], expected[head])
     assert process.precisions() == InProcess().precisions()
-    assert process.gpu() == InProcess().gpu()
+    assert process.hardware() == InProcess().hardware()
 
 
 def test_several_engines_live_in_one_process_until_nobody_wants_them(process: OwnProcess, tiny_checkpoint: Path) -> None:

@@ -132,7 +132,7 @@ def test_warming_finds_an_engine_that_answers_wrong(tiny_checkpoint: Path, chang
 
 
 def test_the_engine_says_what_it_runs_on(tiny_checkpoint: Path) -> None:
-    engine = TorchEngine(tiny_checkpoint, pad_id=0)
+    engine = TorchEngine(load_model(tiny_checkpoint), pad_id=0)
     assert (engine.name, engine.device != "", engine.dtype in ("float32", "bfloat16")) == ("torch", True, True)
 
 
