@@ -159,7 +159,8 @@ class Predictor:
         if self._kept and (found := self._kept.read([self.engine.dtype])):
             self.batch_tokens = found.batch_tokens
             return found.tokens_per_s
-        best = enough(measure_costs(self.compute, [TokenizedText(ids, truncated=False) for ids in self._typical] or tokens))
+        texts = [TokenizedText(ids, truncated=False) for ids in self._typical] or tokens
+        best = enough(measure_costs(self.compute, texts, self.engine.clock))
         self.batch_tokens = best.tokens
         if self._kept:
             self._kept.write(Found(self.calibration, best.tokens, best.tokens_per_s))

@@ -112,7 +112,7 @@ def _said(trial: Trial) -> str:
 
 
 def _speed(engine: Engine, golden: Golden) -> float:
-    return sum(map(len, golden.rows)) / seconds_of(engine.forward, golden.rows)
+    return sum(map(len, golden.rows)) / seconds_of(engine.forward, golden.rows, engine.clock)
 
 
 def _judged(engine: Engine, trial: Trial, golden: Golden, temperatures: Mapping[str, float]) -> Trial:

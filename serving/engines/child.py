@@ -41,6 +41,8 @@ class Workshop:
         """Do what is asked."""
         if verb == "forward":
             return self._forward(*arguments)
+        if verb == "clock":
+            return self._engines[arguments[0]].clock()
         if verb == "make":
             return self._make(*arguments)
         return self._maker.precisions() if verb == "precisions" else self._maker.hardware()

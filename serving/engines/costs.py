@@ -1,25 +1,31 @@
-"""What batches cost: how many tokens a batch needs for the engine to be as fast as it can be.
+"""What batches cost: how many tokens a batch needs for the engine to be nearly as fast as it can be.
 
-Without padding a batch of some hundred tokens already fills a core, and more only make texts wait for each other; a GPU wants many
-thousand. It does not know how answers are computed.
+A batch costs something by itself (weights that come from memory, kernels that are started) and something for each token; once its tokens
+cost twenty times what it costs itself, more of them only make texts wait for each other. Both costs are fitted to the best of several
+rounds over all sizes: who else uses the machine for a moment spoils one reading of a size at most. It does not know how answers are
+computed.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import TypeVar
 
+import numpy as np
+
 Text = TypeVar("Text", bound=Sized)
+Clock = Callable[[], float]
 
 # The first size, and the last.
 _FEWEST_TOKENS, _MOST_TOKENS = 64, 32_768
-# Twice as many tokens that bring less than this are not worth their wait; twice in a row, for others use the machine too.
-_LEAST_GAIN, _IN_VAIN = 1.05, 2
-# Of the same batch; the fastest counts.
-_ROUNDS = 2
-# Enough is known then.
-_MOST_SECONDS = 4.0
+# Nobody should wait longer for others.
+_LONGEST_BATCH_S = 0.4
+# What a batch costs by itself may be this share of what its tokens cost.
+_MOST_OWN = 0.05
+# Over all sizes, while there is time.
+_ROUNDS, _MOST_SECONDS = 6, 4.0
 # What is computed in less is dwarfed by the way to the engine and back.
 _LEAST_BATCH_S = 0.005
 
@@ -31,7 +37,7 @@ class Cost:
     Attributes:
         tokens: Of all its texts.
         texts: How many.
-        seconds: Wall time, the best of some rounds.
+        seconds: The best of some rounds.
     """
 
     tokens: int
@@ -44,32 +50,58 @@ class Cost:
         return self.tokens / self.seconds
 
 
-def measure_costs(run: Callable[[Sequence[Text]], object], texts: Sequence[Text]) -> list[Cost]:
-    """Measure batches of growing size, until growing brings nothing.
+def measure_costs(run: Callable[[Sequence[Text]], object], texts: Sequence[Text], clock: Clock) -> list[Cost]:
+    """Measure batches of growing size, until one takes too long for those who wait.
 
     Args:
         run: Computes a batch.
-        texts: Typical ones, as long as they have tokens; used again and again.
+        texts: Typical ones; those of middling length are used again and again, so that batches differ in nothing but size.
+        clock: See `Engine.clock`.
 
     Returns:
         From the smallest.
     """
-    begun, costs, vain = time.perf_counter(), list[Cost](), 0
-    size = _FEWEST_TOKENS
-    while size <= _MOST_TOKENS and vain < _IN_VAIN and time.perf_counter() - begun < _MOST_SECONDS:
-        batch = _batch(texts, size)
-        best = max((cost.tokens_per_s for cost in costs), default=0.0)
-        costs.append(Cost(sum(map(len, batch)), len(batch), seconds_of(run, batch)))
-        vain = 0 if costs[-1].tokens_per_s >= _LEAST_GAIN * best else vain + 1
+    begun, batches, costs = time.perf_counter(), list[list[Text]](), list[Cost]()
+    size, texts = _FEWEST_TOKENS, sorted(texts, key=len)[len(texts) // 3 : len(texts) - len(texts) // 3]
+    while size <= _MOST_TOKENS and (not costs or (costs[-1].seconds < _LONGEST_BATCH_S and time.perf_counter() - begun < _MOST_SECONDS)):
+        batches.append(_batch(texts, size))
+        # Memory and kernels of a new shape come with the first.
+        run(batches[-1])
+        costs.append(Cost(sum(map(len, batches[-1])), len(batches[-1]), _seconds(run, batches[-1], clock)))
         size *= 2
+    for _ in range(_ROUNDS - 1):
+        for place, batch in enumerate(batches):
+            if time.perf_counter() - begun > _MOST_SECONDS:
+                return costs
+            costs[place] = replace(costs[place], seconds=min(costs[place].seconds, _seconds(run, batch, clock)))
     return costs
 
 
 def enough(costs: Sequence[Cost]) -> Cost:
-    """Return the smallest batch that is nearly as fast as any, and not too short for its way; else the largest."""
-    best = max(cost.tokens_per_s for cost in costs)
-    fast = (cost for cost in costs if _LEAST_GAIN * cost.tokens_per_s >= best and cost.seconds >= _LEAST_BATCH_S)
-    return next(fast, costs[-1])
+    """Return the smallest batch of which nearly all the time goes into tokens, and that is not too short for its way.
+
+    Returns:
+        As fitted; between the smallest and the largest that were measured.
+    """
+    own, token = _fitted(costs)
+    wanted = max(own / _MOST_OWN, _LEAST_BATCH_S - own)
+    tokens = min(math.ceil(wanted / token), costs[-1].tokens) if token else costs[-1].tokens
+    tokens = max(tokens, costs[0].tokens)
+    texts = round(tokens * costs[-1].texts / costs[-1].tokens)
+    return Cost(tokens, max(texts, 1), own + token * tokens)
+
+
+def _fitted(costs: Sequence[Cost]) -> tuple[float, float]:
+    """Return what a batch costs by itself and for each token, in seconds, with the least relative error; neither is below 0."""
+    if len(costs) == 1:
+        return 0.0, costs[0].seconds / costs[0].tokens
+    seconds = np.array([cost.seconds for cost in costs])
+    tokens = np.array([cost.tokens for cost in costs])
+    (own, token), *_ = np.linalg.lstsq(np.stack([1 / seconds, tokens / seconds], axis=1), np.ones(len(costs)), rcond=None)
+    if own >= 0 and token > 0:
+        return float(own), float(token)
+    # Nothing by itself; or, where more tokens took no longer, nothing for each.
+    return (0.0, float((seconds / tokens).mean())) if own < 0 else (float(seconds.mean()), 0.0)
 
 
 def _batch(texts: Sequence[Text], size: int) -> list[Text]:
@@ -82,13 +114,13 @@ def _batch(texts: Sequence[Text], size: int) -> list[Text]:
     return chosen
 
 
-def seconds_of(run: Callable[[Sequence[Text]], object], batch: Sequence[Text]) -> float:
-    """Return what a batch takes, wall time, the best of some rounds after one that does not count."""
-    # Memory and kernels of a new shape come with the first.
+def seconds_of(run: Callable[[Sequence[Text]], object], batch: Sequence[Text], clock: Clock) -> float:
+    """Return what a batch takes, the best of some rounds after one that does not count; see `measure_costs`."""
     run(batch)
-    found = []
-    for _ in range(_ROUNDS):
-        begun = time.perf_counter()
-        run(batch)
-        found.append(time.perf_counter() - begun)
-    return min(found)
+    return min(_seconds(run, batch, clock) for _ in range(3))
+
+
+def _seconds(run: Callable[[Sequence[Text]], object], batch: Sequence[Text], clock: Clock) -> float:
+    begun = clock()
+    run(batch)
+    return clock() - begun

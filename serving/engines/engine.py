@@ -32,6 +32,13 @@ class Engine(Protocol):
     @property
     def is_alive(self) -> bool: ...  # noqa: D102  # see above
 
+    def clock(self) -> float:
+        """Tell the time by which this engine's speed is measured, in seconds.
+
+        Where a CPU computes with one thread it is that thread's own, which no other work on the machine changes, else the wall's.
+        """
+        ...
+
     def forward(self, rows: Sequence[NDArray[np.int32]]) -> Logits:
         """Compute logits.
 

@@ -83,6 +83,15 @@ class OwnProcess:
         logits: Logits = self._ask("forward", engine, np.concatenate(rows), [len(row) for row in rows])
         return logits
 
+    def clock(self, engine: int) -> float:
+        """Tell the time of one of its engines; see `Engine.clock`.
+
+        Raises:
+            NotReady: The process ended.
+        """
+        now: float = self._ask("clock", engine)
+        return now
+
     def drop(self, engine: int) -> None:
         """Let an engine go, before the next thing that is asked; may be called from a finaliser."""
         self._dropped.append(engine)
@@ -117,6 +126,10 @@ class EngineApart:
     def is_alive(self) -> bool:
         """Whether its process runs."""
         return self._process.is_alive
+
+    def clock(self) -> float:
+        """Tell the time; see `Engine.clock`."""
+        return self._process.clock(self._number)
 
     def forward(self, rows: Sequence[NDArray[np.int32]]) -> Logits:
         """Compute logits; see `Engine.forward`."""

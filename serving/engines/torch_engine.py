@@ -3,6 +3,7 @@
 Where the encoder allows, no padding is computed. It knows neither texts nor classes nor HTTP.
 """
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class TorchEngine:
 
         torch.set_num_threads(threads)
         self._pad_id = pad_id
+        self._threads = threads
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
         self.dtype = precision
@@ -64,10 +66,10 @@ class TorchEngine:
             # The heads stay as they are: they cost nothing, and their answers are what is compared.
             model.encoder.to(getattr(torch, precision))
         elif self._device.type == "cpu":
-            self._speed_up(typical, threads)
+            self._speed_up(typical)
         self.pads = not model.packs
 
-    def _speed_up(self, typical: Sequence[NDArray[np.int32]], threads: int) -> None:
+    def _speed_up(self, typical: Sequence[NDArray[np.int32]]) -> None:
         """Replace what a CPU computes faster in another way."""
         from serving.engines.int8 import quantise
         from serving.engines.kernels import compiled
@@ -80,8 +82,12 @@ class TorchEngine:
         elif can_lay_out():
             replace_linear(layers, lambda _, layer, has_gelu: ExactLinear(layer, has_gelu))
         # It computes with one thread.
-        if kernels and threads == 1 and kernels.can_attend(config.hidden_size // config.num_attention_heads):
+        if kernels and self._threads == 1 and kernels.can_attend(config.hidden_size // config.num_attention_heads):
             self._attend = kernels.attend
+
+    def clock(self) -> float:
+        """Tell the time; see `Engine.clock`."""
+        return time.thread_time() if self._device.type == "cpu" and self._threads == 1 else time.perf_counter()
 
     def forward(self, rows: Sequence[NDArray[np.int32]]) -> Logits:
         """Compute logits; see `Engine.forward`."""

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,3 +147,11 @@ def test_coarse_encoders_answer_nearly_alike(tiny_checkpoint: Path) -> None:
         found = coarse.forward(rows)[head]
         assert found.dtype == np.float32
         assert 0 < np.abs(found - logits).max() < 0.05 * np.abs(logits).max()
+
+
+def test_an_engine_of_one_thread_is_measured_by_that_thread(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.engines.torch_engine.time", SimpleNamespace(thread_time=lambda: 7.0, perf_counter=lambda: 9.0))
+    threads = torch.get_num_threads()
+    alone, together = (TorchEngine(load_model(tiny_checkpoint), 0, threads=number) for number in (1, 2))
+    torch.set_num_threads(threads)
+    assert (alone.clock(), together.clock()) == ((7.0 if alone.device == "cpu" else 9.0), 9.0)

@@ -32,7 +32,9 @@ def process() -> OwnProcess:
 def test_it_answers_what_the_same_engine_here_answers(process: OwnProcess, tiny_checkpoint: Path) -> None:
     ours, theirs = (maker.make(tiny_checkpoint, 0, 1, "float32", ()) for maker in (InProcess(), process))
     assert (theirs.name, theirs.device, theirs.dtype, theirs.pads) == (ours.name, ours.device, ours.dtype, ours.pads)
+    before = theirs.clock()
     expected, found = ours.forward(ROWS), theirs.forward(ROWS)
+    assert theirs.clock() > before
     assert found.keys() == expected.keys()
     for head in expected:
         np.testing.assert_array_equal(found[head], expected[head])
