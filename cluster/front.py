@@ -4,7 +4,8 @@ Serve's own proxy takes some 8 ms of CPU for a request, HAProxy well under one; 
 starts it, it also opens two pages of figures to every address, and lets every user of the machine command it through a socket. Ray itself
 reads its figures through that socket alone, so the command written here takes both pages out of the configuration before HAProxy sees it,
 and starts nothing that would listen to other machines. The same command puts an end to waiting: a replica gets no more requests at once
-than it can make use of, and whoever waits for long is refused here, where that costs least. It does not know what is served.
+than it can make use of, and whoever waits for long is refused here, where that costs least. Where most connections are taken, none is
+kept after its answer: else those that idle would shut out everybody else. It does not know what is served.
 """
 
 import importlib.util
@@ -47,11 +48,13 @@ for word in "$@"; do
   before=$word
 done
 umask 077
+most=$(sed -n 's/^ *maxconn \\([0-9]*\\)$/\\1/p' "$file" | head -n 1)
 sed -e '/^frontend prometheus/,/^ *no log/d' -e '/^listen stats/,$d' \\
   -e '/^ *log 127\\.0\\.0\\.1:514 /d' -e 's/ mode 666 / mode 600 /' \\
   -e 's/^defaults$/defaults\\n    timeout queue {wait_s}s/' \\
   -e 's#^ *errorfile 503 .*#    errorfile 503 {refusal}#' \\
   -e 's/^ *http-reuse always$/&\\n    http-request set-priority-class int(-1) if {{ path_beg \\/health }}/' \\
+  -e "s/^ *bind .*/&\\n    http-after-response set-header connection close if {{ fe_conn gt $((most * 3 / 4)) }}/" \\
   -e '/ backup$/!s/^ *server .* check/& maxconn {at_once}/' "$file" > "$file.closed"
 mv "$file.closed" "$file"
 if grep -nE '^ *bind +([*]|0\\.0\\.0\\.0|::|\\[::\\])?:[0-9]+' "$file" >&2; then

@@ -1,11 +1,16 @@
 """cluster.front: HAProxy with Ray's own configuration, closed."""
 
+import http.client
 import importlib.util
 import json
 import os
 import runpy
+import socket
 import stat
 import subprocess
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,17 +19,18 @@ from jinja2 import ChainableUndefined, Environment
 
 from cluster import front
 from cluster.front import COMMAND_FILE, SWITCH, find_haproxy, front_environment, write_command
+from cluster.session import free_port
 
 # Not imported: all of Serve would come along.
 SERVE = Path(str(importlib.util.find_spec("ray").origin)).parent / "serve/_private"  # type: ignore[union-attr]  # it is installed
 
 
-def configuration(folder: Path, host: str) -> Path:
+def configuration(folder: Path, host: str, door: int = 8000, replica: int = 30_000) -> Path:
     """Write what Ray's own template makes."""
     template = runpy.run_path(str(SERVE / "haproxy_templates.py"))["HAPROXY_CONFIG_TEMPLATE"]
     config = SimpleNamespace(
-        frontend_host=host, frontend_port=8000, metrics_port=9101, stats_port=8404, stats_uri="/stats", metrics_uri="/metrics",
-        log_target="127.0.0.1:514", socket_path=str(folder / "a"), maxconn=10, nbthread=1, bufsize=16384, timeout_connect_s=5,
+        frontend_host=host, frontend_port=door, metrics_port=9101, stats_port=8404, stats_uri="/stats", metrics_uri="/metrics",
+        log_target="127.0.0.1:514", socket_path=str(folder / "a"), maxconn=40, nbthread=1, bufsize=16384, timeout_connect_s=5,
         timeout_client_s=5, timeout_server_s=5, timeout_http_request_s=5, timeout_http_keep_alive_s=5, timeout_queue_s=None,
         retry_on="conn-failure", retries=None, balance_algorithm="leastconn", grpc_enabled=False, metrics_enabled=False,
         hard_stop_after_s=None, close_spread_time_s=None, enable_hap_optimization=False, tcp_nodelay=True,
@@ -34,7 +40,7 @@ def configuration(folder: Path, host: str) -> Path:
     environment.filters["haproxy_fmt"] = str
     routes = SimpleNamespace(status=200, routes_content_type="text/plain", routes_message="none")
     (folder / "500.http").write_text("HTTP/1.1 500 Internal Server Error\r\n\r\n")
-    servers = [SimpleNamespace(name=f"replica{number}", host="127.0.0.1", port=30_000 + number) for number in range(2)]
+    servers = [SimpleNamespace(name=f"replica{number}", host="127.0.0.1", port=replica + number) for number in range(2)]
     backend = SimpleNamespace(
         name="http-app", path_prefix="/", servers=servers, fallback_server=SimpleNamespace(name="proxy", host="127.0.0.1", port=8500),
         app_name="app", timeout_connect_s=None, timeout_server_s=None, timeout_client_s=None, timeout_http_request_s=None,
@@ -119,6 +125,55 @@ def test_the_real_haproxy_takes_the_closed_configuration(tmp_path: Path) -> None
     # -c checks the configuration, and starts nothing.
     done = call(tmp_path, "-c", "-f", str(path))
     assert done.returncode == 0, done.stderr
+
+
+class Replica(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_connections_that_idle_shut_nobody_out(tmp_path: Path) -> None:
+    """Three times as many as the door holds ask once each, and keep their connection for as long as they may."""
+    write_command(tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Replica) as replica:
+        threading.Thread(target=replica.serve_forever, daemon=True).start()
+        door = free_port(18_900)
+        path = configuration(tmp_path, "127.0.0.1", door, replica.server_port)
+        with subprocess.Popen([tmp_path / COMMAND_FILE, "-db", "-f", path], stderr=subprocess.DEVNULL) as running:
+            try:
+                wait_until_open(door)
+                held = [http.client.HTTPConnection("127.0.0.1", door, timeout=4) for _ in range(120)]
+                told = []
+                for one in held:
+                    one.request("GET", "/health/live")
+                    with one.getresponse() as answer:
+                        told.append((answer.status, answer.read(), answer.getheader("connection")))
+                for one in held:
+                    one.close()
+            finally:
+                running.terminate()
+                replica.shutdown()
+    assert {one[:2] for one in told} == {(200, b"ok")}
+    # The first thirty keep theirs, the others make room.
+    assert [one[2] for one in told].index("close") == 30
+
+
+def wait_until_open(port: int) -> None:
+    for _ in range(200):
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+        else:
+            return
+    raise TimeoutError(f"nothing listens on {port}")
 
 
 def test_only_the_owner_reads_and_runs(folder: Path) -> None:
