@@ -5,7 +5,8 @@
 A version of random weights (two heads, ten classes each) is served by one replica with one thread, and asked about texts of log-normal
 length (median 50 tokens, sigma .8, at most 512). Measured against the same engine in a process of its own, which tokenises and computes
 the same texts in batches of the size the replica uses: texts a second and CPU seconds a text, 32 texts a request and one a request, rounds
-taking turns. The server's CPU is that of all its processes, Ray's and HAProxy's too; the one who asks is not counted.
+taking turns. The server's CPU is that of all its processes, Ray's and HAProxy's too; those who ask are not counted. There may be more
+replicas, which share a GPU, and more who ask.
 
 With one text a request, requests then arrive at random: at 80 % of what was answered before, for latencies; at twice and five times that
 much, for what is still answered; and one by one right after that, until an answer is as quick as before.
@@ -84,11 +85,19 @@ def bare(folder: Path, precision: str, batch_tokens: int, seconds: float) -> Non
 
 
 class Served:
-    """A version behind HTTP, in a Ray of its own."""
+    """A version behind HTTP, in a Ray of its own.
 
-    def __init__(self, url: str, port: int, bodies: Path) -> None:
+    Args:
+        url: Where.
+        port: The same.
+        bodies: Folder of the requests.
+        askers: Processes that ask, each with its share of the rate or of the callers.
+    """
+
+    def __init__(self, url: str, port: int, bodies: Path, askers: int) -> None:
         self.port = port
         self._bodies = bodies
+        self._askers = askers
         with Client(url) as client:
             self.facts = client.version()
         self._seen: dict[int, float] = {}
@@ -101,17 +110,28 @@ class Served:
                 self._seen[process.pid] = sum(process.cpu_times()[:2])
         return sum(self._seen.values())
 
-    def send(self, together: int, seconds: float, *options: object) -> list[Sent]:
-        """Send requests with so many texts each, from another process."""
-        bodies = self._bodies / f"{together}.jsonl"
-        command = [sys.executable, str(HERE / "wire.py"), "--port", self.port, "--bodies", bodies, "--seconds", seconds, *options]
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
-        return [Sent(*one) for one in json.loads(done.stdout)]
+    def send(
+        self, together: int, seconds: float, *, callers: int = 1, rate: float = 0.0, then_one_by_one_s: float | None = None
+    ) -> list[Sent]:
+        """Send requests with so many texts each, from other processes: at a rate, or from callers who wait for each answer."""
+        askers = min(self._askers, callers) if not rate else self._askers
+        command = [sys.executable, HERE / "wire.py", "--port", self.port, "--bodies", self._bodies / f"{together}.jsonl"]
+        command += ["--seconds", seconds, *(["--rate", rate / askers] if rate else ["--concurrency", callers // askers])]
+        running = [
+            # One of them goes on alone.
+            [*command, "--seed", seed, *(["--then-one-by-one", then_one_by_one_s] if then_one_by_one_s and seed == 0 else [])]
+            for seed in range(askers)
+        ]
+        started = [subprocess.Popen([str(word) for word in one], stdout=subprocess.PIPE, text=True) for one in running]
+        told = [process.communicate()[0] for process in started]
+        if any(process.returncode for process in started):
+            raise RuntimeError("one who asks failed")
+        return [Sent(*one) for document in told for one in json.loads(document)]
 
     def reading(self, together: int, seconds: float) -> Reading:
         """Keep the server busy."""
         cpu = self.cpu_s()
-        sent = self.send(together, seconds, "--concurrency", CONCURRENCY[together])
+        sent = self.send(together, seconds, callers=CONCURRENCY[together] * self._askers)
         if failed := [one.status for one in sent if one.status != 200]:
             raise RuntimeError(f"not answered: {Counter(failed)}")
         texts = len(sent) * together
@@ -143,7 +163,7 @@ def print_load(served: Served, capacity: float, seconds: float) -> None:
     columns = ("arriving", "answered/s", "of capacity", "refused", "late", "other", "p50 ms", "p99 ms", "slowest refusal ms")
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for share in (0.8, 2.0, 5.0):
-        sent = served.send(1, seconds, "--rate", share * capacity)
+        sent = served.send(1, seconds, rate=share * capacity)
         counts = Counter(one.status if one.status in (200, 503, 504) else 0 for one in sent)
         good, refusals = ([1000 * one.latency_s for one in sent if one.status == status] for status in (200, 503))
         rate = len(good) / max(seconds, *(one.left_s + one.latency_s for one in sent if one.status == 200))
@@ -155,8 +175,8 @@ def print_load(served: Served, capacity: float, seconds: float) -> None:
 def print_recovery(served: Served, capacity: float, seconds: float) -> None:
     """Print how long after five times its capacity single texts are answered as quickly as before."""
     # Of all lengths: a long text takes several times what most do, flood or not.
-    before = max(one.latency_s for one in served.send(1, 6.0, "--concurrency", 1))
-    sent = served.send(1, seconds, "--rate", 5 * capacity, "--then-one-by-one", RECOVERY_S)
+    before = max(one.latency_s for one in served.send(1, 6.0))
+    sent = served.send(1, seconds, rate=5 * capacity, then_one_by_one_s=RECOVERY_S)
     after = [one for one in sent if one.left_s > seconds]
     late = [one.left_s + one.latency_s for one in after if one.status != 200 or one.latency_s > 2 * before]
     told = f"{max(late, default=seconds) - seconds:.1f} s after the flood the last slow answer came"
@@ -169,7 +189,9 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", help="float32, int8 or bfloat16 (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=15.0, help="of one reading")
-    parser.add_argument("--gpu", type=float, default=0.0, help="of the replica")
+    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--askers", type=int, default=1, help="processes that ask, 32 callers each")
+    parser.add_argument("--gpu", type=float, default=0.0, help="of a replica; several may share one")
     parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--batch-tokens", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -187,12 +209,15 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     registry = Registry(Storage(str(folder / "storage")))
     registry.promote(registry.publish(version))
     more: dict[str, Any] = {"resources_per_replica": {"gpu": options.gpu}} if options.gpu else {}
-    settings = ServingSettings(port=free_port(18_300), max_replicas=1, precision=options.precision, **more)
-    cluster = ClusterSettings(storage=str(folder / "storage"), num_cpus=2, num_gpus=int(options.gpu > 0), object_store_bytes=100_000_000)
+    count = options.replicas
+    settings = ServingSettings(port=free_port(18_300), min_replicas=count, max_replicas=count, precision=options.precision, **more)
+    cluster = ClusterSettings(
+        storage=str(folder / "storage"), num_cpus=count + 1, num_gpus=int(options.gpu > 0), object_store_bytes=100_000_000
+    )
     with connect(cluster) as connection:
         rollout = Rollout.at(connection.dashboard_url, cluster, lambda _: None)
         rollout.deploy(settings, None)
-        served = Served(settings.url, settings.port, folder)
+        served = Served(settings.url, settings.port, folder, options.askers)
         print(f"{options.shape} on {served.facts.device}, {served.facts.dtype}, batches of {served.facts.batch_tokens} tokens", flush=True)
         command = [sys.executable, __file__, "--bare", str(version), "--precision", options.precision, "--seconds", str(options.seconds)]
         command += ["--batch-tokens", str(served.facts.batch_tokens)]

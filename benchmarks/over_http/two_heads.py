@@ -60,7 +60,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[int, list[Reading
     with connect(cluster) as connection:
         rollout = Rollout.at(connection.dashboard_url, cluster, lambda _: None)
         rollout.deploy(settings, None)
-        served = Served(settings.url, settings.port, folder)
+        served = Served(settings.url, settings.port, folder, 1)
         for _ in range(options.rounds):
             for heads in HEADS:
                 registry.promote(versions[heads])
