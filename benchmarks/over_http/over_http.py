@@ -14,13 +14,14 @@ much, for what is still answered; and one by one right after that, until an answ
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,8 +159,20 @@ def print_cost(served: Served, measure_bare: Callable[[], Reading], rounds: int,
     return statistics.median(one.texts_per_s for one in found["1 text a request"])
 
 
-def print_load(served: Served, capacity: float, seconds: float) -> None:
+def compute_ms(sent: Sent) -> float:
+    """Return what the batch took that a text was answered with."""
+    found = re.search(r"compute;dur=([0-9.]+)", sent.timing)
+    return float(found.group(1)) if found else float("nan")
+
+
+def print_load(served: Served, capacity: float, seconds: float, alone: Sequence[Sent]) -> None:
     """Print latencies at 80 %, and what is answered when more comes than can be."""
+    # With many callers nearly all batches are full.
+    batch_ms = statistics.median(compute_ms(one) for one in served.send(1, seconds / 2, callers=4 * CONCURRENCY[1]))
+    own_ms = 1000 * quantile([one.latency_s for one in alone], 0.99)
+    print(
+        f"a full batch takes {batch_ms:.0f} ms, texts alone at most {own_ms:.0f} (p99): two batches and own {2 * batch_ms + own_ms:.0f} ms"
+    )
     columns = ("arriving", "answered/s", "of capacity", "refused", "late", "other", "p50 ms", "p99 ms", "slowest refusal ms")
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for share in (0.8, 2.0, 5.0):
@@ -172,10 +185,9 @@ def print_load(served: Served, capacity: float, seconds: float) -> None:
         print(f"| {' | '.join(told)} |", flush=True)
 
 
-def print_recovery(served: Served, capacity: float, seconds: float) -> None:
+def print_recovery(served: Served, capacity: float, seconds: float, alone: Sequence[Sent]) -> None:
     """Print how long after five times its capacity single texts are answered as quickly as before."""
-    # Of all lengths: a long text takes several times what most do, flood or not.
-    before = max(one.latency_s for one in served.send(1, 6.0))
+    before = max(one.latency_s for one in alone)
     sent = served.send(1, seconds, rate=5 * capacity, then_one_by_one_s=RECOVERY_S)
     after = [one for one in sent if one.left_s > seconds]
     late = [one.left_s + one.latency_s for one in after if one.status != 200 or one.latency_s > 2 * before]
@@ -226,8 +238,10 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
             return Reading(*json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]))
 
         capacity = print_cost(served, measure_bare, options.rounds, options.seconds)
-        print_load(served, capacity, 2 * options.seconds)
-        print_recovery(served, capacity, options.seconds)
+        # Of all lengths: a long text takes several times what most do.
+        alone = served.send(1, 2 * options.seconds)
+        print_load(served, capacity, 2 * options.seconds, alone)
+        print_recovery(served, capacity, options.seconds, alone)
         rollout.stop()
 
 
