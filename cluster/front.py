@@ -24,17 +24,19 @@ _DRAIN_S = 2
 _MOST_AT_ONCE = 512
 # Those who wait longer in front of all replicas are refused.
 _MOST_WAIT_S = 1
-_REFUSAL_FILE = "503.http"
-_REFUSAL = """\
-HTTP/1.1 503 Service Unavailable\r
-Content-Type: application/problem+json\r
-Retry-After: {wait_s}\r
-Content-Length: {length}\r
-\r
-{body}"""
-_REFUSAL_BODY = (
-    '{"type":"urn:twohead:problem:overloaded","title":"overloaded","status":503,'
-    '"detail":"more requests wait than the replicas can take","request_id":"","error":"more requests wait than the replicas can take"}'
+_REFUSAL_FILE = "503.json"
+# HAProxy puts the request's id in. Either they wait too long, or no replica is there.
+_REFUSAL = (
+    '{"type":"urn:twohead:problem:overloaded","title":"overloaded","status":503,"detail":"no replica can take this request now",'
+    '"request_id":"%[var(txn.request_id)]","error":"no replica can take this request now"}'
+)
+
+_REFUSAL_HEADERS = f"hdr retry-after {_MOST_WAIT_S} hdr x-request-id %[var(txn.request_id)]"
+# A replica takes a plain id as it comes, and gives any other request one of its own: here it is the same.
+_REQUEST_IDS = (
+    "set-var(txn.request_id) req.hdr(x-request-id)",
+    "set-var(txn.request_id) uuid() if !{ var(txn.request_id) -m reg ^[A-Za-z0-9._-]{1,64}\\$ }",
+    "set-header x-request-id %[var(txn.request_id)]",
 )
 
 # Ray gives the configuration after `-f`, and writes it anew before every call. Probes go before whoever waits.
@@ -52,9 +54,9 @@ most=$(sed -n 's/^ *maxconn \\([0-9]*\\)$/\\1/p' "$file" | head -n 1)
 sed -e '/^frontend prometheus/,/^ *no log/d' -e '/^listen stats/,$d' \\
   -e '/^ *log 127\\.0\\.0\\.1:514 /d' -e 's/ mode 666 / mode 600 /' \\
   -e 's/^defaults$/defaults\\n    timeout queue {wait_s}s/' \\
-  -e 's#^ *errorfile 503 .*#    errorfile 503 {refusal}#' \\
+  -e 's#^ *errorfile 503 .*#    {refusal}#' \\
   -e 's/^ *http-reuse always$/&\\n    http-request set-priority-class int(-1) if {{ path_beg \\/health }}/' \\
-  -e "s/^ *bind .*/&\\n    http-after-response set-header connection close if {{ fe_conn gt $((most * 3 / 4)) }}/" \\
+  -e "s/^ *bind .*/&\\n    http-after-response set-header connection close if {{ fe_conn gt $((most * 3 / 4)) }}{ids}/" \\
   -e '/ backup$/!s/^ *server .* check/& maxconn {at_once}/' "$file" > "$file.closed"
 mv "$file.closed" "$file"
 if grep -nE '^ *bind +([*]|0\\.0\\.0\\.0|::|\\[::\\])?:[0-9]+' "$file" >&2; then
@@ -79,9 +81,11 @@ def write_command(folder: Path) -> None:
     program = find_haproxy()
     if program is None:
         return
-    refusal, path = folder / _REFUSAL_FILE, folder / COMMAND_FILE
-    refusal.write_bytes(_REFUSAL.format(wait_s=_MOST_WAIT_S, length=len(_REFUSAL_BODY), body=_REFUSAL_BODY).encode())
-    command = _COMMAND.format(program=shlex.quote(str(program)), refusal=refusal, wait_s=_MOST_WAIT_S, at_once=_MOST_AT_ONCE)
+    body, path = folder / _REFUSAL_FILE, folder / COMMAND_FILE
+    body.write_text(_REFUSAL, encoding="utf-8")
+    refusal = f"http-error status 503 content-type application/problem+json lf-file {body} {_REFUSAL_HEADERS}"
+    ids = "".join(f"\\n    http-request {rule}" for rule in _REQUEST_IDS)
+    command = _COMMAND.format(program=shlex.quote(str(program)), refusal=refusal, ids=ids, wait_s=_MOST_WAIT_S, at_once=_MOST_AT_ONCE)
     path.write_text(command, encoding="utf-8")
     path.chmod(0o700)
 

@@ -4,6 +4,7 @@ import http.client
 import importlib.util
 import json
 import os
+import re
 import runpy
 import socket
 import stat
@@ -25,7 +26,7 @@ from cluster.session import free_port
 SERVE = Path(str(importlib.util.find_spec("ray").origin)).parent / "serve/_private"  # type: ignore[union-attr]  # it is installed
 
 
-def configuration(folder: Path, host: str, door: int = 8000, replica: int = 30_000) -> Path:
+def configuration(folder: Path, host: str, door: int = 8000, replica: int = 30_000, fallback: int = 8500) -> Path:
     """Write what Ray's own template makes."""
     template = runpy.run_path(str(SERVE / "haproxy_templates.py"))["HAPROXY_CONFIG_TEMPLATE"]
     config = SimpleNamespace(
@@ -42,7 +43,7 @@ def configuration(folder: Path, host: str, door: int = 8000, replica: int = 30_0
     (folder / "500.http").write_text("HTTP/1.1 500 Internal Server Error\r\n\r\n")
     servers = [SimpleNamespace(name=f"replica{number}", host="127.0.0.1", port=replica + number) for number in range(2)]
     backend = SimpleNamespace(
-        name="http-app", path_prefix="/", servers=servers, fallback_server=SimpleNamespace(name="proxy", host="127.0.0.1", port=8500),
+        name="http-app", path_prefix="/", servers=servers, fallback_server=SimpleNamespace(name="proxy", host="127.0.0.1", port=fallback),
         app_name="app", timeout_connect_s=None, timeout_server_s=None, timeout_client_s=None, timeout_http_request_s=None,
         timeout_queue_s=None, timeout_http_keep_alive_s=None, timeout_tunnel_s=None,
     )  # fmt: skip
@@ -97,12 +98,7 @@ def test_waiting_has_an_end_in_front_of_the_replicas(folder: Path) -> None:
     ]
     assert "timeout queue 1s" in lines
     assert "http-request set-priority-class int(-1) if { path_beg /health }" in lines
-    refusal = folder / "503.http"
-    assert f"errorfile 503 {refusal}" in lines
-    head, _, body = refusal.read_bytes().partition(b"\r\n\r\n")
-    assert b"\r\nRetry-After: 1\r\n" in head
-    assert f"Content-Length: {len(body)}".encode() in head
-    assert json.loads(body)["status"] == 503
+    assert not [line for line in lines if line.startswith("errorfile 503")]
 
 
 @pytest.mark.parametrize("host", ["*", "0.0.0.0", "::", "[::]", ""])  # must be refused
@@ -163,6 +159,31 @@ def test_connections_that_idle_shut_nobody_out(tmp_path: Path) -> None:
     assert {one[:2] for one in told} == {(200, b"ok")}
     # The first thirty keep theirs, the others make room.
     assert [one[2] for one in told].index("close") == 30
+
+
+@pytest.mark.parametrize(
+    ("sent", "is_kept"), [("mine-1.x", True), ("two words", False), ('"quoted', False), ("x" * 65, False), (None, False)]
+)
+def test_who_finds_no_replica_is_told_so_with_an_id(tmp_path: Path, sent: str | None, is_kept: bool) -> None:
+    write_command(tmp_path)
+    door = free_port(18_950)
+    # Nobody listens at the replicas' ports.
+    path = configuration(tmp_path, "127.0.0.1", door, free_port(18_960), free_port(18_970))
+    with subprocess.Popen([tmp_path / COMMAND_FILE, "-db", "-f", path], stderr=subprocess.DEVNULL) as running:
+        try:
+            wait_until_open(door)
+            connection = http.client.HTTPConnection("127.0.0.1", door, timeout=30)
+            connection.request("POST", "/v1/predict", headers={} if sent is None else {"x-request-id": sent})
+            with connection.getresponse() as answer:
+                head, body = dict(answer.getheaders()), json.loads(answer.read())
+            connection.close()
+        finally:
+            running.terminate()
+    assert (answer.status, head["content-type"], head["retry-after"]) == (503, "application/problem+json", "1")
+    assert body["request_id"] == head["x-request-id"]
+    assert (body["request_id"] == sent) == is_kept
+    assert re.fullmatch(r"[A-Za-z0-9._-]{1,64}", body["request_id"])
+    assert (body["status"], body["title"]) == (503, "overloaded")
 
 
 def wait_until_open(port: int) -> None:
