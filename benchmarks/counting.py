@@ -9,9 +9,9 @@ from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
-from serving.counted import Counters
 from serving.messages import Answer, HeadAnswer
 from serving.observing.seen import Seen
+from serving.scheduling.counted import Counters
 from training.checkpoint import AnswerShares, HeadFacts
 
 CLASSES = tuple(f"class{number}" for number in range(10))

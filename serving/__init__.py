@@ -1,10 +1,10 @@
 """A published checkpoint answers over HTTP: engine, scheduler, replica, routes, rollout.
 
 It does not know how a checkpoint was trained: everything about a model stands in its manifest. Its rooms: `engines` stands below all of it
-but `errors`, `settings` and `messages`; of `observing`, what counts stands below `counted` and `answerer`, what publishes below `app` and
-`replica`; `candidates` holds versions on trial, for `answerer`; `dialects` stands between `door` and `routes`, `loading` above `client`;
-`scoring` answers about tables instead, with a `predictor` and no HTTP.
+but `errors`, `settings` and `messages`; of `observing`, what counts stands below `scheduling` and `answerer`, what publishes below `app`
+and `replica`; `scheduling` stands below `answerer`; `candidates` holds versions on trial, for `answerer`; `dialects` stands between `door`
+and `routes`, `loading` above `client`; `scoring` answers about tables instead, with a `predictor` and no HTTP.
 
-Files in floor order: `errors`, `settings`, `messages`, `predictor`, `batch`, `turns`, `counted`, `queued`, `scheduler`, `follower`,
-`explaining`, `remembered`, `answerer`, `door`, `reference`, `playground`, `routes`, `app`, `replica`, `status`, `rollout`, `client`.
+Files in floor order: `errors`, `settings`, `messages`, `predictor`, `follower`, `explaining`, `remembered`, `answerer`,
+`door`, `reference`, `playground`, `routes`, `app`, `replica`, `status`, `rollout`, `client`.
 """

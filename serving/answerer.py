@@ -32,9 +32,9 @@ from serving.messages import (
 )
 from serving.observing.seen import Seen
 from serving.predictor import Predictor, TokenizedText
-from serving.queued import Scheduled
 from serving.remembered import Remembered, key
-from serving.scheduler import Scheduler
+from serving.scheduling.queued import Scheduled
+from serving.scheduling.scheduler import Scheduler
 from serving.settings import ServingSettings
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from hashlib import blake2b
 
-from serving.counted import Counters
 from serving.errors import DeadlineExceeded
 from serving.messages import Answer
+from serving.scheduling.counted import Counters
 
 # Two texts of one digest would be one; with so many bytes nobody finds such a pair.
 _DIGEST_BYTES = 20

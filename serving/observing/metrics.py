@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from serving.observing.histogram import Histogram
     from serving.observing.seen import Seen
     from serving.predictor import Predictor
-    from serving.scheduler import Scheduler
+    from serving.scheduling.scheduler import Scheduler
 
 EXPORTER_TIMEOUT_S = 5.0
 PUBLISH_EVERY_S = 1.0

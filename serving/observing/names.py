@@ -34,7 +34,7 @@ def _all(kind: Literal["counter", "gauge", "histogram"], texts: dict[str, str], 
     return ((name, Metric(PREFIX + name, kind, text, labels)) for name, text in texts.items())
 
 
-# Named like the fields of `serving.counted.Counters` they are read from.
+# Named like the fields of `serving.scheduling.counted.Counters` they are read from.
 COUNTED = dict(
     _all(
         "counter",

@@ -82,7 +82,7 @@ class Text:
         position: Within it.
         payload: What the model reads.
         tokens: Of it.
-        place: Its turn; see `serving.turns`.
+        place: Its turn; see `serving.scheduling.turns`.
     """
 
     request: Request

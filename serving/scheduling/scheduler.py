@@ -18,11 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from typing import Any
 
-from serving.batch import choose
-from serving.counted import Counters, Speed
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
-from serving.queued import Job, Model, Request, Scheduled, Text
-from serving.turns import Turns
+from serving.scheduling.batch import choose
+from serving.scheduling.counted import Counters, Speed
+from serving.scheduling.queued import Job, Model, Request, Scheduled, Text
+from serving.scheduling.turns import Turns
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ import pytest
 
 from serving.__main__ import make_parser
 from serving.answerer import Answerer
-from serving.counted import Counters
 from serving.follower import Follower
 from serving.messages import Prediction
 from serving.observing.metrics import Figures
 from serving.observing.seen import Seen
 from serving.predictor import Predictor
 from serving.routes import build_app
+from serving.scheduling.counted import Counters
 from serving.settings import ServingSettings
 from training.judging.abstention import ALWAYS_ABSTAIN
 

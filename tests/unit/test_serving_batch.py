@@ -1,6 +1,6 @@
 import pytest
 
-from serving.batch import choose
+from serving.scheduling.batch import choose
 
 
 def test_similar_lengths_fill_the_budget() -> None:

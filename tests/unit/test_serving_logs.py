@@ -49,7 +49,7 @@ def test_a_line_tells_the_version_once_there_is_one(lines: list[dict[str, Any]])
 
 def test_lines_of_text_are_left_as_they_are(lines: list[dict[str, Any]]) -> None:
     log_with_serve()
-    logging.getLogger("serving.scheduler").error("the engine failed")
+    logging.getLogger("serving.scheduling.scheduler").error("the engine failed")
     assert "version" not in lines[0]
 
 

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.counted import Counters
 from serving.messages import Answer, HeadAnswer
 from serving.observing.drift import LEAST
 from serving.observing.metrics import Figures, merge
 from serving.observing.names import METRICS
 from serving.observing.seen import Seen
+from serving.scheduling.counted import Counters
 from training.checkpoint import AnswerShares, HeadFacts
 
 NURSE = Answer(heads={"job": HeadAnswer(class_="nurse", probability=0.95)}, tokens=3, truncated=True)

@@ -10,13 +10,13 @@ import httpx
 import pytest
 
 from serving.answerer import Answerer
-from serving.counted import Counters
 from serving.errors import DeadlineExceeded, Overloaded
 from serving.follower import Follower
 from serving.messages import Answer
 from serving.predictor import Predictor
 from serving.remembered import Remembered, key
 from serving.routes import build_app
+from serving.scheduling.counted import Counters
 from serving.settings import ServingSettings
 
 LONG_S = 60.0

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
-from serving.queued import Scheduled
-from serving.scheduler import Scheduler
+from serving.scheduling.queued import Scheduled
+from serving.scheduling.scheduler import Scheduler
 
 LONG_S = 60.0
 

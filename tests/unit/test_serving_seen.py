@@ -3,11 +3,11 @@
 from types import SimpleNamespace
 from typing import Any
 
-from serving.counted import Counters
 from serving.messages import Answer, HeadAnswer
 from serving.observing.drift import LEAST
 from serving.observing.histogram import SECONDS, TEXTS, TOKENS, Histogram
 from serving.observing.seen import MOST_CLASSES, OTHER, Seen
+from serving.scheduling.counted import Counters
 from training.checkpoint import AnswerShares, HeadFacts
 
 SHARES = AnswerShares(count=100, classes=(0.5, 0.5), confidence=(0.0,) * 9 + (1.0,))

@@ -3,7 +3,7 @@
 import random
 
 from serving import turns
-from serving.turns import Turns
+from serving.scheduling.turns import Turns
 
 
 def test_a_clients_texts_follow_each_other_and_a_newcomer_begins_now() -> None:
