@@ -2,7 +2,7 @@
 
 import random
 
-from serving import turns
+from serving.scheduling import turns
 from serving.scheduling.turns import Turns
 
 
