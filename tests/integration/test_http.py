@@ -43,6 +43,7 @@ class BrokenEngine:
     def __init__(self, engine: Engine, token: int, fail: Callable[[Logits, int], Logits]) -> None:
         self._engine, self._token, self._fail = engine, token, fail
         self.name, self.device, self.dtype, self.pads = engine.name, engine.device, engine.dtype, engine.pads
+        self.clock = engine.clock
 
     def forward(self, rows: Sequence[NDArray[np.int32]]) -> Logits:
         logits = self._engine.forward(rows)
