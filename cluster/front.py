@@ -30,7 +30,6 @@ _REFUSAL = (
     '{"type":"urn:twohead:problem:overloaded","title":"overloaded","status":503,"detail":"no replica can take this request now",'
     '"request_id":"%[var(txn.request_id)]","error":"no replica can take this request now"}'
 )
-
 _REFUSAL_HEADERS = f"hdr retry-after {_MOST_WAIT_S} hdr x-request-id %[var(txn.request_id)]"
 # A replica takes a plain id as it comes, and gives any other request one of its own: here it is the same.
 _REQUEST_IDS = (

@@ -64,8 +64,7 @@ class Packing:
         """Return the mean over each text's tokens, (texts, width), in the order the texts were given in."""
         if stream.device.type == "cuda":
             # A GPU waits longer for each length than it computes.
-            ends = self.begins.long()
-            return torch.segment_reduce(stream[0].float(), "mean", offsets=ends, axis=0)[self.places]
+            return torch.segment_reduce(stream[0].float(), "mean", offsets=self.begins.long(), axis=0)[self.places]
         rows = [part.view(count, tokens, -1).mean(dim=1) for part, count, tokens in self.groups(stream[0])]
         return torch.cat(rows)[self.places]
 
