@@ -106,6 +106,7 @@ class Answerer:
     def __init__(self, settings: ServingSettings, follower: Follower, follow: Callable[[int], Follower] | None = None) -> None:
         self._settings = settings
         self._follower = follower
+        self._known_limits: dict[int, Limits] = {}
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._following: asyncio.Task[None] | None = None
         self.abstained: Counter[str] = Counter()
@@ -308,14 +309,18 @@ class Answerer:
         self.abstained.update(head for answer in answers for head, told in answer.heads.items() if told.abstained)
 
     def _limits(self, predictor: Predictor) -> Limits:
-        settings = self._settings
-        return Limits(
-            max_texts=settings.max_texts,
-            max_characters=settings.max_characters,
-            max_tokens=predictor.manifest.max_tokens,
-            max_body_bytes=settings.max_body_bytes,
-            deadline_ms=settings.deadline_ms,
-        )
+        # Asked for several times in every request.
+        max_tokens = predictor.manifest.max_tokens
+        if max_tokens not in self._known_limits:
+            settings = self._settings
+            self._known_limits[max_tokens] = Limits(
+                max_texts=settings.max_texts,
+                max_characters=settings.max_characters,
+                max_tokens=max_tokens,
+                max_body_bytes=settings.max_body_bytes,
+                deadline_ms=settings.deadline_ms,
+            )
+        return self._known_limits[max_tokens]
 
 
 def _joined(predictor: Predictor, found: Sequence[Any], pieces: Sequence[TokenizedText], windows: Pooling | None) -> Answer:

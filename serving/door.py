@@ -71,7 +71,9 @@ async def answer(answering: Answering, request: Request, asked: PredictRequest) 
     Raises:
         InvalidFields: 422; see `check_limits` and `deadline_ms`.
     """
-    asked = asked.model_copy(update={"deadline_ms": deadline_ms(request, asked.deadline_ms)})
+    shorter = deadline_ms(request, asked.deadline_ms)
+    if shorter != asked.deadline_ms:
+        asked = asked.model_copy(update={"deadline_ms": shorter})
     check_limits(asked, answering.limits())
     return await answering.predict(asked, client_id(request))
 
@@ -99,10 +101,11 @@ def deadline_ms(request: Request, asked: int | None) -> int | None:
 def reply(answered: Answered | Explained, content: str) -> Response:
     """Send an answer, and tell where its time went."""
     spent = answered.spent
-    spans = (("tokenize", spent.tokenize_s), ("queue", spent.queue_s), ("compute", spent.compute_s))
-    facts = (("batch", spent.batch_texts), ("tokens", spent.batch_tokens), ("version", answered.version))
-    told = [*(f"{name};dur={seconds * 1000:.2f}" for name, seconds in spans), *(f'{name};desc="{fact}"' for name, fact in facts)]
-    return Response(content, media_type="application/json", headers={"server-timing": ", ".join(told)})
+    told = (
+        f"tokenize;dur={1000 * spent.tokenize_s:.2f}, queue;dur={1000 * spent.queue_s:.2f}, compute;dur={1000 * spent.compute_s:.2f}, "
+        f'batch;desc="{spent.batch_texts}", tokens;desc="{spent.batch_tokens}", version;desc="{answered.version}"'
+    )
+    return Response(content, media_type="application/json", headers={"server-timing": told})
 
 
 def _whole_number(header: str) -> int | None:

@@ -168,9 +168,7 @@ class Predictor:
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Turn texts into tokens, cut at the version's limit."""
-        table = self._tokenizer.encode(texts)
-        truncated = table.truncated
-        return [TokenizedText(table[index], bool(truncated[index])) for index in range(len(table))]
+        return [TokenizedText(ids, truncated) for ids, truncated in self._tokenizer.rows(texts)]
 
     def cut(self, text: str) -> list[Window]:
         """Turn all of a text into tokens, in windows as long as the version reads."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from serving.dialects import mistral, open_inference, text_embeddings, vllm
@@ -47,6 +48,7 @@ from serving.reference import CONTENT_SECURITY_POLICY, render
 log = logging.getLogger(__name__)
 
 API_VERSION = "1"
+PREDICT = "/v1/predict"
 REQUEST_ID_HEADER = "x-request-id"
 PROBLEM_JSON = "application/problem+json"
 METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -91,6 +93,36 @@ class RequestIds:
         await self._app(scope, receive, send_with_id)
 
 
+class Straight:
+    """Calls one route's own function, past what FastAPI does before it: matching, dependencies, exit stacks, none of which it uses.
+
+    A sixth of a millisecond of CPU a request. The route itself stays, for the document.
+
+    Args:
+        app: The application inside, which answers everything else.
+        route: The one.
+        refuse: Answers what the function refuses.
+    """
+
+    def __init__(self, app: Any, route: APIRoute, refuse: Callable[[Request, ServingError], Response]) -> None:
+        self._app = app
+        self._route = route
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http" or scope["path"] != self._route.path or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = self._route
+        request = Request(scope, receive)
+        try:
+            response = await self._route.endpoint(request)
+        except ServingError as error:
+            response = self._refuse(request, error)
+        await response(scope, receive, send)
+
+
 def build_app(answering: Answering, metrics: Callable[[], Awaitable[str]], *, announce_ids: bool = True) -> FastAPI:
     """Make the ASGI application.
 
@@ -110,9 +142,11 @@ def build_app(answering: Answering, metrics: Callable[[], Awaitable[str]], *, an
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
         openapi_tags=[{"name": "answers"}, {"name": "operation"}, {"name": "other servers' words"}],
     )
-    app.add_middleware(RequestIds, announce=announce_ids)
     _add_errors(app, announce_ids)
     _add_answers(app, answering)
+    predict = next(route for route in app.routes if isinstance(route, APIRoute) and route.path == PREDICT)
+    app.add_middleware(Straight, route=predict, refuse=_refused)
+    app.add_middleware(RequestIds, announce=announce_ids)
     _add_operation(app, answering, metrics)
     for dialect in (open_inference, text_embeddings, vllm, mistral):
         dialect.add(app, answering)
@@ -123,7 +157,7 @@ def build_app(answering: Answering, metrics: Callable[[], Awaitable[str]], *, an
 
 def _add_answers(app: FastAPI, answering: Answering) -> None:
     @app.post(
-        "/v1/predict",
+        PREDICT,
         tags=["answers"],
         summary="Answer about texts",
         description="All texts are answered by one version, in their order. Send them one by one or together: the server batches them. "
@@ -231,13 +265,7 @@ def _add_errors(app: FastAPI, announce_ids: bool) -> None:
     async def known(request: Request, error: Exception) -> Response:
         if not isinstance(error, ServingError):
             raise error
-        more: dict[str, Any] = {}
-        headers = {}
-        if isinstance(error, InvalidFields):
-            more["errors"] = [FieldProblem(field=field, reason=reason) for field, reason in error.findings]
-        if isinstance(error, Overloaded):
-            headers["retry-after"] = str(max(1, round(error.retry_after_s)))
-        return _problem(request, error.title, error.status, error.message, headers, hint=error.hint, **more)
+        return _refused(request, error)
 
     async def of_http(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
@@ -256,6 +284,16 @@ def _add_errors(app: FastAPI, announce_ids: bool) -> None:
     app.add_exception_handler(ServingError, known)
     app.add_exception_handler(HTTPException, of_http)
     app.add_exception_handler(Exception, unknown)
+
+
+def _refused(request: Request, error: ServingError) -> Response:
+    more: dict[str, Any] = {}
+    headers = {}
+    if isinstance(error, InvalidFields):
+        more["errors"] = [FieldProblem(field=field, reason=reason) for field, reason in error.findings]
+    if isinstance(error, Overloaded):
+        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+    return _problem(request, error.title, error.status, error.message, headers, hint=error.hint, **more)
 
 
 def _problem(request: Request, title: str, status: int, detail: str, headers: dict[str, str], **more: Any) -> Response:

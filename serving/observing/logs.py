@@ -30,12 +30,16 @@ class VersionFilter(logging.Filter):
 
 
 def log_with_serve(version: Callable[[], int | None] | None = None) -> None:
-    """Let our own log lines go where Serve's go: the replica's file, without request contents.
+    """Let our own log lines go where Serve's go: the replica's file, without request contents; from now on Serve only warns.
+
+    Serve makes a line about every request before it finds that nobody wants them: .02 ms of CPU.
 
     Args:
         version: Gives the number of the version that answers, for lines that tell it.
     """
-    handlers = logging.getLogger("ray.serve").handlers
+    serves = logging.getLogger("ray.serve")
+    serves.setLevel(logging.WARNING)
+    handlers = serves.handlers
     if version is not None:
         for handler in handlers:
             handler.addFilter(VersionFilter(version))

@@ -99,6 +99,8 @@ class Scheduler:
         """
         if not self.is_alive:
             raise NotReady("the scheduler does not run")
+        if self.queue_s <= self._max_queue_s:
+            return
         wait_s = self._speed.seconds(self._tokens_until(self._turns.peek(client)))
         if wait_s > self._max_queue_s:
             self._refuse(f"{wait_s:.1f} s of work come before this request, but at most {self._max_queue_s:g} s may", wait_s)
@@ -127,8 +129,9 @@ class Scheduler:
         self.admit(client)
         loop, now = asyncio.get_running_loop(), time.monotonic()
         request = Request(model, client, now, now + deadline_s, [None] * len(payloads), loop.create_future(), len(payloads))
-        places = self._turns.take(client, [len(payload) for payload in payloads])
-        self._require_time(client, places, [len(payload) for payload in payloads], deadline_s)
+        tokens = [len(payload) for payload in payloads]
+        places = self._turns.take(client, tokens)
+        self._require_time(client, places, sum(tokens), deadline_s)
         for position, (payload, place) in enumerate(zip(payloads, places, strict=True)):
             self._enqueue(Text(request, position, payload, len(payload), place))
         timer = loop.call_later(deadline_s, self._expire, request)
@@ -149,11 +152,13 @@ class Scheduler:
         self.counters.queue_seconds.note(waited_s)
         return Scheduled(request.answers, waited_s, request.compute_s, request.batch_texts, request.batch_tokens)
 
-    def _require_time(self, client: str, places: Sequence[float], tokens: Sequence[int], deadline_s: float) -> None:
+    def _require_time(self, client: str, places: Sequence[float], tokens: int, deadline_s: float) -> None:
         """Refuse now who would wait in vain, unless nobody else waits: then trying costs nobody anything."""
-        needed_s = self._speed.seconds(self._tokens_until(places[-1]) + sum(tokens))
-        if self._queue and needed_s > deadline_s:
-            self._turns.give_back(client, sum(tokens))
+        if not self._queue or self._speed.seconds(self.queued_tokens + tokens) <= deadline_s:
+            return
+        needed_s = self._speed.seconds(self._tokens_until(places[-1]) + tokens)
+        if needed_s > deadline_s:
+            self._turns.give_back(client, tokens)
             found = f"{needed_s:.1f} s of work come before this request's last answer, but it has {deadline_s:.1f} s"
             self._refuse(found, needed_s - deadline_s)
 

@@ -208,9 +208,16 @@ def test_variables_name_files_of_the_session(folder: Path) -> None:
     found = front_environment(folder, 8501)
     assert found[SWITCH] == "1"
     assert found["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] == "8501"
-    assert {Path(value).parent for name, value in found.items() if name.startswith("RAY_SERVE_HAPROXY_") and "BASE" not in name} == {folder}
+    assert {Path(value).parent for value in found.values() if "/" in value} == {folder, folder.parent}
     known = (SERVE / "constants.py").read_text()
     assert [name for name in found if f'"{name}"' not in known] == []
+
+
+def test_nobody_reads_a_line_about_every_request_unless_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    switch = "RAY_SERVE_HAPROXY_METRICS_ENABLED"
+    assert front_environment(folder, 8501)[switch] == "0"
+    monkeypatch.setenv(switch, "1")
+    assert front_environment(folder, 8501)[switch] == "1"
 
 
 def test_sockets_have_room_in_the_longest_folder() -> None:

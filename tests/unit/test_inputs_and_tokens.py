@@ -40,6 +40,9 @@ def test_ids_are_those_of_transformers(model_type: str, side: str, make_encoder:
         table = tokenizer.encode(texts)
         expected = theirs(texts, truncation=True, max_length=6, padding=False)["input_ids"]
         assert [row.tolist() for row in (table[index] for index in range(len(texts)))] == expected
+        rows = tokenizer.rows(texts)
+        assert [ids.tolist() for ids, _ in rows] == expected
+        assert [truncated for _, truncated in rows] == table.truncated.tolist()
         assert table.full_lengths.tolist() == [len(ids) for ids in theirs(texts, truncation=False, padding=False)["input_ids"]]
 
 

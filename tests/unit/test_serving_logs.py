@@ -26,10 +26,11 @@ def lines() -> Iterator[list[dict[str, Any]]]:
             found.append(json.loads(formatter.format(record)))
 
     serve, ours = logging.getLogger("ray.serve"), logging.getLogger("serving")
-    before = (serve.handlers, ours.handlers, ours.level, ours.propagate)
+    before = (serve.handlers, serve.level, ours.handlers, ours.level, ours.propagate)
     serve.handlers = [Kept()]
     yield found
-    serve.handlers, ours.handlers, level, ours.propagate = before
+    serve.handlers, serves_level, ours.handlers, level, ours.propagate = before
+    serve.setLevel(serves_level)
     ours.setLevel(level)
 
 
@@ -45,6 +46,14 @@ def test_a_line_tells_the_version_once_there_is_one(lines: list[dict[str, Any]])
     assert "version" not in first
     assert (second["levelname"], second["version"]) == ("WARNING", 7)
     assert first["asctime"]
+
+
+def test_serve_makes_no_line_about_a_request_but_warns(lines: list[dict[str, Any]]) -> None:
+    log_with_serve()
+    serve = logging.getLogger("ray.serve")
+    serve.info("POST /v1/predict 200")
+    serve.warning("a health check failed")
+    assert [line["message"] for line in lines] == ["a health check failed"]
 
 
 def test_lines_of_text_are_left_as_they_are(lines: list[dict[str, Any]]) -> None:

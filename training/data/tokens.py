@@ -113,6 +113,14 @@ class Tokenizer:
         rows = self._ids(texts)
         return make_token_table([self._cut(row) for row in rows], [len(row) for row in rows])
 
+    def rows(self, texts: Sequence[str]) -> list[tuple[NDArray[np.int32], bool]]:
+        """Tokenise a few texts one by one, where a table would cost more than it saves.
+
+        Returns:
+            Of each text its token ids, cut at `max_tokens`, (tokens,), int32; and whether they were cut.
+        """
+        return [(np.array(self._cut(row), np.int32), len(row) > self.max_tokens) for row in self._ids(texts)]
+
     def windows(self, text: str) -> list[NDArray[np.int32]]:
         """Tokenise all of a text, in pieces of at most `max_tokens` where it is longer.
 
