@@ -2,8 +2,9 @@
 
 It does not know how a checkpoint was trained: everything about a model stands in its manifest. Its rooms: `engines` stands below all of it
 but `errors`, `settings` and `messages`; of `observing`, what counts stands below `scheduling` and `answerer`, what publishes below `app`
-and `replica`; `scheduling` stands below `answerer`; `candidates` holds versions on trial, for `answerer`; `dialects` stands between `door`
-and `routes`, `loading` above `client`; `scoring` answers about tables instead, with a `predictor` and no HTTP.
+and `replica`; `scheduling` stands below `answerer`, and `scaling` between it and `replica`; `candidates` holds versions on trial, for
+`answerer`; `dialects` stands between `door` and `routes`, `loading` above `client`; `scoring` answers about tables instead, with a
+`predictor` and no HTTP.
 
 Files in floor order: `errors`, `settings`, `messages`, `predictor`, `follower`, `explaining`, `remembered`, `answerer`,
 `door`, `reference`, `playground`, `routes`, `app`, `replica`, `status`, `rollout`, `client`.

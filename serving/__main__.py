@@ -42,8 +42,11 @@ def make_parser() -> argparse.ArgumentParser:
     deploy = verbs.add_parser("deploy", parents=[shared, versioned], help="serve on the running cluster")
     deploy.set_defaults(verb=_deploy)
     scale = verbs.add_parser("scale", parents=[shared], help="change between how many replicas run")
-    scale.add_argument("--min", type=_positive, required=True, metavar="N", dest="minimum", help="replicas that are always there")
-    scale.add_argument("--max", type=_positive, required=True, metavar="N", dest="maximum", help="replicas under load")
+    scale.add_argument(
+        "--min", type=_whole, metavar="N", dest="minimum", help="replicas that are always there; 0 lets all go when nobody asks"
+    )
+    scale.add_argument("--max", type=_positive, metavar="N", dest="maximum", help="replicas under load")
+    scale.add_argument("--to", type=_positive, metavar="N", help="so many, whatever comes")
     scale.set_defaults(verb=_scale)
     verbs.add_parser("status", parents=[shared], help="show what is deployed").set_defaults(verb=_status)
     verbs.add_parser("stop", parents=[shared], help="take the deployment away").set_defaults(verb=_stop)
@@ -78,6 +81,12 @@ def _add_score(verbs: Any, parents: list[argparse.ArgumentParser]) -> None:
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"is {text!r}, but must be a whole number of at least 1")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"is {text!r}, but must be a whole number")
     return int(text)
 
 
@@ -233,12 +242,15 @@ def _scale(arguments: argparse.Namespace) -> int:
     from cluster.errors import SettingsError
     from serving.rollout import Rollout
 
-    if arguments.maximum < arguments.minimum:
-        raise SettingsError(f"--max is {arguments.maximum}, but must be at least --min ({arguments.minimum})")
+    minimum, maximum = (arguments.minimum, arguments.maximum) if arguments.to is None else (arguments.to, arguments.to)
+    if (arguments.to is None) == (arguments.minimum is None and arguments.maximum is None) or minimum is None or maximum is None:
+        raise SettingsError("must have either --min and --max, or --to")
+    if maximum < minimum:
+        raise SettingsError(f"--max is {maximum}, but must be at least --min ({minimum})")
     cluster, _ = _sections(arguments)
     with reach(cluster) as dashboard_url:
         rollout = Rollout.at(dashboard_url, cluster, say)
-        rollout.scale(arguments.minimum, arguments.maximum)
+        rollout.scale(minimum, maximum)
         _print_status(rollout)
     return 0
 

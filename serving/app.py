@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 APPLICATION = "twohead"
 DEPLOYMENT = "Replica"
 IMPORT_PATH = "serving.app:build"
+POLICY_PATH = "serving.scaling.policy:Backlog"
 CODE_ROOT = Path(__file__).resolve().parent.parent
 
 Config = dict[str, Any]
@@ -70,22 +71,39 @@ def _deployment(settings: ServingSettings) -> Config:
         "max_ongoing_requests": settings.max_ongoing_requests,
         # New replicas answer before old ones go, and a broken version of the code never gets requests.
         "max_surge_percent": 100,
-        "autoscaling_config": {
-            "min_replicas": settings.min_replicas,
-            "max_replicas": settings.max_replicas,
-            "target_ongoing_requests": settings.autoscaling.target_ongoing_requests,
-            "upscale_delay_s": settings.autoscaling.upscale_delay_s,
-            "downscale_delay_s": settings.autoscaling.downscale_delay_s,
-            "look_back_period_s": settings.autoscaling.look_back_period_s,
-            # Ray calls this one deprecated, but the variables it names instead are read nowhere in 2.60.
-            "metrics_interval_s": settings.autoscaling.metrics_interval_s,
-        },
+        "autoscaling_config": _autoscaling(settings),
         # With Serve's default backoff, requests stall while the number of replicas falls to one.
         "request_router_config": {"initial_backoff_s": 0.005, "backoff_multiplier": 1.5, "max_backoff_s": 0.02},
         "health_check_period_s": 5.0,
         "graceful_shutdown_wait_loop_s": 0.5,
         "graceful_shutdown_timeout_s": settings.deadline_ms / 1000 + _DRAIN_MARGIN_S,
         "ray_actor_options": {"num_cpus": settings.resources_per_replica.cpu, "num_gpus": settings.resources_per_replica.gpu},
+    }
+
+
+def _autoscaling(settings: ServingSettings) -> Config:
+    chosen = settings.autoscaling
+    config: Config = {
+        "min_replicas": settings.min_replicas,
+        # A deployment has to show once that it answers.
+        "initial_replicas": max(settings.min_replicas, 1),
+        "max_replicas": settings.max_replicas,
+        "target_ongoing_requests": chosen.target_ongoing_requests,
+        "upscale_delay_s": chosen.upscale_delay_s,
+        "downscale_delay_s": chosen.downscale_delay_s,
+        "downscale_to_zero_delay_s": chosen.idle_s,
+        "look_back_period_s": chosen.look_back_period_s,
+        # Ray calls this one deprecated, but the variables it names instead are read nowhere in 2.60.
+        "metrics_interval_s": chosen.metrics_interval_s,
+    }
+    if chosen.policy == "requests":
+        return config
+    own = {"target_p95_ms": chosen.target_p95_ms, "hold_s": chosen.downscale_delay_s, "idle_s": chosen.idle_s}
+    # It holds what was needed itself: Serve's delay would begin anew whenever it is.
+    return config | {
+        "downscale_delay_s": 0.0,
+        "downscale_to_zero_delay_s": 0.0,
+        "policy": {"policy_function": POLICY_PATH, "policy_kwargs": own},
     }
 
 

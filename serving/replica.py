@@ -19,6 +19,7 @@ from serving.observing.metrics import PUBLISH_EVERY_S, Figures, gather
 from serving.observing.tracing import Traced, add_tracing, make_tracer
 from serving.predictor import Predictor
 from serving.routes import build_app
+from serving.scaling.reported import report
 from serving.settings import CODE_VARIABLE, Arguments
 from training.registry import Registry
 
@@ -71,6 +72,10 @@ class Replica:
         self._answerer.require_health()
         if self._publishing.done():
             raise NotReady("figures are not published any more")
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Serve what `serving.scaling.policy` decides by."""
+        return report(self._answerer.scheduler)
 
     async def _publish(self) -> None:
         while True:

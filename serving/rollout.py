@@ -104,7 +104,8 @@ class Rollout:
         config: Config = application["deployed_app_config"]
         for deployment in config["deployments"]:
             if deployment["name"] == DEPLOYMENT:
-                deployment["autoscaling_config"] |= {"min_replicas": minimum, "max_replicas": maximum}
+                # Where a deployment begins must lie between the two, and is read no more.
+                deployment["autoscaling_config"] |= {"min_replicas": minimum, "initial_replicas": maximum, "max_replicas": maximum}
         self._put(_beside_others(_same_doors(details) | {"applications": [config]}, details))
         return self.status()
 

@@ -28,16 +28,23 @@ class AutoscalingSettings(Section):
     """When replicas come and go between `min_replicas` and `max_replicas`.
 
     Attributes:
-        target_ongoing_requests: Requests in a replica, waiting ones included, that Ray Serve aims at.
+        policy: `backlog` decides by seconds of work that wait and tokens that arrive (see `serving.scaling.policy`); `requests` is Ray
+            Serve's own, which counts requests.
+        target_p95_ms: `backlog` wants 95 % of the answers within this.
+        idle_s: Where `min_replicas` is 0, the last replica goes after nothing was asked for so long; the next request waits for a new one.
+        target_ongoing_requests: Requests in a replica, waiting ones included, that `requests` aims at.
         upscale_delay_s: More replicas are wanted for this long before they are started.
-        downscale_delay_s: Fewer replicas are wanted for this long before any stops.
-        look_back_period_s: Window over which ongoing requests are averaged.
-        metrics_interval_s: How often the proxies report them; must be below the window.
+        downscale_delay_s: Replicas that were needed within this time stay.
+        look_back_period_s: Window over which arrivals and ongoing requests are averaged.
+        metrics_interval_s: How often replicas report; must be below the window.
     """
 
+    policy: Literal["backlog", "requests"] = "backlog"
+    target_p95_ms: Positive = 1_000.0
+    idle_s: Positive = 300.0
     target_ongoing_requests: Positive = 16.0
-    upscale_delay_s: float = Field(default=3.0, ge=0.0)
-    downscale_delay_s: float = Field(default=60.0, ge=0.0)
+    upscale_delay_s: float = Field(default=0.0, ge=0.0)
+    downscale_delay_s: float = Field(default=240.0, ge=0.0)
     metrics_interval_s: Positive = 1.0
     look_back_period_s: float = Field(default=5.0, validate_default=True)
 
@@ -81,7 +88,7 @@ class ServingSettings(Section):
         name: The registry's name whose version is served; replicas follow it when it moves.
         host: Address the proxies listen on.
         port: Port the proxies listen on.
-        min_replicas: Replicas that are always there.
+        min_replicas: Replicas that are always there; 0 lets the last one go when nobody asks.
         max_replicas: Replicas under load.
         autoscaling: When replicas come and go.
         resources_per_replica: CPUs and GPUs of one replica.
@@ -111,7 +118,7 @@ class ServingSettings(Section):
     name: str = Field(default="production", pattern=r"^[a-z][a-z0-9-]{0,62}$")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
-    min_replicas: int = Field(default=1, ge=1)
+    min_replicas: int = Field(default=1, ge=0)
     max_replicas: int = Field(default=2, validate_default=True)
     autoscaling: AutoscalingSettings = AutoscalingSettings()
     resources_per_replica: ReplicaResources = ReplicaResources()
@@ -139,6 +146,8 @@ class ServingSettings(Section):
         minimum = info.data.get("min_replicas", 1)
         if value < minimum:
             raise ValueError(f"must be at least serving.min_replicas ({minimum})")
+        if value < 1:
+            raise ValueError("must be at least 1")
         return value
 
     @field_validator("shadow")

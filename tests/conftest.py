@@ -81,8 +81,8 @@ def make_encoder_in() -> Callable[..., Path]:
     return write_encoder
 
 
-def write_tiny_checkpoint(folder: Path, seed: int = 0) -> Path:
-    """Write a whole checkpoint with random weights and two heads."""
+def write_tiny_checkpoint(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """Write a whole checkpoint with random weights and two heads; `changes` are of its encoder."""
     import torch
     from transformers import AutoConfig
 
@@ -90,7 +90,7 @@ def write_tiny_checkpoint(folder: Path, seed: int = 0) -> Path:
     from training.data.tokens import Tokenizer
     from training.network.model import TwoHeadBert, make_config
 
-    encoder = write_encoder(folder.parent / f"{folder.name}-encoder")
+    encoder = write_encoder(folder.parent / f"{folder.name}-encoder", **changes)
     torch.manual_seed(seed)
     model = TwoHeadBert(make_config(AutoConfig.from_pretrained(str(encoder)), "mean", HEADS))
     facts = ModelFacts(

@@ -3,9 +3,9 @@
     python benchmarks/search_cost/with_and_without.py kldb --data FOLDER --trials 4 --seed 0 --out RESULTS
 
 The search without the ladder runs to its end: every trial trains all layers from the start, the worse ones are stopped early. Then the
-search with the ladder gets a fifth of the CPU seconds, counted like the first one's over all processes, Ray's own among them: it is
-stopped a little before, for writing the version counts too. Its progress is kept beside the figures. Prints both costs and both published versions' macro-F1 on the test rows, which neither search has chosen by, with the
-paired 95 % interval of their difference.
+search with the ladder gets a fifth of the CPU seconds, counted like the first one's over all processes, Ray's own among them: it is stopped
+a little before, for writing the version counts too. Its progress is kept beside the figures. Prints both costs and both published versions'
+macro-F1 on the test rows, which neither search has chosen by, with the paired 95 % interval of their difference.
 """
 
 import argparse

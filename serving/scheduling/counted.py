@@ -70,6 +70,32 @@ class Speed:
         self._tokens = _MEMORY * self._tokens + tokens
         self._seconds = _MEMORY * self._seconds + seconds
 
+    @property
+    def tokens_per_s(self) -> float:
+        """The measure; 0 while nothing was measured."""
+        return self._tokens / self._seconds if self._seconds else 0.0
+
     def seconds(self, tokens: int) -> float:
         """Return how long so many tokens take; 0 while nothing was measured."""
         return tokens * self._seconds / self._tokens if self._tokens else 0.0
+
+
+class Demand:
+    """Tokens that were asked for, also by whoever was refused before anybody had counted them.
+
+    Attributes:
+        tokens: Since the start.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0.0
+        self._in_a_request = 0.0
+
+    def note(self, tokens: int) -> None:
+        """Take in a request."""
+        self.tokens += tokens
+        self._in_a_request = _MEMORY * self._in_a_request + (1 - _MEMORY) * tokens if self._in_a_request else tokens
+
+    def note_unread(self) -> None:
+        """Take in a request whose texts were not read: as many as those before it."""
+        self.tokens += self._in_a_request

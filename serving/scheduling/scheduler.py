@@ -20,7 +20,7 @@ from typing import Any
 
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
 from serving.scheduling.batch import choose
-from serving.scheduling.counted import Counters, Speed
+from serving.scheduling.counted import Counters, Demand, Speed
 from serving.scheduling.queued import Job, Model, Request, Scheduled, Text
 from serving.scheduling.turns import Turns
 
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 # The last part of a batch's expected time, in which the next one is composed where a whole one waits. Whoever comes later waits for it.
 _AHEAD_SHARE = 0.5
 _MOST_RUNNING = 2
+# A batch of this share of what makes one as fast as any tells how fast the engine can be.
+_LARGE_SHARE = 0.5
 
 
 class Scheduler:
@@ -51,7 +53,9 @@ class Scheduler:
         self._arrival = asyncio.Event()
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loop_task: asyncio.Task[None] | None = None
-        self._speed = Speed()
+        self._speed, self._full_speed = Speed(), Speed()
+        self._demand = Demand()
+        self._computing_tokens = 0
         self._free_at = 0.0
         self._last_s = 0.0
         self.counters = Counters()
@@ -84,9 +88,25 @@ class Scheduler:
         """Seconds of work in the queue, by the speed measured last; 0 while nothing was measured."""
         return self._speed.seconds(self.queued_tokens)
 
+    @property
+    def open_tokens(self) -> int:
+        """Tokens that wait or are being computed."""
+        return self.queued_tokens + self._computing_tokens
+
+    @property
+    def asked_tokens(self) -> float:
+        """Tokens that were asked for since the start, answered or refused."""
+        return self._demand.tokens
+
+    @property
+    def tokens_per_s(self) -> float:
+        """What the engine does in a second of batches that are large enough; 0 while nothing was measured."""
+        return self._full_speed.tokens_per_s
+
     def expect_speed(self, tokens_per_s: float) -> None:
         """Give a first measure of the engine's speed; real batches soon replace it."""
         self._speed.expect(tokens_per_s)
+        self._full_speed.expect(tokens_per_s)
 
     def admit(self, client: str = "") -> None:
         """Check whether a client's next text would be computed soon enough.
@@ -97,6 +117,13 @@ class Scheduler:
             Overloaded: More than `max_queue_s` of work comes before it.
             NotReady: The loop does not run.
         """
+        try:
+            self._require_room(client)
+        except Overloaded:
+            self._demand.note_unread()
+            raise
+
+    def _require_room(self, client: str) -> None:
         if not self.is_alive:
             raise NotReady("the scheduler does not run")
         if self.queue_s <= self._max_queue_s:
@@ -126,10 +153,11 @@ class Scheduler:
             DeadlineExceeded: The deadline passed first, or would have before one of the texts could be computed.
             ServingError: The engine failed on all of the texts.
         """
-        self.admit(client)
+        tokens = [len(payload) for payload in payloads]
+        self._demand.note(sum(tokens))
+        self._require_room(client)
         loop, now = asyncio.get_running_loop(), time.monotonic()
         request = Request(model, client, now, now + deadline_s, [None] * len(payloads), loop.create_future(), len(payloads))
-        tokens = [len(payload) for payload in payloads]
         places = self._turns.take(client, tokens)
         self._require_time(client, places, sum(tokens), deadline_s)
         for position, (payload, place) in enumerate(zip(payloads, places, strict=True)):
@@ -252,9 +280,14 @@ class Scheduler:
         if not batch:
             return
         job = Job(batch[0].request.model, [text.payload for text in batch])
+        tokens = sum(text.tokens for text in batch)
+        self._computing_tokens += tokens
         computed = asyncio.get_running_loop().run_in_executor(self._engine, job.run)
-        # wait() takes no error out of the future, so that whatever the engine raises is looked at below.
-        await asyncio.wait([computed])
+        try:
+            # wait() takes no error out of the future, so that whatever the engine raises is looked at below.
+            await asyncio.wait([computed])
+        finally:
+            self._computing_tokens -= tokens
         self._count(batch, job.seconds)
         error = computed.exception()
         if error is None and len(answers := computed.result()) == len(batch):
@@ -278,6 +311,8 @@ class Scheduler:
         self.counters.compute_s += compute_s
         self.counters.note_batch(len(batch), tokens, compute_s)
         self._speed.note(tokens, compute_s)
+        if tokens >= _LARGE_SHARE * (self._batch_tokens or batch[0].request.model.batch_tokens):
+            self._full_speed.note(tokens, compute_s)
         for request in {text.request for text in batch}:
             request.compute_s += compute_s
             request.batch_texts = max(request.batch_texts, len(batch))

@@ -1,3 +1,4 @@
+import importlib
 from typing import Any
 
 import pytest
@@ -48,6 +49,28 @@ def test_settings_reach_serve() -> None:
     assert deployment["max_ongoing_requests"] == 77
     assert deployment["max_surge_percent"] == 100
     assert (deployment["autoscaling_config"]["min_replicas"], deployment["autoscaling_config"]["max_replicas"]) == (2, 5)
+
+
+def test_our_policy_decides_and_holds_itself_unless_serves_own_is_chosen() -> None:
+    def scaling(**settings: Any) -> dict[str, Any]:
+        (deployment,) = rendered(**settings)["applications"][0]["deployments"]
+        found: dict[str, Any] = deployment["autoscaling_config"]
+        return found
+
+    ours = scaling(autoscaling={"target_p95_ms": 300, "downscale_delay_s": 77, "idle_s": 9})
+    assert ours["policy"]["policy_kwargs"] == {"target_p95_ms": 300.0, "hold_s": 77.0, "idle_s": 9.0}
+    assert (ours["upscale_delay_s"], ours["downscale_delay_s"], ours["downscale_to_zero_delay_s"]) == (0.0, 0.0, 0.0)
+    module, _, name = ours["policy"]["policy_function"].partition(":")
+    assert getattr(importlib.import_module(module), name)(**ours["policy"]["policy_kwargs"])
+    serves = scaling(autoscaling={"policy": "requests", "downscale_delay_s": 77, "idle_s": 9})
+    assert "policy" not in serves
+    assert (serves["downscale_delay_s"], serves["downscale_to_zero_delay_s"]) == (77.0, 9.0)
+
+
+@pytest.mark.parametrize(("minimum", "first"), [(0, 1), (1, 1), (3, 3)])
+def test_a_deployment_begins_with_a_replica_that_shows_that_it_answers(minimum: int, first: int) -> None:
+    (deployment,) = rendered(min_replicas=minimum, max_replicas=5)["applications"][0]["deployments"]
+    assert deployment["autoscaling_config"]["initial_replicas"] == first
 
 
 def test_nothing_logs_requests() -> None:

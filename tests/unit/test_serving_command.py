@@ -66,8 +66,14 @@ def test_scale_checks_its_bounds(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run_command(make_parser(), command(tmp_path, "scale", "--min", "3", "--max", "2")) == 2
     assert "error: --max is 2, but must be at least --min (3)" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        run_command(make_parser(), command(tmp_path, "scale", "--min", "0", "--max", "2"))
-    assert "argument --min: is '0', but must be a whole number of at least 1" in capsys.readouterr().err
+        run_command(make_parser(), command(tmp_path, "scale", "--min", "0", "--max", "0"))
+    assert "argument --max: is '0', but must be a whole number of at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_command(make_parser(), command(tmp_path, "scale", "--min", "-1", "--max", "2"))
+    assert "argument --min: is '-1', but must be a whole number" in capsys.readouterr().err
+    for words in ([], ["--min", "1"], ["--max", "1"], ["--to", "2", "--min", "1"], ["--to", "2", "--min", "1", "--max", "2"]):
+        assert run_command(make_parser(), command(tmp_path, "scale", *words)) == 2
+        assert "error: must have either --min and --max, or --to" in capsys.readouterr().err
 
 
 def test_nothing_is_scored_without_a_version_or_a_table(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,8 @@ def test_scaling_changes_the_numbers_and_nothing_else(settings: ServingSettings)
     before, after = serve.puts
     for put in (before, after):
         for deployment in put["applications"][1]["deployments"]:
-            del deployment["autoscaling_config"]["min_replicas"], deployment["autoscaling_config"]["max_replicas"]
+            for name in ("min_replicas", "initial_replicas", "max_replicas"):
+                del deployment["autoscaling_config"][name]
     # Anything else that changed would restart replicas.
     assert before["applications"] == after["applications"]
     assert before["http_options"] == after["http_options"]
