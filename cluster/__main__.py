@@ -61,6 +61,11 @@ def make_parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
     verb.add_argument("id", metavar="ID", help="the job's id, or its beginning")
     add("down", _down, "end the cluster that `up` started, and nothing else")
     add("check", _check, "check the section `cluster` of the settings")
+    usage = "%(prog)s raycluster|rayjob|dockerfile [--config FILE] [--set KEY=VALUE] [-- COMMAND ...]"
+    verb = add("render", _render, "print manifests for KubeRay, or the recipe of their image", usage=usage)
+    verb.set_defaults(command=command)
+    about = "a cluster that stays, one that runs COMMAND and goes, or the image of both"
+    verb.add_argument("what", choices=("raycluster", "rayjob", "dockerfile"), help=about)
     return parser
 
 
@@ -183,6 +188,17 @@ def _check(options: argparse.Namespace) -> int:
         if settings.launcher["provider"]["type"] == "local":
             say("note: for provider `local`, start `ray up` with RAY_UP_enable_autoscaler_v2=0; without it no worker is contacted")
     say(f"{options.config}: the section cluster is fine")
+    return 0
+
+
+def _render(options: argparse.Namespace) -> int:
+    from cluster.kubernetes import dockerfile, ray_cluster, ray_job, to_yaml
+
+    settings = _settings(options)
+    if options.what == "dockerfile":
+        say(dockerfile(settings).rstrip())
+    else:
+        say(to_yaml(ray_cluster(settings) if options.what == "raycluster" else ray_job(settings, options.command)).rstrip())
     return 0
 
 

@@ -11,10 +11,10 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from cluster.errors import SettingsError
 
@@ -31,6 +31,76 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
+class PodSettings(Section):
+    """What one pod of a Ray cluster gets.
+
+    Attributes:
+        cpu: CPUs.
+        memory_gib: Memory; it may not use more.
+        gpu: GPUs.
+        node_selector: Labels of the nodes it may run on.
+        tolerations: Taints it may run in spite of, as Kubernetes has them; nodes that may be taken away at any time often have one.
+    """
+
+    cpu: int = Field(default=2, ge=1)
+    memory_gib: int = Field(default=8, ge=1)
+    gpu: int = Field(default=0, ge=0)
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[dict[str, str], ...] = ()
+
+
+class GroupSettings(PodSettings):
+    """Pods that come and go together with work for them.
+
+    Attributes:
+        fewest: So many are always there.
+        most: At most.
+    """
+
+    fewest: int = Field(default=0, ge=0)
+    most: int = Field(default=4, ge=1, validate_default=True)
+
+    @field_validator("most")
+    @classmethod
+    def _not_below_fewest(cls, value: int, info: ValidationInfo) -> int:
+        if value < (fewest := info.data.get("fewest", 0)):
+            raise ValueError(f"must be at least fewest ({fewest})")
+        return value
+
+
+class KubernetesSettings(Section):
+    """What `render` makes for KubeRay.
+
+    Attributes:
+        image: Holds Ray and this project; see `render dockerfile`.
+        namespace: Of all that is made.
+        head: The head's pod; no trial and no replica runs there.
+        groups: Name → pods that work.
+        head_store: Where the head keeps what it must know again after a restart: `none`, `embedded` (a volume of its own) or `redis`.
+        redis_address: Of that Redis, `host:port`.
+        head_store_gib: Size of that volume.
+        idle_s: A pod without work goes after so long.
+    """
+
+    image: str = Field(default="twohead:latest", pattern=r"^\S+$")
+    namespace: str = Field(default="default", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+    head: PodSettings = PodSettings()
+    groups: dict[Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$")], GroupSettings] = Field(
+        default={"trials": GroupSettings(cpu=4, memory_gib=16), "replicas": GroupSettings(cpu=4, memory_gib=16, fewest=1)}, min_length=1
+    )
+    head_store: Literal["none", "embedded", "redis"] = "none"
+    redis_address: str | None = Field(default=None, validate_default=True)
+    head_store_gib: int = Field(default=5, ge=1)
+    idle_s: int = Field(default=120, ge=1)
+
+    @field_validator("redis_address")
+    @classmethod
+    def _where_it_is_read(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if (value is not None) != (info.data.get("head_store") == "redis"):
+            raise ValueError("must be given where head_store is redis, and nowhere else")
+        return value
+
+
 class ClusterSettings(Section):
     """Where Ray is, and where files live.
 
@@ -43,6 +113,7 @@ class ClusterSettings(Section):
         object_store_bytes: Shared memory of a local Ray for tokenised texts.
         exclude: Patterns (as in .gitignore) that are not shipped with a job.
         launcher: Ray's own cluster-launcher configuration, word for word.
+        kubernetes: What `render` makes for KubeRay.
     """
 
     address: str = "local"
@@ -53,6 +124,7 @@ class ClusterSettings(Section):
     object_store_bytes: int = Field(default=500_000_000, ge=80_000_000)
     exclude: tuple[str, ...] = (".git", ".venv", "venv", ".twohead", "__pycache__", ".*_cache")
     launcher: dict[str, Any] | None = None
+    kubernetes: KubernetesSettings = KubernetesSettings()
 
     @field_validator("address")
     @classmethod
