@@ -182,7 +182,7 @@ def _stop_jobs(settings: ClusterSettings) -> None:
 def _check(options: argparse.Namespace) -> int:
     settings = _settings(options)
     if settings.launcher is not None:
-        from cluster.launcher import check_launcher
+        from cluster.launcher_file import check_launcher
 
         check_launcher(settings.launcher)
         if settings.launcher["provider"]["type"] == "local":

@@ -1,29 +1,23 @@
-"""Starts and ends the one-machine cluster of `cluster up`, and checks a configuration for Ray's own launcher.
+"""Starts and ends the one-machine cluster of `cluster up`.
 
 The cluster listens on 127.0.0.1 only and wants a token for everything but Serve's answers; `up` proves that before it
 says so. Nothing is found by name: only processes that carry the session's mark are ended, never another Ray. It does
 not know what runs on the cluster.
 """
 
-import copy
 import fcntl
-import importlib
-import io
-import json
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from cluster.connection import ADDRESS_VARIABLE
 from cluster.dashboard import ask, prove_closed
-from cluster.errors import ClusterError, SettingsError
+from cluster.errors import ClusterError
 from cluster.facts import FACTS_FILE, Facts, facts_folder, read_facts, write_facts
 from cluster.session import Session, applied_to_ray, client_environment, free_port, new_session
 from cluster.settings import ClusterSettings
@@ -32,7 +26,6 @@ START_TIMEOUT_S = 120.0
 LOCK_FILE = "lock"
 TOKEN_FILE = "token"  # noqa: S105  # the name of a file
 _POLL_S = 0.2
-_LAUNCHER_HINT = "these are Ray's own keys: see the cluster YAML reference of Ray"
 _LASTING = ("gcs_server", "raylet")
 
 
@@ -128,39 +121,6 @@ def _remove(settings: ClusterSettings, facts: Facts) -> int:
     facts.session.token_path.unlink(missing_ok=True)
     (facts_folder(settings) / FACTS_FILE).unlink(missing_ok=True)
     return ended
-
-
-def check_launcher(launcher: dict[str, Any]) -> None:
-    """Check a configuration for `ray up` with Ray's own validator.
-
-    It cannot see a misspelt key below `provider`, nor whether SSH keys, images and commands are right.
-
-    Raises:
-        SettingsError: Ray would refuse it; with every finding of its schema, or the first of its other checks.
-    """
-    ray_util: Any = importlib.import_module("ray.autoscaler._private.util")
-    # Ray's own checks stop at the first finding, and fall over values of a wrong type: so its schema goes first.
-    if findings := _schema_findings(launcher):
-        raise SettingsError("\n       ".join(findings), _LAUNCHER_HINT)
-    click: Any = importlib.import_module("click")
-    try:
-        # It prints what it fills in and finds; the finding comes with the error too.
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            ray_util.validate_config(ray_util.prepare_config(copy.deepcopy(launcher)))
-    except KeyError as error:
-        raise SettingsError(f"cluster.launcher: the key {error} is missing", _LAUNCHER_HINT) from None
-    # What Ray's checks raise for a bad configuration; anything else is a defect and must show.
-    except (ValueError, TypeError, NotImplementedError, click.ClickException) as error:
-        raise SettingsError(f"cluster.launcher: {error}", _LAUNCHER_HINT) from None
-
-
-def _schema_findings(launcher: dict[str, Any]) -> list[str]:
-    import ray.autoscaler
-
-    validator: Any = importlib.import_module("jsonschema").Draft7Validator
-    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8"))
-    errors = sorted(validator(schema).iter_errors(launcher), key=lambda error: [str(part) for part in error.absolute_path])
-    return [".".join(["cluster.launcher", *(str(part) for part in error.absolute_path)]) + f": {error.message}" for error in errors]
 
 
 def _start(settings: ClusterSettings, session: Session, say: Callable[[str], None]) -> Facts:

@@ -10,18 +10,13 @@ from typing import Any
 import pytest
 
 from cluster import launcher as module
-from cluster.errors import ClusterError, SettingsError
+from cluster.errors import ClusterError
 from cluster.facts import Facts, facts_folder, read_facts, write_facts
-from cluster.launcher import check_launcher, down, up
+from cluster.launcher import down, up
 from cluster.session import free_port
 from cluster.settings import ClusterSettings
 
 FACTS = Facts("127.0.0.1:1", "http://127.0.0.1:2", "/tmp/twohead-unit-x", "/tmp/twohead-unit-x/token", (3,), socket.gethostname(), 5.5)
-LOCAL = {
-    "cluster_name": "ads",
-    "provider": {"type": "local", "head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2"]},
-    "auth": {"ssh_user": "ray"},
-}
 
 
 def test_up_is_for_this_machine() -> None:
@@ -159,33 +154,3 @@ def test_no_free_port_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         free_port(8265)
     assert raised.value.message == "no port from 8265 to 8314 is free"
     assert raised.value.hint == "set cluster.dashboard_port to another one"
-
-
-def test_a_good_launcher_configuration_passes_and_is_not_changed() -> None:
-    launcher = {**LOCAL, "auth": {"ssh_user": "ray"}}
-    check_launcher(launcher)
-    assert launcher == LOCAL
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"provider": {"type": "cloudy"}}, "cluster.launcher: Unsupported node provider: cloudy"),
-        ({"provider": {"type": "external"}}, "cluster.launcher: the key 'setup_commands' is missing"),
-        ({"provider": {"type": "local"}}, "cluster.launcher: Please supply a `head_ip` and list of `worker_ips`. "
-            "Alternatively, supply a `coordinator_address`."),
-        ({"provider": 3}, "cluster.launcher.provider: 3 is not of type 'object'"),
-        (
-            {"max_wokers": 2, "max_workers": "3", "auth": {"ssh_usr": "x"}},
-            "cluster.launcher: Additional properties are not allowed ('max_wokers' was unexpected)\n"
-            "       cluster.launcher.auth: Additional properties are not allowed ('ssh_usr' was unexpected)\n"
-            "       cluster.launcher.max_workers: '3' is not of type 'integer'",
-        ),
-    ],
-)  # fmt: skip
-def test_a_bad_launcher_configuration_is_refused_by_ray(change: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SettingsError) as raised:
-        check_launcher({**LOCAL, **change})
-    assert raised.value.message == message
-    assert raised.value.hint == "these are Ray's own keys: see the cluster YAML reference of Ray"
-    assert capsys.readouterr() == ("", "")

@@ -232,7 +232,12 @@ def test_status_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 def test_check_reads_the_section_and_the_launcher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "ray_config.yaml"
-    path.write_text("cluster: {launcher: {cluster_name: ads, provider: {type: local, head_ip: 10.0.0.1, worker_ips: []}}}")
+    (tmp_path / "token").touch()
+    start = "[RAY_AUTH_MODE=token ray start]"
+    path.write_text(
+        "cluster: {launcher: {cluster_name: ads, provider: {type: local, head_ip: 10.0.0.1, worker_ips: []}, "
+        f"head_start_ray_commands: {start}, worker_start_ray_commands: {start}, file_mounts: {{~/.ray/auth_token: {tmp_path}/token}}}}}}"
+    )
     assert main(["check", "--config", str(path)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "note: for provider `local`, start `ray up` with RAY_UP_enable_autoscaler_v2=0; without it no worker is contacted",
