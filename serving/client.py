@@ -4,12 +4,11 @@
         for answer in client.predict(["Nurse for our intensive care unit"]).answers:
             print(answer.heads["category"].class_)
 
-Asking twice does no harm, so a request is sent again when the server is full or was not reached; how long to wait is the
-server's word (Retry-After). It knows no Ray and needs none.
+Asking twice does no harm, so a request is sent again when the server is full or was not reached, to another address where there is one;
+how long to wait is the server's word (Retry-After). It knows no Ray and needs none.
 """
 
 import asyncio
-import random
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -21,65 +20,33 @@ from pydantic import BaseModel, ValidationError
 from serving.errors import AnswerError
 from serving.explaining import Explanation
 from serving.messages import Prediction, Problem, VersionFacts
+from serving.retrying import Attempts, Budget
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-# Waits between attempts when the server names none: doubled each time, up to the last.
-_FIRST_WAIT_S = 0.1
-_LONGEST_WAIT_S = 5.0
-_RETRIED = (502, 503)
 
 MessageT = TypeVar("MessageT", bound=BaseModel)
-
-
-class _Attempts:
-    """When to ask again, and when to give up."""
-
-    def __init__(self, retries: int, timeout_s: float) -> None:
-        self._left = retries
-        self._wait_s = _FIRST_WAIT_S
-        self._deadline = time.monotonic() + timeout_s
-
-    @property
-    def left_s(self) -> float:
-        """Time that is left for the next attempt."""
-        return max(self._deadline - time.monotonic(), 0.001)
-
-    def after_response(self, response: httpx.Response) -> float | None:
-        """Return the seconds to wait before asking again; None takes this response."""
-        if response.status_code not in _RETRIED:
-            return None
-        asked = response.headers.get("retry-after", "")
-        return self._next(float(asked) if asked.isdigit() else None)
-
-    def after_failure(self, error: httpx.TransportError) -> float | None:
-        """Return the seconds to wait before asking again; None gives up."""
-        return None if isinstance(error, httpx.TimeoutException) else self._next(None)
-
-    def _next(self, asked_s: float | None) -> float | None:
-        # Callers refused together should not come back together.
-        wait_s = (asked_s if asked_s is not None else self._wait_s) * random.uniform(1.0, 1.25)  # noqa: S311  # no secret
-        self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)
-        if self._left <= 0 or time.monotonic() + wait_s > self._deadline:
-            return None
-        self._left -= 1
-        return wait_s
 
 
 class Client:
     """Asks a served version.
 
     Args:
-        url: Where it is.
+        url: Where it is; of several addresses that lead to the same, the one that answered last is asked first.
         timeout_s: For one request, waits and retries included.
-        retries: How often a request is sent again after 502, 503 or a broken connection.
+        retries: How often a request is sent again after 502, 503 or a broken connection; of all requests, one in ten.
         transport: In place of the network, for tests.
     """
 
     def __init__(
-        self, url: str = DEFAULT_URL, timeout_s: float = 60.0, retries: int = 5, transport: httpx.BaseTransport | None = None
+        self,
+        url: str | Sequence[str] = DEFAULT_URL,
+        timeout_s: float = 60.0,
+        retries: int = 5,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._url, self._timeout_s, self._retries = url, timeout_s, retries
-        self._http = httpx.Client(base_url=url, transport=transport, trust_env=not is_on_this_machine(url))
+        self._urls, self._timeout_s, self._retries = _urls(url), timeout_s, retries
+        self._budget, self._answered = Budget(), 0
+        self._http = [httpx.Client(base_url=one, transport=transport, trust_env=not is_on_this_machine(one)) for one in self._urls]
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +56,8 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        for http in self._http:
+            http.close()
 
     def predict(
         self, texts: Sequence[str] | None = None, *, examples: Sequence[Mapping[str, str]] | None = None, deadline_ms: int | None = None
@@ -135,17 +103,19 @@ class Client:
         return _accepted(self._send("GET", "/metrics", None)).text
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
-        attempts = _Attempts(self._retries, self._timeout_s)
+        attempts = Attempts(self._retries, self._timeout_s, self._budget, len(self._http), self._answered)
         while True:
+            asked = attempts.address
             try:
-                response = self._http.request(method, path, json=body, timeout=attempts.left_s)
+                response = self._http[asked].request(method, path, json=body, timeout=attempts.left_s)
             except httpx.TransportError as error:
-                wait_s = attempts.after_failure(error)
+                wait_s = attempts.after_failure(is_late=isinstance(error, httpx.TimeoutException))
                 if wait_s is None:
-                    raise _unreachable(self._url, error) from error
+                    raise _unreachable(self._urls[asked], error) from error
             else:
-                wait_s = attempts.after_response(response)
+                wait_s = attempts.after_response(response.status_code, response.headers.get("retry-after", ""))
                 if wait_s is None:
+                    self._answered = asked
                     return _accepted(response)
             time.sleep(wait_s)
 
@@ -154,12 +124,19 @@ class AsyncClient:
     """Asks a served version from asyncio; see `Client`."""
 
     def __init__(
-        self, url: str = DEFAULT_URL, timeout_s: float = 60.0, retries: int = 5, transport: httpx.AsyncBaseTransport | None = None
+        self,
+        url: str | Sequence[str] = DEFAULT_URL,
+        timeout_s: float = 60.0,
+        retries: int = 5,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._url, self._timeout_s, self._retries = url, timeout_s, retries
+        self._urls, self._timeout_s, self._retries = _urls(url), timeout_s, retries
+        self._budget, self._answered = Budget(), 0
         # httpx would keep at most 100 connections; how many requests run at once is the caller's choice.
         limits = httpx.Limits(max_connections=None)
-        self._http = httpx.AsyncClient(base_url=url, transport=transport, limits=limits, trust_env=not is_on_this_machine(url))
+        self._http = [
+            httpx.AsyncClient(base_url=one, transport=transport, limits=limits, trust_env=not is_on_this_machine(one)) for one in self._urls
+        ]
 
     async def __aenter__(self) -> Self:
         return self
@@ -169,7 +146,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        for http in self._http:
+            await http.aclose()
 
     async def predict(
         self, texts: Sequence[str] | None = None, *, examples: Sequence[Mapping[str, str]] | None = None, deadline_ms: int | None = None
@@ -186,19 +164,28 @@ class AsyncClient:
         return _parsed(VersionFacts, await self._send("GET", "/v1/version", None))
 
     async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
-        attempts = _Attempts(self._retries, self._timeout_s)
+        attempts = Attempts(self._retries, self._timeout_s, self._budget, len(self._http), self._answered)
         while True:
+            asked = attempts.address
             try:
-                response = await self._http.request(method, path, json=body, timeout=attempts.left_s)
+                response = await self._http[asked].request(method, path, json=body, timeout=attempts.left_s)
             except httpx.TransportError as error:
-                wait_s = attempts.after_failure(error)
+                wait_s = attempts.after_failure(is_late=isinstance(error, httpx.TimeoutException))
                 if wait_s is None:
-                    raise _unreachable(self._url, error) from error
+                    raise _unreachable(self._urls[asked], error) from error
             else:
-                wait_s = attempts.after_response(response)
+                wait_s = attempts.after_response(response.status_code, response.headers.get("retry-after", ""))
                 if wait_s is None:
+                    self._answered = asked
                     return _accepted(response)
             await asyncio.sleep(wait_s)
+
+
+def _urls(url: str | Sequence[str]) -> list[str]:
+    urls = [url] if isinstance(url, str) else list(url)
+    if not urls:
+        raise AnswerError("url is an empty list, but must have an address", hint='Client("http://127.0.0.1:8000")')
+    return urls
 
 
 def is_on_this_machine(url: str) -> bool:

@@ -51,7 +51,7 @@ def ask(request: pytest.FixtureRequest, waits: list[float]) -> Ask:
                 raise reply
             return reply
 
-        keywords = {key: options.pop(key) for key in ("retries", "timeout_s") if key in options}
+        keywords = {key: options.pop(key) for key in ("url", "retries", "timeout_s") if key in options}
 
         async def main() -> Prediction:
             async with AsyncClient(transport=httpx.MockTransport(handle), **keywords) as client:
@@ -103,6 +103,60 @@ def test_retries_end(ask: Ask, waits: list[float]) -> None:
         ask([httpx.Response(503, json=PROBLEM)] * 3, retries=2)
     assert caught.value.status == 503
     assert len(waits) == 2
+
+
+URLS = ["http://a:1", "http://b:2", "http://c:3"]
+
+
+def test_another_address_is_asked_at_once(ask: Ask, waits: list[float]) -> None:
+    replies: list[Reply] = [httpx.ConnectError("refused"), httpx.Response(503, json=PROBLEM, headers={"retry-after": "9"})]
+    _, seen = ask([*replies, httpx.Response(200, json=PREDICTION)], url=URLS)
+    assert [str(sent.url.host) for sent in seen] == ["a", "b", "c"]
+    assert waits == [0.0, 0.0]
+
+
+def test_where_all_addresses_refuse_it_waits(ask: Ask, waits: list[float]) -> None:
+    refused = httpx.Response(503, json=PROBLEM, headers={"retry-after": "2"})
+    _, seen = ask([refused] * 4 + [httpx.Response(200, json=PREDICTION)], url=URLS[:2])
+    assert [str(sent.url.host) for sent in seen] == ["a", "b", "a", "b", "a"]
+    assert (waits[0], waits[2]) == (0.0, 0.0)
+    assert min(waits[1], waits[3]) >= 2.0
+
+
+def test_who_answered_is_asked_first_the_next_time() -> None:
+    seen: list[str] = []
+
+    def handle(received: httpx.Request) -> httpx.Response:
+        seen.append(received.url.host)
+        if received.url.host == "a":
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, json=PREDICTION)
+
+    with Client(URLS, transport=httpx.MockTransport(handle)) as client:
+        client.predict(["a"])
+        client.predict(["a"])
+    assert seen == ["a", "b", "b"]
+
+
+def test_no_address_is_an_error() -> None:
+    with pytest.raises(AnswerError, match="url is an empty list"):
+        Client([])
+
+
+def test_of_all_requests_one_in_ten_is_sent_again(waits: list[float]) -> None:
+    asked = 0
+
+    def handle(_: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        asked += 1
+        return httpx.Response(503, json=PROBLEM)
+
+    with Client(transport=httpx.MockTransport(handle)) as client:
+        for _ in range(500):
+            with pytest.raises(AnswerError, match="503"):
+                client.predict(["a"])
+    # And the ten that a client begins with; of those the first request earns nothing.
+    assert asked - 500 == (500 - 1) // 10 + 10
 
 
 def test_a_wait_beyond_the_timeout_is_not_begun(ask: Ask, waits: list[float]) -> None:

@@ -1,0 +1,98 @@
+"""When a client asks again, where, and when it gives up. It knows neither texts nor connections.
+
+Sources: Google's SRE book, chapter 21, Handling Overload, for a budget of retries; AWS's Architecture Blog, 2015, Exponential Backoff And
+Jitter, for waits that differ.
+"""
+
+import random
+import time
+
+# Waits between attempts when the server names none: doubled each time, up to the last.
+_FIRST_WAIT_S = 0.1
+_LONGEST_WAIT_S = 5.0
+_RETRIED = (502, 503)
+
+
+class Budget:
+    """How many requests may be sent again: one for every ten that are sent, and a few at the start.
+
+    Without an end to them, retries are what keeps a full server full.
+    """
+
+    _REQUESTS_A_RETRY, _MOST_RETRIES = 10, 10
+
+    def __init__(self) -> None:
+        self._most = self._left = self._REQUESTS_A_RETRY * self._MOST_RETRIES
+
+    def earn(self) -> None:
+        """Take in a request."""
+        self._left = min(self._left + 1, self._most)
+
+    def spend(self) -> bool:
+        """Take a retry out, if there is one."""
+        if self._left < self._REQUESTS_A_RETRY:
+            return False
+        self._left -= self._REQUESTS_A_RETRY
+        return True
+
+
+class Attempts:
+    """The attempts of one request.
+
+    Args:
+        retries: At most so many after the first.
+        timeout_s: For all of them.
+        budget: Of the client.
+        addresses: How many there are.
+        first: Where to begin; after a failure the next one is asked, at once while there is one that was not.
+
+    Attributes:
+        address: The one to ask now.
+    """
+
+    def __init__(self, retries: int, timeout_s: float, budget: Budget, addresses: int = 1, first: int = 0) -> None:
+        self.address = first
+        self._first, self._addresses = first, addresses
+        self._budget = budget
+        self._left = retries
+        self._wait_s = _FIRST_WAIT_S
+        self._deadline = time.monotonic() + timeout_s
+        budget.earn()
+
+    @property
+    def left_s(self) -> float:
+        """Time that is left for the next attempt."""
+        return max(self._deadline - time.monotonic(), 0.001)
+
+    def after_response(self, status: int, retry_after: str) -> float | None:
+        """Return the seconds to wait before asking again; None takes this response.
+
+        Args:
+            status: Of the response.
+            retry_after: Its header, or "".
+        """
+        if status not in _RETRIED:
+            return None
+        return self._next(float(retry_after) if retry_after.isdigit() else None)
+
+    def after_failure(self, *, is_late: bool) -> float | None:
+        """Return the seconds to wait before asking again; None gives up.
+
+        Args:
+            is_late: Nothing came in time.
+        """
+        return None if is_late else self._next(None)
+
+    def _next(self, asked_s: float | None) -> float | None:
+        following = (self.address + 1) % self._addresses
+        # Callers refused together should not come back together.
+        wait_s = (asked_s if asked_s is not None else self._wait_s) * random.uniform(1.0, 1.25)  # noqa: S311  # no secret
+        if following != self._first:
+            wait_s = 0.0
+        if self._left <= 0 or time.monotonic() + wait_s > self._deadline or not self._budget.spend():
+            return None
+        if following == self._first:
+            self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)
+        self._left -= 1
+        self.address = following
+        return wait_s
