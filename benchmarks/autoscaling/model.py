@@ -39,7 +39,7 @@ class Machine:
     token_s: float
     batch_tokens: int
     front_s: float = 0.005
-    max_queue_s: float = 0.8
+    max_queue_s: float = 4.0
     start_s: float = 15.0
 
     @property

@@ -174,7 +174,7 @@ def predict(step: Step, tokens: list[int], scaling: AutoscalingSettings, until_s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="base")
-    parser.add_argument("--rate", type=float, default=9.0, help="requests a second before the step")
+    parser.add_argument("--rate", type=float, default=6.0, help="requests a second before the step")
     parser.add_argument("--seconds", type=float, nargs=3, default=(60.0, 150.0, 120.0), help="before, in and after it")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()

@@ -79,7 +79,7 @@ class Backlog:
         # Half the objective may be spent waiting. What waits for longer should be gone within the objective, on top of what comes.
         late = max(waiting - speed * running * self._target_s / 2, 0.0)
         urgent = min((asked + late / self._target_s) / speed, _MOST_AT_ONCE * running)
-        wanted = max(_replicas(max(_MEAN_SHARE * asked + growth, lately) / speed), math.ceil(urgent))
+        wanted = max(replicas_for(max(_MEAN_SHARE * asked + growth, lately) / speed), math.ceil(urgent))
         wanted = self._held(state, now, asked / speed, wanted)
         if not context.capacity_adjusted_min_replicas and self._is_idle(state, now, asked, waiting):
             return 0, state
@@ -96,7 +96,7 @@ class Backlog:
         state["steps"] = steps
         # A moment's chance is averaged out of what is held for long.
         busiest = max(total / count for total, count, _ in steps.values())
-        return max([_replicas(busiest), *(most for at, (_, _, most) in steps.items() if at >= step - settle_s / _STEP_S)])
+        return max([replicas_for(busiest), *(most for at, (_, _, most) in steps.items() if at >= step - settle_s / _STEP_S)])
 
     def _is_idle(self, state: dict[str, Any], now: float, asked: float, waiting: float) -> bool:
         if asked > 0.0 or waiting > 0.0:
@@ -106,7 +106,7 @@ class Backlog:
         return now - float(state["idle_since"]) >= self._idle_s
 
 
-def _replicas(load: float) -> int:
+def replicas_for(load: float) -> int:
     """Return how many replicas can do the work of so many that are always busy, without much waiting."""
     return math.ceil(max(load + _ROOTS * math.sqrt(load), load / _MOST_BUSY) - 1e-9)
 
