@@ -39,7 +39,7 @@ from serving.settings import AutoscalingSettings, ServingSettings
 from training.registry import Registry
 
 TEXTS = 512
-TARGET_MS = 1_000.0
+TARGET_MS, MAX_QUEUE_S = 1_000.0, 15.0
 OURS = AutoscalingSettings(target_p95_ms=TARGET_MS, downscale_delay_s=60.0)
 # AutoscalingConfig's own defaults.
 SERVES = AutoscalingSettings(
@@ -50,8 +50,8 @@ SERVES = AutoscalingSettings(
     look_back_period_s=30.0,
     metrics_interval_s=10.0,
 )
-# Answers of so long are looked at together.
-_BIN_S = 5.0
+# Answers of so long are looked at together, and the objective is kept again when it is in so many of them.
+_BIN_S, _BINS_IN_A_ROW = 5.0, 3
 
 
 @dataclass
@@ -80,10 +80,13 @@ class Step:
         return found[min(len(found) - 1, int(0.95 * len(found)))] if found else float("nan")
 
     def back_after_s(self) -> float:
-        """Seconds from the step until the p95 kept to the objective for the rest of it."""
-        starts = np.arange(self.begins_s, self.ends_s, _BIN_S)
-        late = [start for start in starts if not self.p95_s(start, start + _BIN_S) <= TARGET_MS / 1000]
-        return float(max(late) + _BIN_S - self.begins_s) if late else 0.0
+        """Seconds from the step until the p95 had kept to the objective for some bins in a row; nan where it never did."""
+        starts = np.arange(self.begins_s, self.ends_s - _BINS_IN_A_ROW * _BIN_S, _BIN_S)
+        kept = (start for start in starts if all(self._keeps(start + one * _BIN_S) for one in range(_BINS_IN_A_ROW)))
+        return float(next(kept, float("nan")) - self.begins_s)
+
+    def _keeps(self, begins_s: float) -> bool:
+        return self.p95_s(begins_s, begins_s + _BIN_S) <= TARGET_MS / 1000
 
     def replica_s(self, until_s: float) -> float:
         """Seconds of all replicas, also of those that start."""
@@ -98,7 +101,8 @@ class Step:
 def measure(folder: Path, shape: str, rate: float, seconds: tuple[float, float, float], scaling: AutoscalingSettings) -> Step:
     """Serve and send."""
     cluster = ClusterSettings(storage=str(folder / "storage"), num_cpus=4, num_gpus=0, object_store_bytes=100_000_000)
-    settings = ServingSettings(port=free_port(18_000), max_replicas=2, precision="int8", autoscaling=scaling)
+    # On two cores a replica that starts takes half of them from the one that answers: nobody is refused meanwhile.
+    settings = ServingSettings(port=free_port(18_000), max_replicas=2, precision="int8", max_queue_s=MAX_QUEUE_S, autoscaling=scaling)
     with connect(cluster) as connection:
         rollout = Rollout.at(connection.dashboard_url, cluster, lambda _: None)
         rollout.deploy(settings, None)
@@ -157,7 +161,7 @@ def predict(step: Step, tokens: list[int], scaling: AutoscalingSettings, until_s
     print(
         f"measured: a batch {1000 * own_s:.1f} ms and {1000 * token_s:.3f} ms a token, at most {batch_tokens} tokens; start {start_s:.1f} s"
     )
-    machine = Machine(own_s, token_s, batch_tokens, front_s, max_queue_s=4.0, start_s=start_s)
+    machine = Machine(own_s, token_s, batch_tokens, front_s, max_queue_s=MAX_QUEUE_S, start_s=start_s)
     config = AutoscalingConfig(
         min_replicas=1, max_replicas=2, upscale_delay_s=0.0, downscale_delay_s=0.0, look_back_period_s=5.0, metrics_interval_s=1.0
     )

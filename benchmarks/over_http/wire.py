@@ -56,6 +56,9 @@ class Wire:
         body = number % len(self._requests)
         status, timing = 0, ""
         try:
+            # One that idled for minutes may have been closed.
+            while self._idle and self._idle[-1][0].at_eof():
+                self._idle.pop()[1].close()
             reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._port)
             writer.write(self._requests[body])
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
