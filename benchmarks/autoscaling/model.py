@@ -33,6 +33,8 @@ class Machine:
         front_s: Of a request, outside of queue and engine.
         max_queue_s: The gate of a replica.
         start_s: A replica takes to start, in the middle.
+        start_spread: How much that differs from one to the next (sigma of its logarithm).
+        start_slows: Batches take so many times longer while a replica starts, where they share the cores.
     """
 
     own_s: float
@@ -41,6 +43,8 @@ class Machine:
     front_s: float = 0.005
     max_queue_s: float = 4.0
     start_s: float = 15.0
+    start_spread: float = 0.2
+    start_slows: float = 1.0
 
     @property
     def tokens_per_s(self) -> float:
@@ -161,6 +165,7 @@ class Model:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._least: list[tuple[int, int, int]] = []
         self._gone = False
+        self._starting = 0
         for _ in range(first):
             self._runs(self._make())
 
@@ -237,6 +242,7 @@ class Model:
         replica.busy, replica.computing = True, tokens
         replica.queued -= tokens
         took_s = (self.machine.own_s + self.machine.token_s * tokens) * self._random.lognormvariate(0.0, 0.05)
+        took_s *= self.machine.start_slows if self._starting else 1.0
         self._at(self.now + took_s, lambda: self._computed(replica, batch, tokens, took_s))
 
     def _computed(self, replica: Replica, batch: list[tuple[int, Request]], tokens: int, took_s: float) -> None:
@@ -255,12 +261,14 @@ class Model:
     def _make(self) -> Replica:
         replica = Replica(next(self._numbers), self.now, self.machine.tokens_per_s)
         self.replicas[replica.number] = replica
+        self._starting += 1
         return replica
 
     def _runs(self, replica: Replica) -> None:
         if replica.number not in self.replicas:
             return
         replica.running = True
+        self._starting -= 1
         self._opens(replica, 0)
         self._at(self.now + self._random.random() * self.reports.record_s, lambda: self._records(replica))
         self._at(self.now + self._random.random() * self.reports.interval_s, lambda: self._pushes(replica))
@@ -286,6 +294,7 @@ class Model:
 
     def _ends(self, replica: Replica) -> None:
         self.outcome.replica_s += self.now - replica.wanted_at
+        self._starting -= not replica.running
         del self.replicas[replica.number]
 
     def _tick(self, every_s: float) -> None:
@@ -294,7 +303,7 @@ class Model:
         staying = [replica for replica in self.replicas.values() if not replica.going]
         for _ in range(self.target - len(staying)):
             replica = self._make()
-            took_s = self.machine.start_s * self._random.lognormvariate(0.0, 0.2)
+            took_s = self.machine.start_s * self._random.lognormvariate(0.0, self.machine.start_spread)
             self._at(self.now + took_s, lambda replica=replica: self._runs(replica))  # type: ignore[misc]
         # As Serve does: first those that do not run yet.
         for replica in sorted(staying, key=lambda one: (one.running, -one.number))[: max(len(staying) - self.target, 0)]:

@@ -153,15 +153,23 @@ def _timing(header: str) -> tuple[float, float, float]:
 
 def predict(step: Step, tokens: list[int], scaling: AutoscalingSettings, until_s: float) -> Outcome:
     """Let the model answer the same requests, with what the run measured."""
-    own_s, token_s, batch_tokens = costs(step.sent)
     started = step.first_s(2, step.begins_s)
     wanted = next((at for at, _, count in step.replicas if at >= step.begins_s and count == 2), None)
-    start_s = started - wanted if started is not None and wanted is not None else 10.0
-    front_s = statistics.median(one.latency_s - sum(_timing(one.timing)[::2]) for one in step.sent if one.status == 200)
+    if started is None or wanted is None:
+        raise RuntimeError("no second replica came")
+    answered = [one for one in step.sent if one.status == 200]
+    # By when the answer came: what left earlier may have been computed then.
+    own_s, token_s, batch_tokens = costs([one for one in answered if not wanted <= one.left_s + one.latency_s <= started])
+    meanwhile = {_timing(one.timing)[:2] for one in answered if wanted <= one.left_s + one.latency_s <= started}
+    # The engine never waited for work then, and still stood still at times.
+    slows = (started - wanted) / sum(own_s + token_s * size for _, size in meanwhile)
+    front_s = statistics.median(one.latency_s - sum(_timing(one.timing)[::2]) for one in answered)
+    start_s = started - wanted
     print(
-        f"measured: a batch {1000 * own_s:.1f} ms and {1000 * token_s:.3f} ms a token, at most {batch_tokens} tokens; start {start_s:.1f} s"
+        f"measured: a batch {1000 * own_s:.1f} ms and {1000 * token_s:.3f} ms a token, at most {batch_tokens} tokens; "
+        f"a start {start_s:.1f} s, in which batches take {slows:.2f} times as long"
     )
-    machine = Machine(own_s, token_s, batch_tokens, front_s, max_queue_s=MAX_QUEUE_S, start_s=start_s)
+    machine = Machine(own_s, token_s, batch_tokens, front_s, max_queue_s=MAX_QUEUE_S, start_s=start_s, start_spread=0.0, start_slows=slows)
     config = AutoscalingConfig(
         min_replicas=1, max_replicas=2, upscale_delay_s=0.0, downscale_delay_s=0.0, look_back_period_s=5.0, metrics_interval_s=1.0
     )
