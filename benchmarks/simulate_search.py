@@ -157,7 +157,7 @@ def main() -> None:
                 }  # fmt: skip
                 facts.append(row)
                 told = (f"{lost_every:g}", name, row["trials"], row["lost"], f"{row['busy']:.3f}", f"{row['score']:.4f}", f"{near:.2f}")
-                print(f"| {' | '.join(map(str, told))} |", flush=True)
+                print(f"| {workers} | {' | '.join(map(str, told))} |", flush=True)
     if options.out:
         options.out.write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
