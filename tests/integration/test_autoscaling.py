@@ -1,7 +1,6 @@
 """Replicas come when there is more work than they can do, go when there is not, and the first request after all of them went is held."""
 
 import asyncio
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.session import free_port
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 from serving.client import Client
@@ -25,13 +25,6 @@ pytestmark = pytest.mark.slow
 SLOW = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536}
 TEXTS = ["the nurse and the teacher " * 10, "the driver " * 25]
 PATIENCE_S = 150.0
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
@@ -51,7 +44,7 @@ def rollout(tmp_path_factory: pytest.TempPathFactory, make_checkpoint_in: Callab
     registry.promote(registry.publish(make_checkpoint_in(folder / "version", 0, **SLOW)))
     cluster = ClusterSettings(storage=str(folder / "storage"), num_cpus=4, num_gpus=0, object_store_bytes=100_000_000)
     settings = ServingSettings(
-        port=free_port(),
+        port=free_port(18_700),
         max_replicas=2,
         resources_per_replica={"cpu": 0.5},
         keep_calibration=False,
