@@ -10,7 +10,6 @@ size, how many requests were refused or answered after the objective, and how ma
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +72,6 @@ class Controller:
         self._config = policy.config
         self._policy = autoscaling_policy._apply_autoscaling_config(policy.decide)
         self._state: dict[str, Any] = {}
-        self.policy_s = 0.0
 
     def __call__(self, model: Model) -> int:
         """Decide about a model."""
@@ -91,11 +89,9 @@ class Controller:
             capacity_adjusted_min_replicas=model.minimum, capacity_adjusted_max_replicas=model.maximum, policy_state=self._state,
             last_scale_up_time=None, last_scale_down_time=None, current_time=model.now, config=self._config,
         )  # fmt: skip
-        began = time.perf_counter()
         # Serve's delays read the clock themselves.
         with patch.object(autoscaling_policy, "time", SimpleNamespace(time=lambda: model.now)):
             wanted, self._state = self._policy(context)
-        self.policy_s += time.perf_counter() - began
         return int(wanted)
 
 
