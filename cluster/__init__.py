@@ -1,8 +1,9 @@
 """Ray and files: reach a cluster, submit jobs to it, keep what they make.
 
-It does not know what a text, a model or an HTTP answer is, and imports neither `training` nor `serving`.
+It does not know what a text, a model or an HTTP answer is, and imports neither `training` nor `serving`. Its room `machines` has several
+machines started by Ray's own launcher; it stands between `dashboard` and `connection`.
 
 Files in floor order: `errors`, `settings`, `console`, `storage`, `runtime_env`, `front`, `session`, `facts`, `dashboard`,
-`connection`, `jobs`, `state`, `launcher`, `launcher_file`,
-`kubernetes`.
+`connection`, `everywhere`, `jobs`, `searches`, `state`, `screen`,
+`launcher`, `kubernetes`.
 """

@@ -1,4 +1,4 @@
-"""The command `python -m cluster`: a cluster on this machine, and jobs on any.
+"""The command `python -m cluster`: a cluster on this machine or on several, and jobs on any.
 
 Reads the command line and prints; everything else is imported when a verb needs it, so that `--help` is quick.
 """
@@ -8,20 +8,18 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.console import Verb, run_command, say, settings_options, table
+from cluster.console import Verb, run_command, say, settings_options
 from cluster.errors import ClusterError
+from cluster.screen import ago, job_table, screen
 from cluster.settings import ClusterSettings, load_settings
 
 if TYPE_CHECKING:
     from cluster.jobs import Jobs
-
-JOBS_SHOWN = 5
-ENTRYPOINT_WIDTH = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Describe the command line; `command` is what stands behind `--`."""
     shared = settings_options()
-    parser = argparse.ArgumentParser(prog="python -m cluster", description="Start a Ray cluster on this machine, and submit jobs to one.")
+    parser = argparse.ArgumentParser(prog="python -m cluster", description="Start a Ray cluster, and submit jobs to one.")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
 
     def add(name: str, run: Verb, help: str, **options: Any) -> argparse.ArgumentParser:
@@ -43,9 +41,11 @@ def make_parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
         verb.set_defaults(verb=run)
         return verb
 
-    add("up", _up, "start a cluster on this machine, or find the one that runs")
-    verb = add("status", _status, "show nodes, resources, jobs and served applications")
-    verb.add_argument("--json", action="store_true", help="print JSON")
+    add("up", _up, "start the machines of cluster.launcher or else a cluster on this one, or find what runs")
+    verb = add("status", _status, "show nodes, jobs, searches, served applications, and what is wrong")
+    how = verb.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print JSON")
+    how.add_argument("--watch", type=_seconds, nargs="?", const=5.0, metavar="S", help="show it anew every S seconds (default: 5)")
     usage = "%(prog)s [--name NAME] [--working-dir DIR] [--no-wait] [--config FILE] [--set KEY=VALUE] -- COMMAND ..."
     about = "Run COMMAND, everything after `--`, on the cluster, in a copy of the working folder."
     verb = add("submit", _submit, "run a command on the cluster as a job", usage=usage, description=about)
@@ -76,49 +76,76 @@ def _settings(options: argparse.Namespace) -> ClusterSettings:
 def _up(options: argparse.Namespace) -> int:
     from cluster.launcher import up
 
+    settings = _settings(options)
+    if settings.launcher is not None:
+        return _up_machines(settings)
     began = time.monotonic()
-    launch = up(_settings(options), say)
+    launch = up(settings, say)
     if launch.is_new:
         say(f"cluster is up after {time.monotonic() - began:.1f} s; it listens on this machine only and wants a token")
     else:
-        say(f"cluster is already running since {_ago(launch.facts.started_at_s)}")
+        say(f"cluster is already running since {ago(launch.facts.started_at_s)}")
     say(f"dashboard and Jobs API: {launch.facts.dashboard_url}")
     say(f"token: in {launch.facts.token_path}")
     return 0
 
 
+def _up_machines(settings: ClusterSettings) -> int:
+    from cluster.machines.known import token_file
+    from cluster.machines.ray_up import up
+
+    began = time.monotonic()
+    known, is_new = up(settings, say)
+    state = f"after {time.monotonic() - began:.0f} s" if is_new else f"already, since {ago(known.started_at_s)}"
+    say(f"cluster is up {state}; who has no token gets 401")
+    say(f"dashboard and Jobs API: {known.dashboard_url}")
+    say(f"token: in {token_file(settings)}; whoever has it runs commands on all machines")
+    return 0
+
+
 def _down(options: argparse.Namespace) -> int:
     from cluster.launcher import down
+    from cluster.machines import ray_up
 
     settings = _settings(options)
     began = time.monotonic()
     _stop_jobs(settings)
+    if settings.launcher is not None:
+        there = ray_up.down(settings, say)
+        say(f"cluster is down after {time.monotonic() - began:.0f} s" if there else "no cluster was started from here")
+        return 0
     ended = down(settings)
     say("no cluster was running" if ended is None else f"cluster is down after {time.monotonic() - began:.1f} s ({ended} processes ended)")
     return 0
 
 
-def _status(options: argparse.Namespace) -> int:
-    from cluster.state import state
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.5 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"is {text}, but must be from 0.5 to 3600")
+    return seconds
 
-    found = state(_settings(options))
-    if options.json:
-        say(json.dumps(found, indent=2))
-        return 0
-    since = f", since {_ago(found['started_at_s'])}" if found["started_at_s"] else ""
-    say(f"{found['address']}{since}")
-    used = ", ".join(f"{name} {amount['used']:g} of {amount['total']:g} in use" for name, amount in found["resources"].items())
-    say(f"{found['nodes']} node{'' if found['nodes'] == 1 else 's'}, {used}")
-    say()
-    say(_job_table(found["jobs"][:JOBS_SHOWN]) if found["jobs"] else "no jobs")
-    say()
-    rows = [
-        (name, application["status"], deployment, replicas["running"], replicas["target"])
-        for name, application in found["applications"].items()
-        for deployment, replicas in application["replicas"].items()
-    ]
-    say(table(("APPLICATION", "STATUS", "DEPLOYMENT", "RUNNING", "WANTED"), rows, right=(3, 4)) if rows else "nothing is served")
-    return 0
+
+def _status(options: argparse.Namespace) -> int:
+    from cluster.searches import Searches
+    from cluster.state import state
+    from cluster.storage import Storage
+
+    settings = _settings(options)
+    searches = Searches(Storage(settings.storage))
+    while True:
+        found = state(settings, searches)
+        if options.json:
+            say(json.dumps(found, indent=2))
+        elif options.watch is None:
+            say(screen(found))
+        else:
+            # Home, and each line and what is below it cleared as it is written: no flicker.
+            lines = screen(found).splitlines()
+            say("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
+        if options.watch is None:
+            return 0
+        time.sleep(options.watch)
 
 
 def _submit(options: argparse.Namespace) -> int:
@@ -142,7 +169,7 @@ def _jobs(options: argparse.Namespace) -> int:
 
     with open_jobs(_settings(options)) as jobs:
         found = [dataclasses.asdict(job) for job in jobs.all()]
-    say(_job_table(found) if found else "no jobs")
+    say(job_table(found) if found else "no jobs")
     return 0
 
 
@@ -182,11 +209,9 @@ def _stop_jobs(settings: ClusterSettings) -> None:
 def _check(options: argparse.Namespace) -> int:
     settings = _settings(options)
     if settings.launcher is not None:
-        from cluster.launcher_file import check_launcher
+        from cluster.machines.launcher_file import check_launcher
 
-        check_launcher(settings.launcher)
-        if settings.launcher["provider"]["type"] == "local":
-            say("note: for provider `local`, start `ray up` with RAY_UP_enable_autoscaler_v2=0; without it no worker is contacted")
+        check_launcher(settings)
     say(f"{options.config}: the section cluster is fine")
     return 0
 
@@ -216,26 +241,6 @@ def _follow(jobs: "Jobs", job_id: str) -> int:
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _job_table(jobs: Sequence[Mapping[str, Any]]) -> str:
-    rows = [(job["id"], job["name"], job["state"], _ago(job["started_at_s"]), _short(job["entrypoint"])) for job in jobs]
-    return table(("JOB", "NAME", "STATE", "STARTED", "COMMAND"), rows)
-
-
-def _short(entrypoint: str) -> str:
-    line = " ".join(entrypoint.split())
-    return line if len(line) <= ENTRYPOINT_WIDTH else f"{line[: ENTRYPOINT_WIDTH - 1]}…"
-
-
-def _ago(at_s: float | None) -> str:
-    if at_s is None:
-        return "–"
-    seconds = max(0, int(time.time() - at_s))
-    for name, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds // length} {name} ago"
-    return f"{seconds} s ago"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 from cluster.dashboard import ask, prove_closed
 from cluster.errors import ClusterError
 from cluster.facts import read_facts
+from cluster.machines.known import read_known, token_file
 from cluster.runtime_env import runtime_env, survey
 from cluster.session import LOOPBACK_VARIABLE, SETTLED, TOKEN_VARIABLE, applied_to_ray, client_environment, private_session
 from cluster.settings import ClusterSettings
@@ -71,8 +72,8 @@ def connect(settings: ClusterSettings, *, working_dir: Path | None = None, log_t
             yield _described(is_private=False)
     elif not settings.is_local:
         raise ClusterError(
-            f"cluster.address is {settings.address}, but this command needs to run inside the cluster",
-            "submit it: python -m cluster submit -- python -m ... (or set cluster.address to local)",
+            f"the cluster is {_address(settings) or 'not up'}, but this command needs to run inside it",
+            "submit it: python -m cluster submit -- python -m ... (or set cluster.address to local, and cluster.launcher to null)",
         )
     elif (facts := read_facts(settings)) and facts.is_alive():
         here = applied_to_ray(client_environment(facts.session.token_path))
@@ -96,9 +97,12 @@ def reach(settings: ClusterSettings) -> Iterator[str]:
 
     logging.getLogger("ray").setLevel(logging.WARNING)
     if not settings.is_local:
-        with applied_to_ray(_remote_environment()):
-            ask(settings.address, "/api/version")
-            yield settings.address
+        address = _address(settings)
+        if address is None:
+            raise ClusterError("the machines of cluster.launcher are not up", "start them: python -m cluster up")
+        with applied_to_ray(_remote_environment(settings)):
+            ask(address, "/api/version")
+            yield address
         return
     facts = read_facts(settings)
     if facts is None or not facts.is_alive():
@@ -145,11 +149,20 @@ def _described(*, is_private: bool) -> Connection:
     return Connection(ray.get_runtime_context().gcs_address, f"http://{dashboard}" if dashboard else "", is_private)
 
 
-def _remote_environment() -> dict[str, str]:
+def _address(settings: ClusterSettings) -> str | None:
+    if settings.address != "local":
+        return settings.address
+    known = read_known(settings)
+    return known.dashboard_url if known else None
+
+
+def _remote_environment(settings: ClusterSettings) -> dict[str, str]:
     # Ray never turns its token on by itself for an explicit address.
-    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", TOKEN_VARIABLE))
-    has_token = named or (Path.home() / ".ray" / "auth_token").exists()
     kept = {name: value for name, value in SETTLED.items() if name != LOOPBACK_VARIABLE}
+    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", TOKEN_VARIABLE))
+    if not named and (own := token_file(settings)) and own.exists():
+        return {**kept, TOKEN_VARIABLE: str(own)}
+    has_token = named or (Path.home() / ".ray" / "auth_token").exists()
     return {**kept, "RAY_AUTH_MODE": "token" if has_token else "disabled"}
 
 

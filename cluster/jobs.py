@@ -5,9 +5,11 @@ what the command does: an outcome is an exit code.
 """
 
 import asyncio
+import getpass
 import logging
 import secrets
 import shlex
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +22,7 @@ from cluster.errors import ClusterError, JobError
 from cluster.runtime_env import STOP_PATIENCE_S, Shipment, runtime_env
 from cluster.settings import ClusterSettings
 
-NAME_KEY = "name"
+NAME_KEY, OWNER_KEY = "name", "owner"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 # How long a lost connection may stay lost while a log is followed.
 LOST_PATIENCE_S = 60.0
@@ -38,6 +40,7 @@ class Job:
     Attributes:
         id: Its name on the cluster.
         name: What `--name` said.
+        owner: Who submitted it, and from which machine.
         state: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
         started_at_s: Unix time.
         entrypoint: Its command line.
@@ -46,6 +49,7 @@ class Job:
 
     id: str
     name: str | None
+    owner: str | None
     state: str
     started_at_s: float | None
     entrypoint: str
@@ -87,13 +91,14 @@ class Jobs:
         """
         if not words:
             raise JobError("there is no command to submit", "put it after two dashes: python -m cluster submit -- python -m training tune")
+        job_id = f"job-{secrets.token_hex(4)}"
         first = sys.executable if self._settings.is_local and words[0] in ("python", "python3") else words[0]
         with _told("take the job"):
             submitted: str = self._client.submit_job(
                 entrypoint=shlex.join([first, *words[1:]]),
-                submission_id=f"job-{secrets.token_hex(4)}",
-                runtime_env=runtime_env(self._settings, shipment),
-                metadata={NAME_KEY: name} if name else {},
+                submission_id=job_id,
+                runtime_env=runtime_env(self._settings, shipment, job_id),
+                metadata={OWNER_KEY: f"{getpass.getuser()}@{socket.gethostname()}"} | ({NAME_KEY: name} if name else {}),
             )
         return submitted
 
@@ -262,6 +267,7 @@ def _job(details: Any) -> Job:
     return Job(
         id=details.submission_id,
         name=(details.metadata or {}).get(NAME_KEY),
+        owner=(details.metadata or {}).get(OWNER_KEY),
         state=str(getattr(details.status, "value", details.status)),
         started_at_s=details.start_time / 1000 if details.start_time else None,
         entrypoint=details.entrypoint,

@@ -70,10 +70,10 @@ def cluster_spec(settings: ClusterSettings) -> Manifest:
         },
         "workerGroupSpecs": [_group(name, group, settings) for name, group in chosen.groups.items()],
     }
-    if chosen.head_store == "embedded":
+    if settings.head_store == "embedded":
         spec["gcsFaultToleranceOptions"] = {"backend": "rocksdb", "storage": {"size": f"{chosen.head_store_gib}Gi"}}
-    elif chosen.head_store == "redis":
-        spec["gcsFaultToleranceOptions"] = {"redisAddress": chosen.redis_address}
+    elif settings.head_store == "redis":
+        spec["gcsFaultToleranceOptions"] = {"redisAddress": settings.redis_address}
     return spec
 
 

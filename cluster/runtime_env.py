@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError
-from cluster.settings import STORAGE_VARIABLE, ClusterSettings
+from cluster.settings import JOB_VARIABLE, STORAGE_VARIABLE, ClusterSettings
 from cluster.storage import Storage
 
 MOST_BYTES = 100 * 1024**2
@@ -66,13 +66,20 @@ def survey(settings: ClusterSettings, folder: Path) -> Shipment:
     return shipment
 
 
-def runtime_env(settings: ClusterSettings, shipment: Shipment) -> dict[str, Any]:
-    """Describe the environment of work on a cluster in Ray's own terms."""
+def runtime_env(settings: ClusterSettings, shipment: Shipment, job_id: str = "") -> dict[str, Any]:
+    """Describe the environment of work on a cluster in Ray's own terms.
+
+    Args:
+        settings: The section `cluster`.
+        shipment: The folder to ship.
+        job_id: Of the job, which the work can then tell.
+    """
     return {
         "working_dir": str(shipment.folder),
         "excludes": list(settings.exclude),
         "env_vars": {
             STORAGE_VARIABLE: Storage(settings.storage).uri,
+            JOB_VARIABLE: job_id,
             "PYTHONUNBUFFERED": "1",
             "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_PATIENCE_S),
         },

@@ -23,6 +23,8 @@ SECTIONS = ("cluster", "training", "serving")
 # A job runs in a copy of the working directory, where a relative storage path would mean another place:
 # `submit` hands the absolute one over in this variable.
 STORAGE_VARIABLE = "TWOHEAD_STORAGE"
+# The id of the job that a process works for, if it works for one.
+JOB_VARIABLE = "TWOHEAD_JOB"
 
 
 class Section(BaseModel):
@@ -76,9 +78,7 @@ class KubernetesSettings(Section):
         namespace: Of all that is made.
         head: The head's pod; no trial and no replica runs there.
         groups: Name → pods that work.
-        head_store: Where the head keeps what it must know again after a restart: `none`, `embedded` (a volume of its own) or `redis`.
-        redis_address: Of that Redis, `host:port`.
-        head_store_gib: Size of that volume.
+        head_store_gib: Size of the head's volume, where `cluster.head_store` is `embedded`.
         idle_s: A pod without work goes after so long.
     """
 
@@ -88,17 +88,8 @@ class KubernetesSettings(Section):
     groups: dict[Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$")], GroupSettings] = Field(
         default={"trials": GroupSettings(cpu=4, memory_gib=16), "replicas": GroupSettings(cpu=4, memory_gib=16, fewest=1)}, min_length=1
     )
-    head_store: Literal["none", "embedded", "redis"] = "none"
-    redis_address: str | None = Field(default=None, validate_default=True)
     head_store_gib: int = Field(default=5, ge=1)
     idle_s: int = Field(default=120, ge=1)
-
-    @field_validator("redis_address")
-    @classmethod
-    def _where_it_is_read(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if (value is not None) != (info.data.get("head_store") == "redis"):
-            raise ValueError("must be given where head_store is redis, and nowhere else")
-        return value
 
 
 class ClusterSettings(Section):
@@ -112,7 +103,10 @@ class ClusterSettings(Section):
         dashboard_port: Port of the dashboard and the Jobs API that `cluster up` starts on loopback.
         object_store_bytes: Shared memory of a local Ray for tokenised texts.
         exclude: Patterns (as in .gitignore) that are not shipped with a job.
-        launcher: Ray's own cluster-launcher configuration, word for word.
+        head_store: Where the head of several machines keeps what it must know again after it was lost: `none`, `embedded` (a folder of its
+            own) or `redis`. With `none` all work is lost with the head.
+        redis_address: Of that Redis, `host:port`.
+        launcher: Ray's own cluster-launcher configuration, word for word: `up` starts the machines that it describes.
         kubernetes: What `render` makes for KubeRay.
     """
 
@@ -123,6 +117,8 @@ class ClusterSettings(Section):
     dashboard_port: int = Field(default=8265, ge=1, le=65535)
     object_store_bytes: int = Field(default=500_000_000, ge=80_000_000)
     exclude: tuple[str, ...] = (".git", ".venv", "venv", ".twohead", "__pycache__", ".*_cache")
+    head_store: Literal["none", "embedded", "redis"] = "none"
+    redis_address: str | None = Field(default=None, pattern=r"^[^\s:/]+:[0-9]+$", validate_default=True)
     launcher: dict[str, Any] | None = None
     kubernetes: KubernetesSettings = KubernetesSettings()
 
@@ -133,10 +129,17 @@ class ClusterSettings(Section):
             raise ValueError("must be 'local' or the dashboard's address, like http://head:8265")
         return value
 
+    @field_validator("redis_address")
+    @classmethod
+    def _where_it_is_read(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if (value is not None) != (info.data.get("head_store") == "redis"):
+            raise ValueError("must be given where head_store is redis, and nowhere else")
+        return value
+
     @property
     def is_local(self) -> bool:
         """Whether this machine is the whole cluster."""
-        return self.address == "local"
+        return self.address == "local" and self.launcher is None
 
 
 SectionT = TypeVar("SectionT", bound=Section)

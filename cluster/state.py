@@ -1,7 +1,7 @@
-"""Tells what a running cluster has and does: nodes, resources, jobs, served applications.
+"""Tells what a running cluster has and does: nodes, resources, jobs, searches, served applications, and what is wrong.
 
-Asks the dashboard's REST interface only, so it starts nothing and works from outside the cluster. It does not know
-how a cluster is started.
+Asks the dashboard's REST interface and reads the storage, so it starts nothing and works from outside the cluster. It does not know how a
+cluster is started.
 """
 
 from typing import Any
@@ -9,34 +9,99 @@ from typing import Any
 from cluster.connection import reach
 from cluster.dashboard import ask
 from cluster.facts import read_facts
+from cluster.machines.known import read_known
+from cluster.searches import Search, Searches
 from cluster.settings import ClusterSettings
 
 
-def state(settings: ClusterSettings) -> dict[str, Any]:
+def state(settings: ClusterSettings, searches: Searches) -> dict[str, Any]:
     """Ask a running cluster what it has and does.
+
+    Args:
+        settings: The section `cluster`.
+        searches: Of its storage.
 
     Returns:
         `address`, `started_at_s` (None for a cluster that `up` did not start), `nodes` alive, `resources` (CPU and GPU
-        → used, total), `jobs` newest first, `applications` of Serve (name → status, message, replicas by deployment).
+        → used, total), `hosts` (name, address, is_head, resources), `jobs` newest first, `searches` newest first, `applications` of Serve
+        (name → status, message, replicas by deployment), `warnings`.
 
     Raises:
         ClusterError: No cluster is running, or it does not answer.
     """
-    facts = read_facts(settings) if settings.is_local else None
+    started_at_s = _started_at_s(settings)
     with reach(settings) as url:
         nodes = ask(url, "/api/v0/nodes")["data"]["result"]["result"]
         usage = ask(url, "/api/cluster_status")["data"]["clusterStatus"] or {}
         jobs = ask(url, "/api/jobs/")
         applications = ask(url, "/api/serve/applications/")["applications"]
     alive = [node for node in nodes if node["state"] == "ALIVE"]
+    told_jobs = sorted((_job(job) for job in jobs if job["submission_id"]), key=lambda job: -(job["started_at_s"] or 0))
+    active = {job["id"] for job in told_jobs if job["state"] in ("PENDING", "RUNNING")}
+    told_searches = [_search(one, active) for one in searches.all()]
+    best = {job: one["best"] for one in reversed(told_searches) for job in one["jobs"]}
+    told_applications = {name: _application(found) for name, found in applications.items()}
     return {
         "address": url,
-        "started_at_s": facts.started_at_s if facts else None,
+        "started_at_s": started_at_s,
         "nodes": len(alive),
         "resources": _resources(alive, usage.get("loadMetricsReport", {}).get("usage", {})),
-        "jobs": sorted((_job(job) for job in jobs if job["submission_id"]), key=lambda job: -(job["started_at_s"] or 0)),
-        "applications": {name: _application(found) for name, found in applications.items()},
+        "hosts": sorted((_host(node) for node in alive), key=lambda host: (not host["is_head"], host["name"])),
+        "jobs": [job | {"best": best.get(job["id"])} for job in told_jobs],
+        "searches": told_searches,
+        "applications": told_applications,
+        "warnings": [*_lost(nodes, alive), *_failing(told_searches), *_unserved(told_applications)],
     }
+
+
+def _started_at_s(settings: ClusterSettings) -> float | None:
+    found = read_facts(settings) if settings.is_local else read_known(settings)
+    return found.started_at_s if found else None
+
+
+def _host(node: dict[str, Any]) -> dict[str, Any]:
+    total = node["resources_total"]
+    return {
+        "name": node.get("node_name") or node["node_ip"],
+        "address": node["node_ip"],
+        "is_head": bool(node.get("is_head_node")),
+        "resources": {name: total[name] for name in ("CPU", "GPU") if total.get(name)},
+    }
+
+
+def _search(search: Search, active: set[str]) -> dict[str, Any]:
+    is_running = bool(active.intersection(search.jobs)) or (not search.jobs and not search.has_result)
+    return {
+        "name": search.name,
+        "begun": search.begun,
+        "jobs": list(search.jobs),
+        "done": len(search.trials) - search.open,
+        "running": search.open if is_running else 0,
+        "failed": search.failed,
+        "best": search.best,
+        "is_running": is_running,
+    }
+
+
+def _lost(nodes: list[dict[str, Any]], alive: list[dict[str, Any]]) -> list[str]:
+    there = {node["node_ip"] for node in alive}
+    gone = sorted({node["node_ip"] for node in nodes if node["state"] == "DEAD"} - there)
+    return [f"node {address} is lost" for address in gone]
+
+
+def _failing(searches: list[dict[str, Any]]) -> list[str]:
+    return [f"search {one['name']}: {one['failed']} trials failed" for one in searches if one["is_running"] and one["failed"]]
+
+
+def _unserved(applications: dict[str, Any]) -> list[str]:
+    found = []
+    for name, application in applications.items():
+        if application["status"] not in ("RUNNING", "DEPLOYING", "DELETING"):
+            found.append(f"application {name} is {application['status']}: {application['message']}".rstrip(": "))
+        for deployment, replicas in application["replicas"].items():
+            if replicas["running"] < replicas["target"]:
+                found.append(f"{name}/{deployment}: {replicas['running']} of {replicas['target']} replicas run")
+    return found
 
 
 def _resources(nodes: list[dict[str, Any]], usage: dict[str, list[float]]) -> dict[str, dict[str, float]]:
@@ -52,10 +117,15 @@ def _resources(nodes: list[dict[str, Any]], usage: dict[str, list[float]]) -> di
 
 def _job(job: dict[str, Any]) -> dict[str, Any]:
     started_at_s = job["start_time"] / 1000 if job["start_time"] else None
-    name = (job["metadata"] or {}).get("name")
+    told = job["metadata"] or {}
     return {
-        "id": job["submission_id"], "name": name, "state": job["status"], "started_at_s": started_at_s, "entrypoint": job["entrypoint"],
-    }  # fmt: skip
+        "id": job["submission_id"],
+        "name": told.get("name"),
+        "owner": told.get("owner"),
+        "state": job["status"],
+        "started_at_s": started_at_s,
+        "entrypoint": job["entrypoint"],
+    }
 
 
 def _application(found: dict[str, Any]) -> dict[str, Any]:

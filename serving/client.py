@@ -23,6 +23,9 @@ from serving.messages import Prediction, Problem, VersionFacts
 from serving.retrying import Attempts, Budget
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+# A machine that lost its power says nothing at all. The second call to it goes out after 1 s.
+CONNECT_S = 3.0
+_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout)
 
 MessageT = TypeVar("MessageT", bound=BaseModel)
 
@@ -107,9 +110,9 @@ class Client:
         while True:
             asked = attempts.address
             try:
-                response = self._http[asked].request(method, path, json=body, timeout=attempts.left_s)
+                response = self._http[asked].request(method, path, json=body, timeout=_timeout(attempts.share_s))
             except httpx.TransportError as error:
-                wait_s = attempts.after_failure(is_late=isinstance(error, httpx.TimeoutException))
+                wait_s = attempts.after_failure(is_sent=not isinstance(error, _UNSENT), is_late=isinstance(error, httpx.TimeoutException))
                 if wait_s is None:
                     raise _unreachable(self._urls[asked], error) from error
             else:
@@ -168,9 +171,9 @@ class AsyncClient:
         while True:
             asked = attempts.address
             try:
-                response = await self._http[asked].request(method, path, json=body, timeout=attempts.left_s)
+                response = await self._http[asked].request(method, path, json=body, timeout=_timeout(attempts.share_s))
             except httpx.TransportError as error:
-                wait_s = attempts.after_failure(is_late=isinstance(error, httpx.TimeoutException))
+                wait_s = attempts.after_failure(is_sent=not isinstance(error, _UNSENT), is_late=isinstance(error, httpx.TimeoutException))
                 if wait_s is None:
                     raise _unreachable(self._urls[asked], error) from error
             else:
@@ -228,6 +231,10 @@ def _accepted(response: httpx.Response) -> httpx.Response:
         raise AnswerError(f"{response.url}: {response.status_code} {response.reason_phrase}", response.status_code) from None
     findings = "; ".join(f"{finding.field or 'body'}: {finding.reason}" for finding in told.errors)
     raise AnswerError(f"{told.status} {told.title}: {findings or told.detail} (request {told.request_id})", told.status, told.hint)
+
+
+def _timeout(seconds: float) -> httpx.Timeout:
+    return httpx.Timeout(seconds, connect=min(seconds, CONNECT_S))
 
 
 def _unreachable(url: str, error: httpx.TransportError) -> AnswerError:

@@ -60,9 +60,10 @@ class Attempts:
         budget.earn()
 
     @property
-    def left_s(self) -> float:
-        """Time that is left for the next attempt."""
-        return max(self._deadline - time.monotonic(), 0.001)
+    def share_s(self) -> float:
+        """Time for the next attempt: of addresses that were not asked yet, each gets its share of what is left."""
+        unasked = self._addresses - (self.address - self._first) % self._addresses
+        return max((self._deadline - time.monotonic()) / unasked, 0.001)
 
     def after_response(self, status: int, retry_after: str) -> float | None:
         """Return the seconds to wait before asking again; None takes this response.
@@ -75,24 +76,32 @@ class Attempts:
             return None
         return self._next(float(retry_after) if retry_after.isdigit() else None)
 
-    def after_failure(self, *, is_late: bool) -> float | None:
+    def after_failure(self, *, is_sent: bool, is_late: bool) -> float | None:
         """Return the seconds to wait before asking again; None gives up.
 
         Args:
+            is_sent: Whether the request may have got there. Where it did not, asking elsewhere is no second request.
             is_late: Nothing came in time.
         """
-        return None if is_late else self._next(None)
+        if is_sent and is_late and self._following == self._first:
+            return None
+        return self._next(None, is_free=not is_sent)
 
-    def _next(self, asked_s: float | None) -> float | None:
-        following = (self.address + 1) % self._addresses
+    @property
+    def _following(self) -> int:
+        return (self.address + 1) % self._addresses
+
+    def _next(self, asked_s: float | None, *, is_free: bool = False) -> float | None:
+        following = self._following
         # Callers refused together should not come back together.
         wait_s = (asked_s if asked_s is not None else self._wait_s) * random.uniform(1.0, 1.25)  # noqa: S311  # no secret
         if following != self._first:
             wait_s = 0.0
-        if self._left <= 0 or time.monotonic() + wait_s > self._deadline or not self._budget.spend():
+        is_free = is_free and following != self._first
+        if time.monotonic() + wait_s > self._deadline or not (is_free or (self._left > 0 and self._budget.spend())):
             return None
         if following == self._first:
             self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)
-        self._left -= 1
+        self._left -= not is_free
         self.address = following
         return wait_s

@@ -44,7 +44,7 @@ def make(tmp_path: Path, groups: Sequence[str] = ("trial",), tuning: TuningSetti
         heads_of=lambda group: group_heads(group, ["a", "b"]),
         checkpoints_of=lambda trial: [f"tune-0/{trial}/checkpoint_000001"],
         ledger=Ledger(Storage(str(tmp_path)), "ledger"),
-        most_concurrent=2,
+        most_concurrent=lambda: 2,
         **changes,
     )
 

@@ -82,8 +82,11 @@ def test_a_working_folder_is_shipped(asked: list[dict[str, Any]], tmp_path: Path
 def test_a_cluster_elsewhere_takes_jobs_only(asked: list[dict[str, Any]]) -> None:
     with pytest.raises(ClusterError) as raised, connect(ClusterSettings(address="http://head:8265")):
         pass
-    assert raised.value.message == "cluster.address is http://head:8265, but this command needs to run inside the cluster"
-    assert raised.value.hint == "submit it: python -m cluster submit -- python -m ... (or set cluster.address to local)"
+    assert raised.value.message == "the cluster is http://head:8265, but this command needs to run inside it"
+    assert (
+        raised.value.hint
+        == "submit it: python -m cluster submit -- python -m ... (or set cluster.address to local, and cluster.launcher to null)"
+    )
     assert asked == []
 
 

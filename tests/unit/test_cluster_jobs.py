@@ -1,6 +1,8 @@
 """cluster.jobs: submitting, finding, following and stopping, against a Jobs API that only remembers."""
 
+import getpass
 import shlex
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -75,8 +77,9 @@ def test_words_are_quoted_for_the_shell_and_python_is_this_one(tmp_path: Path) -
     words = ["python", "-c", "print('a b'); $HOME", "--set", "x.y=[1, 2]", "--", "-f"]
     job_id = _jobs(api, storage=str(tmp_path)).submit(words, Shipment(tmp_path, {}), "first try")
     assert shlex.split(api.submitted["entrypoint"]) == [sys.executable, *words[1:]]
-    assert api.submitted["metadata"] == {"name": "first try"}
+    assert api.submitted["metadata"] == {"owner": f"{getpass.getuser()}@{socket.gethostname()}", "name": "first try"}
     assert api.submitted["runtime_env"]["env_vars"]["TWOHEAD_STORAGE"] == str(tmp_path)
+    assert api.submitted["runtime_env"]["env_vars"]["TWOHEAD_JOB"] == job_id
     assert job_id == api.submitted["submission_id"]
     assert job_id.startswith("job-")
 
@@ -88,7 +91,7 @@ def test_other_programs_stay_as_they_are(tmp_path: Path, address: str, words: li
     api = FakeApi()
     _jobs(api, address=address).submit(words, Shipment(tmp_path, {}))
     assert shlex.split(api.submitted["entrypoint"]) == words
-    assert api.submitted["metadata"] == {}
+    assert "name" not in api.submitted["metadata"]
 
 
 def test_a_command_is_needed(tmp_path: Path) -> None:

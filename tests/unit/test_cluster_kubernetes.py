@@ -64,7 +64,8 @@ def strangers(tree: Any, fields: Any, at: str = "") -> list[str]:
 
 
 def make(**kubernetes: Any) -> ClusterSettings:
-    return validate_section(ClusterSettings, {"cluster": {"storage": "s3://bucket/twohead", "kubernetes": kubernetes}}, "cluster")
+    own = {key: kubernetes.pop(key) for key in ("head_store", "redis_address") if key in kubernetes}
+    return validate_section(ClusterSettings, {"cluster": {"storage": "s3://bucket/twohead", "kubernetes": kubernetes, **own}}, "cluster")
 
 
 FULL = {
@@ -140,7 +141,7 @@ def test_a_folder_that_no_other_pod_has_is_no_storage(storage: str) -> None:
     [
         (
             {"head_store": "redis"},
-            "cluster.kubernetes.redis_address is null, but must be given where head_store is redis, and nowhere else",
+            "cluster.redis_address is null, but must be given where head_store is redis, and nowhere else",
         ),
         ({"redis_address": "a:1"}, "must be given where head_store is redis, and nowhere else"),
         ({"groups": {}}, "cluster.kubernetes.groups"),

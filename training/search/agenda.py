@@ -35,6 +35,7 @@ _REPORTED = (
         "worker_bytes",
         "average_score",
         "trained_score",
+        "hostname",
     ),
 )
 _NO_LIMITS = Budget()
@@ -72,7 +73,7 @@ class Agenda(Searcher):
         heads_of: Heads of a group.
         checkpoints_of: Folders of a trial's checkpoints, the newest first.
         ledger: What happened so far.
-        most_concurrent: Trials at once.
+        most_concurrent: Tells how many trials may be alive at once, now.
         budget: What the search may use, with what confirms.
         beforehand_cpu_s: CPU seconds used before the first trial.
         spent_s: Wall seconds of earlier, interrupted processes.
@@ -89,7 +90,7 @@ class Agenda(Searcher):
     heads_of: Callable[[str], tuple[str, ...]]
     checkpoints_of: Callable[[str], Sequence[str]]
     ledger: Ledger
-    most_concurrent: int
+    most_concurrent: Callable[[], int]
     budget: Budget = _NO_LIMITS
     beforehand_cpu_s: float = 0.0
     spent_s: float = 0.0
@@ -115,7 +116,7 @@ class Agenda(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Hand out the next order; none while trials have to be waited for."""
-        if len(self.live) >= self.most_concurrent:
+        if len(self.live) >= self.most_concurrent():
             return None
         if self.pending:
             history, checkpoints = self.pending.pop(0)
@@ -154,7 +155,7 @@ class Agenda(Searcher):
         """Whether exploring has to end, so that its best can still be confirmed; never before anything has a score."""
         if not any(one.epochs for one in self.histories.values()):
             return False
-        return not self.budget.leaves(self.used, times(self._mean_cost, len(self._confirming), self.most_concurrent))
+        return not self.budget.leaves(self.used, times(self._mean_cost, len(self._confirming), self.most_concurrent()))
 
     @property
     def _mean_cost(self) -> Cost:
@@ -184,9 +185,9 @@ class Agenda(Searcher):
         # Those that were passed over cost nothing, and so will some that come.
         cost = times(self._mean_cost, sum(one.is_sound for one in ended) / len(ended))
         open_ones = sum(one.proposer.left for one in self.explorations)
-        running = times(self._mean_cost, 0.5 * len(self.live), self.most_concurrent)
-        exploring = times(cost, open_ones, self.most_concurrent)
-        confirming = times(self._mean_cost, len(self._confirming), self.most_concurrent)
+        running = times(self._mean_cost, 0.5 * len(self.live), self.most_concurrent())
+        exploring = times(cost, open_ones, self.most_concurrent())
+        confirming = times(self._mean_cost, len(self._confirming), self.most_concurrent())
         forecast = running.wall_s + exploring.wall_s + confirming.wall_s
         limit = self.budget.left_s(self.used)
         return forecast if limit is None else min(forecast, limit)

@@ -22,7 +22,7 @@ from training.search.proposing.samplers import grid_note
 from training.search.proposing.search_space import dimensions, distributions, first_points
 from training.search.proposing.searcher import FirstPoint, Proposer
 from training.search.trials.found_heads import FirstRung
-from training.search.trials.slots import most_concurrent
+from training.search.trials.slots import most_concurrent, slots
 from training.search.winner import last_checkpoint
 from training.settings import TrainingSettings, of_heads
 
@@ -37,6 +37,8 @@ def make_agenda(prepared: Prepared, ledger: Ledger, rung: FirstRung | None) -> A
     """
     settings = prepared.settings
     tuning, heads = settings.tuning, tuple(settings.heads)
+    # A search that could not run a single trial says so now.
+    slots(tuning)
     groups = {MAIN_GROUP: heads}
     if tuning.compare_single and len(heads) > 1:
         groups |= {single_group(head): (head,) for head in heads}
@@ -48,7 +50,7 @@ def make_agenda(prepared: Prepared, ledger: Ledger, rung: FirstRung | None) -> A
         heads_of=lambda group: group_heads(group, heads),
         checkpoints_of=lambda trial: checkpoints(prepared.storage, prepared.name, trial),
         ledger=ledger,
-        most_concurrent=most_concurrent(tuning),
+        most_concurrent=lambda: most_concurrent(tuning),
         budget=Budget(tuning.time_budget_s, tuning.cpu_budget_s),
         beforehand_cpu_s=rung.cpu_s if rung else 0.0,
     )

@@ -2,6 +2,7 @@
 
     searches/NAME/search.json    the settings and the data's digest, pinned when the search began
     searches/NAME/ledger/        what happened, event by event; what --resume reads
+    searches/NAME/jobs/ID        the jobs of the cluster that worked on it
     searches/NAME/tune-0/        the trials' checkpoints, a folder for each time the search was begun or resumed
     searches/NAME/study.log      Optuna's study, for optuna-dashboard (local storage only)
     searches/NAME/best/          the best checkpoint
@@ -12,11 +13,14 @@ It does not know how a search is made.
 """
 
 import json
+import os
 import re
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from cluster.errors import ConflictError, StorageError
+from cluster.searches import JOBS_FOLDER
+from cluster.settings import JOB_VARIABLE
 from cluster.storage import Storage
 from training.errors import TuningError
 from training.search.proposing.search_space import Point
@@ -120,6 +124,12 @@ def pin(storage: Storage, plan: Plan) -> Plan:
     # A second copy, should the first be damaged.
     storage.create(search_path(plan.name, _COPY), json.dumps({"kind": "begun", **facts}).encode())
     return replace(plan, begun=begun)
+
+
+def note_job(storage: Storage, name: str) -> None:
+    """Write down that the job this process belongs to, if it does, works on a search."""
+    if job := os.environ.get(JOB_VARIABLE):
+        storage.write_bytes(search_path(name, f"{JOBS_FOLDER}/{job}"), b"")
 
 
 def read_plan(storage: Storage, name: str) -> Plan:

@@ -16,6 +16,7 @@ from typing import Any
 from cluster.connection import connect
 from cluster.console import say
 from cluster.errors import StorageError
+from cluster.everywhere import check_everywhere
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 from training.data.dataset import Dataset, load_dataset
@@ -25,7 +26,7 @@ from training.search.deciding.budget import spent_on
 from training.search.deciding.group_scheduler import GroupScheduler
 from training.search.deciding.pareto import parse_pick
 from training.search.explorations import make_agenda
-from training.search.plan import LEDGER_FOLDER, Plan, Start, check_name, default_name, next_attempt, pin, read_plan
+from training.search.plan import LEDGER_FOLDER, Plan, Start, check_name, default_name, next_attempt, note_job, pin, read_plan
 from training.search.prepared import Prepared, announce, prepare, with_budget, without_test
 from training.search.proposing.ledger import Ledger
 from training.search.proposing.search_space import check_depth, check_space
@@ -109,12 +110,15 @@ def resume(name: str, cluster: ClusterSettings, budget: Mapping[str, float] | No
 def _see_through(prepared: Prepared, cluster: ClusterSettings, budget: Mapping[str, float] | None = None) -> SearchResult:
     _quieten()
     ledger = Ledger(prepared.storage, f"{prepared.folder}/{LEDGER_FOLDER}")
+    note_job(prepared.storage, prepared.name)
     prepared = with_budget(prepared, budget or {}, _used(prepared, ledger))
     announce(prepared)
     for file in ledger.damaged:
         say(f"note      {ledger.path}/{file} is damaged and left out; the trial goes on from its last whole checkpoint")
     with connect(cluster) as connection, _ended_by_signals(), _told_how_to_go_on(prepared):
         say(f"Ray       {connection.dashboard_url} {'(started for this search)' if connection.is_private else ''}".rstrip())
+        if not connection.is_private and (nodes := check_everywhere(prepared.storage)):
+            say(f"storage   all {nodes} nodes read and write it")
         begun = time.monotonic()
         try:
             rung = first_rung(prepared.assignment, prepared.folder, ledger)

@@ -7,31 +7,47 @@ _ROUNDING = 1e-6
 
 
 def slots(tuning: TuningSettings) -> int:
-    """Count the trials for which the cluster has room.
+    """Count the trials for which the cluster has room, or would have when it has grown as far as it may.
 
     Raises:
         TuningError: It has no room for a single one.
     """
-    import ray
-
-    total = ray.cluster_resources()
-    cpu = tuning.resources_per_trial.cpu * tuning.workers_per_trial
-    gpu = tuning.resources_per_trial.gpu * tuning.workers_per_trial
-    # Five fifths are one, whatever floating point says.
-    by_cpu = int(total.get("CPU", 0.0) / cpu + _ROUNDING)
-    by_gpu = int(total.get("GPU", 0.0) / gpu + _ROUNDING) if gpu else by_cpu
-    if min(by_cpu, by_gpu) < 1:
+    total = _resources()
+    if (room := _room(tuning, total)) < 1:
+        cpu, gpu = _wanted(tuning)
         raise TuningError(
-            f"a trial reserves {cpu:g} CPUs and {gpu:g} GPUs, but the cluster has {total.get('CPU', 0):g} and {total.get('GPU', 0):g}",
+            f"a trial reserves {cpu:g} CPUs and {gpu:g} GPUs, but the cluster has {total['CPU']:g} and {total['GPU']:g}",
             "lower training.tuning.resources_per_trial",
         )
-    return min(by_cpu, by_gpu)
+    return room
 
 
 def most_concurrent(tuning: TuningSettings) -> int:
-    """Return how many trials are alive at once."""
-    room = slots(tuning)
+    """Return how many trials may be alive now; machines come and go while a search runs."""
     if tuning.scheduler == "pbt":
         # A population is alive together; those without resources wait their turn.
         return tuning.num_samples
-    return tuning.max_concurrent_trials or room
+    # Where every machine is lost for a while, one trial waits for the next.
+    return tuning.max_concurrent_trials or max(1, _room(tuning, _resources()))
+
+
+def _wanted(tuning: TuningSettings) -> tuple[float, float]:
+    each = tuning.resources_per_trial
+    return each.cpu * tuning.workers_per_trial, each.gpu * tuning.workers_per_trial
+
+
+def _room(tuning: TuningSettings, total: dict[str, float]) -> int:
+    cpu, gpu = _wanted(tuning)
+    # Five fifths are one, whatever floating point says.
+    by_cpu = int(total["CPU"] / cpu + _ROUNDING)
+    return min(by_cpu, int(total["GPU"] / gpu + _ROUNDING)) if gpu else by_cpu
+
+
+def _resources() -> dict[str, float]:
+    import ray
+    from ray._private.state import state
+
+    now: dict[str, float] = ray.cluster_resources()
+    # Machines that come with work for them are not there yet when a search begins. An autoscaler tells how many may come.
+    most = state.get_max_resources_from_cluster_config() or {}
+    return {name: max(now.get(name, 0.0), most.get(name, 0.0)) for name in ("CPU", "GPU")}

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import SettingsError
+from cluster.machines.completing import completed
+from cluster.machines.known import TOKEN_PLACE
+from cluster.settings import ClusterSettings
 
 _HINT = "these are Ray's own keys: see the cluster YAML reference of Ray"
 _AT = "cluster.launcher"
@@ -27,19 +30,24 @@ _PROVIDER_KEYS = {
 _TOKEN_MODE = "RAY_AUTH_MODE=token"  # noqa: S105  # how a command asks for it
 
 
-def check_launcher(launcher: dict[str, Any]) -> None:
-    """Check a configuration for `ray up`.
+def check_launcher(settings: ClusterSettings) -> dict[str, Any]:
+    """Check the configuration of `cluster.launcher`, and complete it.
+
+    Returns:
+        As it goes to `ray up`.
 
     Raises:
         SettingsError: With every finding of Ray's schema, or the first of its other checks, or every one of ours.
     """
     # Ray's own checks stop at the first finding, and fall over values of a wrong type: so its schema goes first.
-    if findings := _schema_findings(launcher):
+    if findings := _schema_findings(settings.launcher or {}):
         raise SettingsError("\n       ".join(findings), _HINT)
+    launcher = completed(settings)
     _let_ray_check(launcher)
     ours = [*_provider_findings(launcher), *_file_findings(launcher), *_count_findings(launcher), *_token_findings(launcher)]
     if ours:
         raise SettingsError("\n       ".join(ours), "examples that pass are in cluster/examples")
+    return launcher
 
 
 def _let_ray_check(launcher: dict[str, Any]) -> None:
@@ -80,7 +88,8 @@ def _file_findings(launcher: dict[str, Any]) -> Iterator[str]:
         if key in auth and not Path(auth[key]).expanduser().is_file():
             yield f"{_AT}.auth.{key} is {auth[key]}, but there is no such file"
     for place, source in launcher.get("file_mounts", {}).items():
-        if not Path(source).expanduser().exists():
+        # `up` makes the token where there is none.
+        if place != TOKEN_PLACE and not Path(source).expanduser().exists():
             yield f"{_AT}.file_mounts: {place} comes from {source}, which is not there"
 
 
@@ -102,5 +111,3 @@ def _token_findings(launcher: dict[str, Any]) -> Iterator[str]:
         starts = [command for command in launcher.get(key, []) if "ray start" in command]
         if not starts or not all(_TOKEN_MODE in command for command in starts):
             yield f"{_AT}.{key} must start Ray with {_TOKEN_MODE}, or everybody who reaches the cluster runs commands on it"
-    if not any(str(place).endswith("/.ray/auth_token") for place in launcher.get("file_mounts", {})):
-        yield f"{_AT}.file_mounts must bring the token: ~/.ray/auth_token: ~/.ray/auth_token"

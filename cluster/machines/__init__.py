@@ -1,0 +1,6 @@
+"""Several machines, started and ended by Ray's own launcher.
+
+It knows Ray's configuration of a cluster, and how to reach the machines in it; not what runs there.
+
+Files in floor order: `known`, `completing`, `launcher_file`, `probe`, `ray_up`.
+"""

