@@ -73,6 +73,9 @@ def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: flo
         TuningError: No trial brought a score.
     """
     table = standings(histories)
+    if not table:
+        causes = ", ".join(f"{one.name} {one.state} {one.error}".rstrip() for one in histories)
+        raise TuningError(f"no trial brought a score: {causes}", "Ray's log of a trial, in the cluster's dashboard, tells more")
     best, note = winner(table, prepared.settings.tuning)
     model = load_best(prepared, best.best)
     logits, published = answer_splits(model, prepared), best.best
