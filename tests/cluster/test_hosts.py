@@ -4,24 +4,17 @@ The tests build on each other: each leaves the cluster to the next.
 """
 
 import json
-import os
-import signal
-import subprocess
-import textwrap
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import DOOR_PORT, Cluster, started
-from tests.cluster.hosts import SOURCE
-from tests.cluster.programs import ASK, CALLS, STRANGER, TRAFFIC
+from tests.cluster.conftest import Cluster, started
+from tests.cluster.programs import ASK, CALLS, STRANGER
+from tests.cluster.traffic import RATE, Traffic, door, nodes, until
 
 pytestmark = pytest.mark.slow
-
-RATE = 20
 
 
 @pytest.fixture(scope="module")
@@ -30,51 +23,8 @@ def cluster() -> Iterator[Cluster]:
         yield found
 
 
-class Traffic:
-    """Requests at a steady rate, from the laptop.
-
-    Args:
-        cluster: With the laptop.
-        rate: Requests a second.
-        urls: The client's addresses.
-    """
-
-    def __init__(self, cluster: Cluster, rate: float, *urls: str) -> None:
-        program = textwrap.dedent(TRAFFIC)
-        command = cluster.laptop.command("python", "-c", program, str(rate), *urls, environment={"PYTHONPATH": str(SOURCE)})
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert self._process.stdout
-        assert self._process.stdout.readline() == "asking\n"
-
-    def end(self) -> dict[str, Any]:
-        """Stop asking, and return what became of all requests."""
-        # The command enters the laptop's own processes: its signal reaches nsenter, not Python.
-        for child in Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split():
-            os.kill(int(child), signal.SIGTERM)
-        out, err = self._process.communicate(timeout=120)
-        assert self._process.returncode == 0, err
-        told: dict[str, Any] = json.loads(out)
-        return told
-
-
-def _until(what: str, is_so: Callable[[], bool], patience_s: float) -> float:
-    began = time.monotonic()
-    while not is_so():
-        assert time.monotonic() - began < patience_s, f"not within {patience_s:.0f} s: {what}"
-        time.sleep(0.5)  # neither Ray nor a folder tells of it by itself
-    return time.monotonic() - began
-
-
 def _trained_by(cluster: Cluster) -> set[str]:
     return {report["report"]["hostname"] for report in cluster.reports("ads")}
-
-
-def _nodes(cluster: Cluster) -> int:
-    return int(json.loads(cluster.must("cluster", "status", "--json"))["nodes"])
-
-
-def _door(cluster: Cluster, name: str) -> str:
-    return f"http://{cluster.nodes[name].address}:{DOOR_PORT}"
 
 
 def _require_closed(cluster: Cluster, name: str, told: dict[str, Any]) -> int:
@@ -114,11 +64,24 @@ def test_no_port_lets_a_stranger_in(cluster: Cluster) -> None:
         assert _require_closed(cluster, name, cluster.python(STRANGER, host.address, *sorted(ports))) >= 5 * 2
 
 
+def test_a_folder_that_the_hosts_do_not_share_is_found_before_a_trial_begins(cluster: Cluster) -> None:
+    done = cluster.run(
+        "cluster", "submit", "--set", "cluster.storage=/root/alone", "--", "python", "-m", "training", "tune", "--name", "ads"
+    )
+    assert done.returncode == 1
+    assert "error: storage /root/alone: 2 of 3 nodes do not share it (" in done.stdout
+    for name in ("two", "three"):
+        assert f"{name} ({cluster.nodes[name].address}): /root/alone/checks/" in done.stdout
+    assert not any(
+        (host.disk / "root/alone/checks").exists() and list((host.disk / "root/alone/checks").iterdir()) for host in cluster.nodes.values()
+    )
+
+
 def test_a_host_lost_while_it_trains_costs_its_trial_an_epoch(cluster: Cluster) -> None:
     words = ("python", "-m", "training", "tune", "--name", "ads")
     job = cluster.must("cluster", "submit", "--no-wait", "--", *words).strip()
     # Not the head: it comes last.
-    _until("a worker trains", lambda: _trained_by(cluster) - {"one"} != set(), 240)
+    until("a worker trains", lambda: _trained_by(cluster) - {"one"} != set(), 240)
     lost = min(_trained_by(cluster) - {"one"})
     cluster.nodes[lost].lose()
     followed = cluster.run("cluster", "logs", "-f", job)
@@ -134,7 +97,7 @@ def test_a_host_lost_while_it_trains_costs_its_trial_an_epoch(cluster: Cluster) 
         assert len(epochs) <= len(set(epochs)) + 1
 
     cluster.nodes[lost].start()
-    _until("the host is taken in again", lambda: _nodes(cluster) == 3, 180)
+    until("the host is taken in again", lambda: nodes(cluster) == 3, 180)
 
 
 def test_the_best_is_served_from_every_host(cluster: Cluster) -> None:
@@ -145,24 +108,24 @@ def test_the_best_is_served_from_every_host(cluster: Cluster) -> None:
 
 
 def test_a_host_lost_while_it_serves_costs_no_answer(cluster: Cluster) -> None:
-    traffic = Traffic(cluster, RATE, _door(cluster, "two"), _door(cluster, "three"))
+    traffic = Traffic(cluster, RATE, door(cluster, "two"), door(cluster, "three"))
     cluster.nodes["two"].lose()
-    noticed_s = _until("the host is missed", lambda: _nodes(cluster) == 2, 120)
+    noticed_s = until("the host is missed", lambda: nodes(cluster) == 2, 120)
     told = traffic.end()
     print(f"host lost: missed after {noticed_s:.0f} s, {told}")
     assert told["lost"] == []
     assert told["asked"] > RATE * 10
     cluster.nodes["two"].start()
-    _until("three nodes", lambda: _nodes(cluster) == 3, 180)
+    until("three nodes", lambda: nodes(cluster) == 3, 180)
 
 
 def test_the_head_lost_for_a_while_costs_no_answer(cluster: Cluster) -> None:
-    traffic = Traffic(cluster, RATE, _door(cluster, "three"))
+    traffic = Traffic(cluster, RATE, door(cluster, "three"))
     cluster.nodes["one"].lose()
     time.sleep(20)  # so long the head is away
     cluster.nodes["one"].start()
     assert "bringing back lab" in cluster.must("cluster", "up")
-    _until("all replicas run again", lambda: "running" in cluster.run("serving", "status").stdout.splitlines()[0], 240)
+    until("all replicas run again", lambda: "running" in cluster.run("serving", "status").stdout.splitlines()[0], 240)
     told = traffic.end()
     print(f"head lost: {told}")
     assert told["lost"] == []
@@ -174,5 +137,6 @@ def test_down_leaves_nothing(cluster: Cluster) -> None:
     cluster.must("cluster", "down")
     for host in cluster.nodes.values():
         assert host.run("pgrep", "-f", "raylet|gcs_server|ray::").stdout == ""
+        assert host.run("ls", "/root/.ray").stdout == ""
     assert not (cluster.laptop.disk / "root/.twohead/clusters/lab").exists()
     assert cluster.run("cluster", "status").returncode == 2

@@ -152,7 +152,7 @@ def test_machines_that_let_strangers_in_or_did_not_come_are_ended(calls: Calls, 
     with pytest.raises(ClusterError) as raised:
         _up(make())
     assert raised.value.message == message
-    assert calls == ["up", "exec", "down", "ssh"]
+    assert calls == ["up", "exec", "down", "ssh", "ssh"]
     assert read_known(make()) is None
 
 
@@ -167,12 +167,15 @@ def test_a_head_that_comes_back_is_not_taken_away_because_others_are_missing(cal
 
 def test_a_command_of_ray_that_fails_is_told_with_its_last_line(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.CompletedProcess(command, 3, b"one\nno such host\n")
+        said = (
+            b"2026 ERR updater.py:1 -- \x1b[31m!!!\x1b[39m\n\x1b[31mError: no such host\x1b[39m\nsee above\n2026 ERR updater.py:1 -- !!!\n"
+        )
+        return subprocess.CompletedProcess(command, 3, said)
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(ClusterError) as raised:
         _up(make())
-    assert raised.value.message == "`ray up` ended with exit code 3: no such host"
+    assert raised.value.message == "`ray up` ended with exit code 3: Error: no such host"
     assert raised.value.hint == f"all of it is in {home}/.twohead/clusters/lab/ray.log"
 
 
@@ -181,7 +184,7 @@ def test_down_ends_every_host_and_forgets_the_token(calls: Calls, home: Path) ->
     _up(make())
     calls.clear()
     assert ray_up.down(make(), lambda _: None)
-    assert calls == ["down", "ssh"]
+    assert calls == ["down", "ssh", "ssh"]
     assert not (home / ".twohead/clusters/lab").exists()
     assert not ray_up.down(make(), lambda _: None)
 
@@ -195,8 +198,9 @@ def test_a_host_that_cannot_be_ended_is_named(calls: Calls, monkeypatch: pytest.
         if command[0] != "ssh":
             found: subprocess.CompletedProcess[Any] = inner(command, **options)
             return found
-        assert "me@10.0.0.2" in command
-        return subprocess.CompletedProcess(command, 255, "", "no route to host\n")
+        is_worker = "me@10.0.0.2" in command
+        assert is_worker or "me@10.0.0.1" in command
+        return subprocess.CompletedProcess(command, 255 if is_worker else 0, "", "no route to host\n")
 
     monkeypatch.setattr(subprocess, "run", run)
     said: list[str] = []

@@ -1,0 +1,60 @@
+"""What goes on while a host is lost: requests at a steady rate, and waiting for what the cluster notices."""
+
+import json
+import os
+import signal
+import subprocess
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.conftest import DOOR_PORT, Cluster
+from tests.cluster.hosts import SOURCE
+from tests.cluster.programs import TRAFFIC
+
+RATE = 20
+
+
+class Traffic:
+    """Requests at a steady rate, from the laptop.
+
+    Args:
+        cluster: With the laptop.
+        rate: Requests a second.
+        urls: The client's addresses.
+    """
+
+    def __init__(self, cluster: Cluster, rate: float, *urls: str) -> None:
+        program = textwrap.dedent(TRAFFIC)
+        command = cluster.laptop.command("python", "-c", program, str(rate), *urls, environment={"PYTHONPATH": str(SOURCE)})
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self._process.stdout
+        assert self._process.stdout.readline() == "asking\n"
+
+    def end(self) -> dict[str, Any]:
+        """Stop asking, and return what became of all requests."""
+        # The command enters the laptop's own processes: its signal reaches nsenter, not Python.
+        for child in Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGTERM)
+        out, err = self._process.communicate(timeout=120)
+        assert self._process.returncode == 0, err
+        told: dict[str, Any] = json.loads(out)
+        return told
+
+
+def until(what: str, is_so: Callable[[], bool], patience_s: float) -> float:
+    began = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - began < patience_s, f"not within {patience_s:.0f} s: {what}"
+        time.sleep(0.5)  # neither Ray nor a folder tells of it by itself
+    return time.monotonic() - began
+
+
+def nodes(cluster: Cluster) -> int:
+    return int(json.loads(cluster.must("cluster", "status", "--json"))["nodes"])
+
+
+def door(cluster: Cluster, name: str) -> str:
+    return f"http://{cluster.nodes[name].address}:{DOOR_PORT}"
