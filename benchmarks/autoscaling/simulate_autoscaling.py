@@ -5,7 +5,7 @@
 Both are called as Serve's controller calls them, through Serve's own code for delays and factors: ours is the class that ships, Serve's
 the function that ships with its defaults, and once with settings that suit short requests. Beside them stands who knows the traffic and
 asks at once for what it needs: nobody can do better without replicas to spare, because they take time to start. Prints, for each shape and
-size, how many requests were refused or answered after the objective, and how many replica-hours that took.
+size, how many requests were refused or answered after the objective, and how many replica-hours that took; draws waits and replicas.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+from drawing import draw
 from model import Machine, Model, Outcome, Reports
 from ray.serve import autoscaling_policy
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
@@ -126,14 +127,18 @@ def main() -> None:
     )
     for name in options.sizes:
         for shape in SHAPES:
+            outcomes = {}
             for policy in (*policies(SIZES[name]), None):
                 found = simulate(policy, shape, SIZES[name], options.max_queue_s, options.seed)
                 bad, hours, who = found.violations(TARGET_MS / 1000), found.replica_s / 3600, policy.name if policy else "knows it"
+                outcomes[who] = found
                 told = (who, found.requests, bad, f"{bad / found.requests:.4f}", f"{hours:.2f}", f"{1000 * found.p95_s():.0f}")
                 print(f"| {name} | {shape.name} | {' | '.join(map(str, told))} |", flush=True)
                 facts.append(
                     {"size": name, "shape": shape.name, "policy": who, "requests": found.requests, "violations": bad, "replica_h": hours}
                 )
+            drawing = draw(f"{shape.name}, {name} replicas", TARGET_MS / 1000, outcomes)
+            (options.out / f"{shape.name}-{name}.svg".replace(" ", "-").replace(",", "")).write_text(drawing, encoding="utf-8")
     (options.out / "autoscaling.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 

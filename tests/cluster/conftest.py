@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.front import find_haproxy
-from tests.cluster.hosts import SOURCE, Host, hosts, why_not
+from tests.cluster.hosts import SOURCE, Host, hosts, missing_programs, why_not
 
 FOLDER = "/root/ads"
 DOOR_PORT = 8080
@@ -110,9 +110,12 @@ def started(names: Sequence[str], more: str = "", before: Callable[[Cluster], No
         more: Settings of the section `cluster`, as YAML.
         before: What to do before `up`.
     """
-    if why := why_not():
-        # Where changes are judged it must run.
+    if missing := missing_programs():
+        why = f"these programs are missing: {', '.join(missing)}"
+        # Where changes are judged they are installed.
         pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+    if why := why_not():
+        pytest.skip(why)
     with hosts(*names, "laptop") as made:
         laptop = made.pop("laptop")
         head, *workers = (host.address for host in made.values())

@@ -53,6 +53,7 @@ echo 'export PATH={path}' > /root/.profile
 cp /root/.profile /root/.bash_profile
 exec /usr/sbin/sshd -D -e -f /srv/.keys/sshd_config
 """
+_TRY = "set -e; mount -t tmpfs tmpfs /mnt; ip link add br0 type bridge; ip link add v0 type veth peer name v1; hostname try"
 _SSHD = """\
 HostKey /srv/.keys/host
 PermitRootLogin prohibit-password
@@ -63,12 +64,23 @@ MaxStartups 100
 """
 
 
+def missing_programs() -> list[str]:
+    """Name the programs that are missing here."""
+    return [name for name in PROGRAMS if shutil.which(name, path=_PATH) is None]
+
+
 def why_not() -> str:
-    """Say what keeps hosts from being made here; nothing where they can be."""
+    """Say what keeps this machine from having hosts; nothing where it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "hosts are network namespaces, which only root of a Linux machine makes"
-    missing = [name for name in PROGRAMS if shutil.which(name, path=_PATH) is None]
-    return f"these programs are missing: {', '.join(missing)}" if missing else ""
+    own = ["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--mount-proc", "sh", "-c"]
+    name = f"th{secrets.token_hex(2)}-try"
+    tries = [[*own, _TRY], ["ip", "netns", "add", name], ["ip", "netns", "del", name]]
+    for words in tries:
+        done = subprocess.run(words, env={"PATH": _PATH}, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            return f"hosts are network namespaces, and this machine lets root make none: {done.stderr.strip()}"
+    return ""
 
 
 @dataclass
