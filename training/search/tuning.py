@@ -115,22 +115,27 @@ def _see_through(prepared: Prepared, cluster: ClusterSettings, budget: Mapping[s
     announce(prepared)
     for file in ledger.damaged:
         say(f"note      {ledger.path}/{file} is damaged and left out; the trial goes on from its last whole checkpoint")
-    with connect(cluster) as connection, _ended_by_signals(), _told_how_to_go_on(prepared):
+    with connect(cluster) as connection, _ended_by_signals():
         say(f"Ray       {connection.dashboard_url} {'(started for this search)' if connection.is_private else ''}".rstrip())
         if not connection.is_private and (nodes := check_everywhere(prepared.storage)):
             say(f"storage   all {nodes} nodes read and write it")
-        begun = time.monotonic()
-        try:
-            rung = first_rung(prepared.assignment, prepared.folder, ledger)
-        except KeyboardInterrupt:
-            raise _nothing_yet(prepared) from None
-        if rung is not None:
-            prepared = replace(prepared, assignment=replace(prepared.assignment, heads_from=prepared.folder))
-        agenda = make_agenda(prepared, ledger, rung)
-        agenda.begun = begun
-        if not _fit(prepared, agenda):
-            return _finish_early(prepared, agenda)
-        return finish(prepared, list(agenda.histories.values()), agenda.elapsed_s)
+        with _told_how_to_go_on(prepared):
+            return _run(prepared, ledger)
+
+
+def _run(prepared: Prepared, ledger: Ledger) -> SearchResult:
+    begun = time.monotonic()
+    try:
+        rung = first_rung(prepared.assignment, prepared.folder, ledger)
+    except KeyboardInterrupt:
+        raise _nothing_yet(prepared) from None
+    if rung is not None:
+        prepared = replace(prepared, assignment=replace(prepared.assignment, heads_from=prepared.folder))
+    agenda = make_agenda(prepared, ledger, rung)
+    agenda.begun = begun
+    if not _fit(prepared, agenda):
+        return _finish_early(prepared, agenda)
+    return finish(prepared, list(agenda.histories.values()), agenda.elapsed_s)
 
 
 def _used(prepared: Prepared, ledger: Ledger) -> dict[str, float]:
