@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from model import Outcome
 
-_WIDTH, _LEFT, _RIGHT, _PANEL, _GAP, _TOP = 900, 60, 20, 190, 50, 50
+_WIDTH, _LEFT, _RIGHT, _PANEL, _GAP, _TOP = 900, 60, 20, 190, 50, 70
 _COLOURS = ("#1f5f8b", "#b4532a", "#8a7a2f", "#777777")
 _BIN_S = 15.0
 # Above this a line leaves its panel: those who waited longer were refused.

@@ -100,7 +100,7 @@ class Outcome:
         latencies: (arrived, seconds) of each answered request, in the order of the answers.
         refused: When each refused request arrived.
         replica_s: Seconds that replicas were there or on their way, added up.
-        replicas: (time, running, wanted), at each decision that changed one of them.
+        replicas: (time, running, wanted), at each look that found one of them changed.
     """
 
     latencies: list[tuple[float, float]] = field(default_factory=list)
@@ -298,7 +298,6 @@ class Model:
         del self.replicas[replica.number]
 
     def _tick(self, every_s: float) -> None:
-        before = (len(self.running), self.target)
         self.target = min(max(self._decide(self), self.minimum), self.maximum)
         staying = [replica for replica in self.replicas.values() if not replica.going]
         for _ in range(self.target - len(staying)):
@@ -310,6 +309,7 @@ class Model:
             replica.going = True
             if not replica.running or not replica.open:
                 self._ends(replica)
-        if (len(self.running), self.target) != before:
-            self.outcome.replicas.append((self.now, len(self.running), self.target))
+        # Also what began to run since the last look.
+        if not (known := self.outcome.replicas) or known[-1][1:] != (len(self.running), self.target):
+            known.append((self.now, len(self.running), self.target))
         self._at(self.now + every_s, lambda: self._tick(every_s))
