@@ -6,6 +6,7 @@ What the settings say stays as it is; only what is missing is added. It does not
 import copy
 import ipaddress
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from cluster.front import SWITCH
@@ -48,7 +49,7 @@ def completed(settings: ClusterSettings) -> dict[str, Any]:
     return launcher
 
 
-def dashboard_port(launcher: dict[str, Any]) -> int:
+def dashboard_port(launcher: Mapping[str, Any]) -> int:
     """Return the port that the head's commands give the dashboard."""
     found = re.search(r"--dashboard-port[= ](\d+)", " ".join(map(str, launcher.get("head_start_ray_commands", []))))
     return int(found[1]) if found else DASHBOARD_PORT

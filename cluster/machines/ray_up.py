@@ -20,7 +20,7 @@ from typing import Any
 from cluster.errors import ClusterError, SettingsError
 from cluster.machines import probe
 from cluster.machines.completing import completed, dashboard_port
-from cluster.machines.known import TOKEN_PLACE, Known, forget, known_folder, read_known, token_file, write_known
+from cluster.machines.known import TOKEN_PLACE, Known, alone, forget, known_folder, read_known, token_file, write_known
 from cluster.machines.launcher_file import check_launcher
 from cluster.session import write_token
 from cluster.settings import ClusterSettings
@@ -52,15 +52,19 @@ def up(settings: ClusterSettings, say: Say) -> tuple[Known, bool]:
     """
     folder = _folder(settings)
     launcher = check_launcher(settings)
-    token = token_file(settings)
-    if token and not token.exists():
-        _make_token(token)
-    _make_folder(folder)
-    machines = _Machines(launcher, folder)
+    with alone(folder):
+        token = token_file(settings)
+        if token and not token.exists():
+            _make_token(token)
+        return _up(settings, _Machines(launcher, folder), say)
+
+
+def _up(settings: ClusterSettings, machines: "_Machines", say: Say) -> tuple[Known, bool]:
     before = read_known(settings)
-    if before and (found := machines.look(wanted=0, patience_s=0)):
+    if before and (found := _look_again(machines)):
         _require_closed(found, machines)
         return before, False
+    launcher = machines.launcher
     say(f"{'bringing back' if before else 'starting'} {_described(launcher)} with Ray's launcher; what it says is in {machines.log}")
     try:
         machines.ray("up", "--yes", "--no-config-cache")
@@ -73,8 +77,17 @@ def up(settings: ClusterSettings, say: Say) -> tuple[Known, bool]:
         raise
     url = settings.address if settings.address != "local" else f"http://{machines.head_ip()}:{dashboard_port(launcher)}"
     known = Known(url, time.time())
-    write_known(folder, known)
+    write_known(machines.folder, known)
     return known, True
+
+
+def _look_again(machines: "_Machines") -> dict[str, Any] | None:
+    try:
+        return machines.look(wanted=0, patience_s=0)
+    except ClusterError as error:
+        # Nobody knows what runs there, and starting it anew would end that.
+        hint = f"{error.hint}; where the head is gone for good, `python -m cluster down` forgets it"
+        raise ClusterError(f"the head of {machines.name} is not reached: {error.message}", hint) from None
 
 
 def down(settings: ClusterSettings, say: Say) -> bool:
@@ -89,8 +102,9 @@ def down(settings: ClusterSettings, say: Say) -> bool:
     folder = _folder(settings)
     if not (folder / LAUNCHER_FILE).exists():
         return False
-    _Machines(completed(settings), folder).end(say)
-    forget(folder)
+    with alone(folder):
+        _Machines(completed(settings), folder).end(say)
+        forget(folder)
     return True
 
 
@@ -127,13 +141,6 @@ def _make_token(path: Path) -> None:
         raise ClusterError(f"{error.filename}: {error.strerror}", "the token needs a folder that you can write") from None
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ClusterError(f"{error.filename}: {error.strerror}", "what Ray's launcher says is kept there") from None
-
-
 def _why(said: str) -> str:
     """Return the line that tells most of what a command of Ray said: its last error, or else its last line with words in it."""
     lines = [line for line in _STYLE.sub("", said).splitlines() if re.search(r"[A-Za-z]{3}", line.rpartition(" -- ")[2])]
@@ -162,8 +169,8 @@ class _Machines:
     """
 
     def __init__(self, launcher: Mapping[str, Any], folder: Path) -> None:
-        self._launcher = launcher
-        self._folder = folder
+        self.launcher = launcher
+        self.folder = folder
         self.name = str(launcher["cluster_name"])
         self.log = folder / LOG_FILE
 
@@ -176,8 +183,8 @@ class _Machines:
         Raises:
             ClusterError: It failed.
         """
-        file = self._folder / LAUNCHER_FILE
-        file.write_text(json.dumps(self._launcher, indent=2), encoding="utf-8")
+        file = self.folder / LAUNCHER_FILE
+        file.write_text(json.dumps(self.launcher, indent=2), encoding="utf-8")
         command = [sys.executable, "-m", "ray.scripts.scripts", verb, *words, str(file), *after]
         environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_COLOR_MODE": "false"}
         if self._is_local:
@@ -195,17 +202,17 @@ class _Machines:
         return text
 
     def look(self, wanted: int, patience_s: float) -> dict[str, Any] | None:
-        """Ask the head on the head, see `probe`; None where it is not reached or nothing answers there."""
+        """Ask the head on the head, see `probe`; None where no Ray answers there.
+
+        Raises:
+            ClusterError: The head is not reached.
+        """
         source = base64.b64encode(Path(probe.__file__).read_bytes()).decode()
         # Ray's own interpreter is there for sure, `python` may be another.
         python = '"$(dirname "$(command -v ray)")/python"'
         program = f"import base64; exec(base64.b64decode('{source}'))"
-        words = f"{python} -c {shlex.quote(program)} {dashboard_port(dict(self._launcher))} {wanted} {patience_s:g}"
-        try:
-            text = self.ray("exec", "--no-config-cache", after=[words])
-        except ClusterError:
-            return None
-        lines = [line for line in text.splitlines() if line.startswith(probe.MARK)]
+        words = f"{python} -c {shlex.quote(program)} {dashboard_port(self.launcher)} {wanted} {patience_s:g}"
+        lines = [line for line in self.ray("exec", "--no-config-cache", after=[words]).splitlines() if line.startswith(probe.MARK)]
         found: dict[str, Any] = json.loads(lines[-1].removeprefix(probe.MARK)) if lines else {"stranger": None}
         return None if found["stranger"] is None else found
 
@@ -219,10 +226,10 @@ class _Machines:
         if not self._is_local:
             return
         # Ray's launcher only forgets hosts of one's own: their Ray would go on, and what it brought would stay.
-        provider = self._launcher["provider"]
+        provider = self.launcher["provider"]
         workers = [str(address) for address in provider.get("worker_ips", ())]
         # The launcher copies the key it logs in with to the head. A token that was not made by `up` may be somebody's own.
-        is_ours = self._launcher["file_mounts"][TOKEN_PLACE].startswith(str(self._folder))
+        is_ours = self.launcher["file_mounts"][TOKEN_PLACE].startswith(str(self.folder))
         tidy = f"rm -f ~/ray_bootstrap_key.pem {TOKEN_PLACE if is_ours else ''}"
         commands = dict.fromkeys(workers, f"ray stop; {tidy}") | {str(provider["head_ip"]): tidy}
         with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -232,10 +239,10 @@ class _Machines:
 
     @property
     def _is_local(self) -> bool:
-        return bool(self._launcher["provider"]["type"] == "local")
+        return bool(self.launcher["provider"]["type"] == "local")
 
     def _over_ssh(self, address: str, command: str) -> str:
-        auth = self._launcher.get("auth", {})
+        auth = self.launcher.get("auth", {})
         options = [
             "BatchMode=yes",
             f"ConnectTimeout={_LOOK_S}",

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from cluster.connection import reach
 from cluster.errors import ClusterError, SettingsError
 from cluster.machines import ray_up
 from cluster.machines.completing import completed, dashboard_port
-from cluster.machines.known import Known, known_folder, read_known, token_file, write_known
+from cluster.machines.known import Known, alone, known_folder, read_known, token_file, write_known
 from cluster.machines.probe import MARK
 from cluster.settings import ClusterSettings
 
@@ -163,6 +164,35 @@ def test_a_head_that_comes_back_is_not_taken_away_because_others_are_missing(cal
     with pytest.raises(ClusterError, match="1 of 2 nodes"):
         _up(make())
     assert calls == ["exec", "up", "exec"]
+
+
+def test_a_head_that_is_not_reached_is_not_started_anew(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls.answers = [{"alive": 2, "stranger": 401}]
+    _up(make())
+    calls.clear()
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        calls.append(command[3])
+        return subprocess.CompletedProcess(command, 255, b"ssh: connect: no route to host\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(ClusterError) as raised:
+        _up(make())
+    found = "`ray exec` ended with exit code 255: ssh: connect: no route to host"
+    assert raised.value.message == f"the head of lab is not reached: {found}"
+    assert raised.value.hint.endswith("; where the head is gone for good, `python -m cluster down` forgets it")
+    assert calls == ["exec"]
+
+
+def test_two_at_once_take_turns(home: Path) -> None:
+    code = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    with alone(home / "x"):
+        assert (home / "x").stat().st_mode & 0o777 == 0o700
+        done = subprocess.run([sys.executable, "-c", code, str(home / "x/lock")], capture_output=True, text=True, check=False)
+        assert "BlockingIOError" in done.stderr
+    (home / "file").touch()
+    with pytest.raises(ClusterError, match="Not a directory"), alone(home / "file/x"):
+        pass
 
 
 def test_a_command_of_ray_that_fails_is_told_with_its_last_line(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
