@@ -82,6 +82,10 @@ class Searches:
             self._read(self._known.setdefault(name, Search(name)))
         return sorted(self._known.values(), key=lambda one: one.begun, reverse=True)
 
+    def best_by_job(self) -> dict[str, float]:
+        """Return the best score of each job's search; of several searches, of the newest."""
+        return {job: one.best for one in reversed(self.all()) for job in one.jobs if one.best is not None}
+
     def _read(self, search: Search) -> None:
         folder = f"{FOLDER}/{search.name}"
         search.begun = search.begun or str(self._json(f"{folder}/search.json").get("begun", ""))

@@ -39,7 +39,7 @@ def state(settings: ClusterSettings, searches: Searches) -> dict[str, Any]:
     told_jobs = sorted((_job(job) for job in jobs if job["submission_id"]), key=lambda job: -(job["started_at_s"] or 0))
     active = {job["id"] for job in told_jobs if job["state"] in ("PENDING", "RUNNING")}
     told_searches = [_search(one, active) for one in searches.all()]
-    best = {job: one["best"] for one in reversed(told_searches) for job in one["jobs"]}
+    best = searches.best_by_job()
     told_applications = {name: _application(found) for name, found in applications.items()}
     return {
         "address": url,

@@ -16,6 +16,7 @@ from cluster.__main__ import main
 from cluster.errors import ClusterError
 from cluster.facts import Facts
 from cluster.jobs import Job
+from cluster.storage import Storage
 
 VERBS = ("up", "status", "submit", "jobs", "logs", "stop", "down", "check")
 HEAVY = ("ray", "torch", "pandas", "transformers", "optuna", "fastapi")
@@ -164,11 +165,14 @@ def test_ctrl_c_leaves_the_job_running(cluster: FakeJobs, monkeypatch: pytest.Mo
     assert cluster.asked == []
 
 
-def test_jobs_are_a_table_with_short_commands(cluster: FakeJobs, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["jobs"]) == 0
+def test_jobs_are_a_table_with_short_commands(cluster: FakeJobs, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    event = {"kind": "epoch", "trial": {"name": "trial-0"}, "report": {"score": 0.25}}
+    for path, content in (("search.json", "{}"), ("jobs/job-1", ""), ("ledger/000001.json", json.dumps(event))):
+        Storage(str(tmp_path)).write_bytes(f"searches/ads/{path}", content.encode())
+    assert main(["jobs", "--set", f"cluster.storage={tmp_path}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["JOB", "NAME", "OWNER", "STATE", "STARTED", "BEST", "COMMAND"]
-    assert lines[1] == f"job-1  –     me@here  RUNNING    2 min ago     –  python -c 'one two' {'x' * 39}…"
+    assert lines[1] == f"job-1  –     me@here  RUNNING    2 min ago  0.250  python -c 'one two' {'x' * 39}…"
     assert len(lines) == 3
     cluster.found = []
     assert main(["jobs"]) == 0
