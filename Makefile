@@ -27,16 +27,8 @@ demo: $(READY) ## table → search → version → answer over HTTP, serving unt
 	$(RUN) -m training publish --promote
 	$(RUN) -m serving run --ask "Night nurse (m/f/d): you look after patients on our ward. You have completed your vocational training." $(if $(ONCE),--once)
 
-# Tests on several hosts mostly wait for what is lost to be missed: they run beside those without a Ray, and say afterwards what they found.
 test: $(READY) ## pass all tests, the slow ones too (FAST=1 leaves those out)
-ifdef FAST
-	$(RUN) -m pytest -m "not slow"
-else
-	@said=$$(mktemp); $(RUN) -m pytest tests/cluster --durations=10 > $$said 2>&1 & hosts=$$!; \
-	$(RUN) -m pytest tests/unit tests/project --durations=20; failed=$$?; \
-	wait $$hosts || failed=1; cat $$said; rm $$said; \
-	$(RUN) -m pytest tests/faults tests/e2e tests/integration --durations=40 || failed=1; exit $$failed
-endif
+	$(RUN) -m pytest --durations=40 $(if $(FAST),-m "not slow")
 
 lint: $(READY) ## ruff, its formatter and mypy
 	$(RUN) -m ruff check .

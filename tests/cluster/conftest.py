@@ -36,6 +36,7 @@ cluster:
     cluster_name: lab
     provider: {{type: local, head_ip: {head}, worker_ips: {workers}}}
     auth: {{ssh_user: root, ssh_private_key: /root/.ssh/id}}
+{launcher}
 {more}
 training:
   data: {{files: [ads.csv], text: "{{title}}\\n{{text}}"}}
@@ -48,8 +49,8 @@ training:
 serving:
   resources_per_replica: {{cpu: 1}}
   precision: float32
-  min_replicas: 3
-  max_replicas: 3
+  min_replicas: 2
+  max_replicas: 2
   ready_timeout_s: 300
 """
 
@@ -101,13 +102,18 @@ class Cluster:
         return [json.loads(file.read_text()) for file in files]
 
 
+def _settings(head: str, workers: list[str], more: str, launcher: str) -> str:
+    return SETTINGS.format(head=head, workers=workers, more=textwrap.indent(more, "  "), launcher=textwrap.indent(launcher, "    "))
+
+
 @contextmanager
-def started(names: Sequence[str], more: str = "", before: Callable[[Cluster], None] | None = None) -> Iterator[Cluster]:
+def started(names: Sequence[str], more: str = "", launcher: str = "", before: Callable[[Cluster], None] | None = None) -> Iterator[Cluster]:
     """Give hosts that `cluster up` made a cluster of; the first is the head.
 
     Args:
         names: Of the hosts.
         more: Settings of the section `cluster`, as YAML.
+        launcher: Settings of its launcher, as YAML.
         before: What to do before `up`.
     """
     if missing := missing_programs():
@@ -121,7 +127,7 @@ def started(names: Sequence[str], more: str = "", before: Callable[[Cluster], No
         head, *workers = (host.address for host in made.values())
         folder = laptop.disk / FOLDER.removeprefix("/")
         folder.mkdir()
-        (folder / "ray_config.yaml").write_text(SETTINGS.format(head=head, workers=workers, more=textwrap.indent(more, "  ")))
+        (folder / "ray_config.yaml").write_text(_settings(head, workers, more, launcher))
         cluster = Cluster(laptop, made)
         if before is not None:
             before(cluster)

@@ -22,12 +22,11 @@ def cluster(make_checkpoint_in: Callable[..., Path]) -> Iterator[Cluster]:
         words = ("redis-server", "--bind", REDIS, "--protected-mode", "no", "--save", "", "--daemonize", "yes")
         assert cluster.laptop.run(*words).returncode == 0
 
-    with started(["one", "two"], f"head_store: redis\nredis_address: {REDIS}:6379", before) as found:
+    with started(["one", "two"], f"head_store: redis\nredis_address: {REDIS}:6379", before=before) as found:
         make_checkpoint_in(found.laptop.shared / "checkpoint")
         found.must("training", "publish", "--checkpoint", "/srv/checkpoint", "--promote")
         # One on each: a host has two CPUs.
-        replicas = ("--set", "serving.min_replicas=2", "--set", "serving.max_replicas=2")
-        found.must("serving", "deploy", "--set", "serving.resources_per_replica.cpu=2", *replicas)
+        found.must("serving", "deploy", "--set", "serving.resources_per_replica.cpu=2")
         found.open_doors()
         yield found
 
