@@ -24,6 +24,8 @@ _OWN_ADDRESS = (
 _FILES = "ulimit -n 65536 || true"
 # A machine without power answers nothing: five times in a row, 3 s apart, after so long. Ray's 10 s make 65 s of that until it is missed.
 _NOTICE = {"RAY_health_check_timeout_ms": "3000"}
+# So long replicas and trials go on without a head that will come back; Ray's own minute is short for a machine that has to boot.
+_PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
 _START = re.compile(r"(?<![\w./-])ray start\b")
 
 
@@ -42,6 +44,8 @@ def completed(settings: ClusterSettings) -> dict[str, Any]:
     provider = launcher.get("provider")
     own = _own_commands(provider) if isinstance(provider, dict) else {}
     everywhere = {name: value for name, value in SETTLED.items() if name != LOOPBACK_VARIABLE} | {SWITCH: "0"}
+    if settings.head_store != "none":
+        everywhere |= _PATIENCE
     heads = everywhere | _NOTICE | _head_store(settings)
     for key, variables in (("head_start_ray_commands", heads), ("worker_start_ray_commands", everywhere)):
         commands = launcher.get(key) or own.get(key, [])

@@ -67,7 +67,7 @@ def _up(settings: ClusterSettings, machines: "_Machines", say: Say) -> tuple[Kno
     launcher = machines.launcher
     say(f"{'bringing back' if before else 'starting'} {_described(launcher)} with Ray's launcher; what it says is in {machines.log}")
     try:
-        machines.ray("up", "--yes", "--no-config-cache")
+        _start(machines, say)
         _wait(machines, wanted_nodes(launcher), say)
     except BaseException:
         # Also after Ctrl-C: what came up so far may be open, and costs money. A head that came back has others' work to go on with.
@@ -79,6 +79,15 @@ def _up(settings: ClusterSettings, machines: "_Machines", say: Say) -> tuple[Kno
     known = Known(url, time.time())
     write_known(machines.folder, known)
     return known, True
+
+
+def _start(machines: "_Machines", say: Say) -> None:
+    try:
+        machines.ray("up", "--yes", "--no-config-cache")
+    except ClusterError as error:
+        # Ray gives its own processes 30 s to start, which a busy machine may need.
+        say(f"once more: {error.message}")
+        machines.ray("up", "--yes", "--no-config-cache")
 
 
 def _look_again(machines: "_Machines") -> dict[str, Any] | None:

@@ -76,6 +76,8 @@ def test_a_head_store_is_the_heads_alone(settings: dict[str, Any], expected: str
     found = completed(make(**settings))
     assert expected in found["head_start_ray_commands"][1]
     assert "RAY_gcs_storage" not in found["worker_start_ray_commands"][1]
+    # With one, workers wait for their head.
+    assert ("reconnect_timeout_s=600" in found["worker_start_ray_commands"][1]) == bool(settings)
     assert ("RAY_REDIS" in found["head_start_ray_commands"][1]) == (settings.get("head_store") == "redis")
 
 
@@ -196,7 +198,10 @@ def test_two_at_once_take_turns(home: Path) -> None:
 
 
 def test_a_command_of_ray_that_fails_is_told_with_its_last_line(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    verbs: list[str] = []
+
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        verbs.append(command[3])
         said = (
             b"2026 ERR updater.py:1 -- \x1b[31m!!!\x1b[39m\n\x1b[31mError: no such host\x1b[39m\nsee above\n2026 ERR updater.py:1 -- !!!\n"
         )
@@ -207,6 +212,8 @@ def test_a_command_of_ray_that_fails_is_told_with_its_last_line(monkeypatch: pyt
         _up(make())
     assert raised.value.message == "`ray up` ended with exit code 3: Error: no such host"
     assert raised.value.hint == f"all of it is in {home}/.twohead/clusters/lab/ray.log"
+    # Tried once more, and then ended.
+    assert verbs == ["up", "up", "down"]
 
 
 def test_down_ends_every_host_and_forgets_the_token(calls: Calls, home: Path) -> None:
