@@ -1,5 +1,6 @@
 """A real cluster of this machine: up, jobs, stop, down; and private Rays that leave nothing behind."""
 
+import getpass
 import http.client
 import json
 import os
@@ -123,7 +124,7 @@ def test_a_job_runs_in_a_copy_of_the_folder_with_the_storage_of_its_submitter(pl
     assert done.stdout.splitlines()[-1] == f"job {job_id}: SUCCEEDED, exit code 0"
     assert "said" in place.run("logs", job_id.removeprefix("job-")[:6]).stdout
     row = next(line for line in place.run("jobs").stdout.splitlines() if line.startswith(job_id))
-    assert row.split()[1:3] == ["talk", "SUCCEEDED"]
+    assert row.split()[1:4] == ["talk", f"{getpass.getuser()}@{socket.gethostname()}", "SUCCEEDED"]
 
 
 def test_a_job_is_connected_to_its_own_cluster(place: Place) -> None:
