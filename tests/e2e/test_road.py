@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,9 +142,20 @@ def test_from_a_job_that_is_killed_to_an_answer_from_two_replicas(place: Place) 
     place.run("serving", "scale", "--min", "2", "--max", "2")
     output, _ = load.communicate(timeout=120)
     assert load.returncode == 0, output
-    status = place.run("serving", "status")
-    assert re.search(r"\b2\b", status), status
+    assert re.search(r"\b2 running\b", running(place))
     place.run("serving", "stop")
+
+
+def running(place: Place) -> str:
+    """Wait until all replicas run, and return what the status is then."""
+    deadline = time.monotonic() + 180
+    while True:
+        # It ends with 1 while one of them starts, which takes as long as the machine is busy.
+        process = place.start("serving", "status")
+        output, _ = process.communicate(timeout=60)
+        if process.returncode == 0:
+            return output
+        assert time.monotonic() < deadline, output
 
 
 def probabilities(folder: Path) -> dict[str, list[list[float]]]:
