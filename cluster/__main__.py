@@ -166,13 +166,13 @@ def _submit(options: argparse.Namespace) -> int:
 
 def _jobs(options: argparse.Namespace) -> int:
     from cluster.jobs import open_jobs
-    from cluster.searches import Searches
+    from cluster.searches import Searches, best_by_job
     from cluster.storage import Storage
 
     settings = _settings(options)
     with open_jobs(settings) as jobs:
         found = [dataclasses.asdict(job) for job in jobs.all()]
-    best = Searches(Storage(settings.storage)).best_by_job() if found else {}
+    best = best_by_job(Searches(Storage(settings.storage)).all()) if found else {}
     found = [job | {"best": best.get(job["id"])} for job in found]
     say(job_table(found) if found else "no jobs")
     return 0

@@ -4,16 +4,20 @@ Facts are believed only while the processes they name live and carry the session
 is started or ended.
 """
 
+import fcntl
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cluster.errors import ClusterError
 from cluster.session import PREFIX, Session, is_marked
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 
-FACTS_FILE = "facts.json"
+FACTS_FILE, LOCK_FILE = "facts.json", "lock"
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,23 @@ def facts_folder(settings: ClusterSettings) -> Path:
         return storage.local_root / "cluster"
     name = storage.uri.partition("://")[2].replace("/", "-")
     return Path.home() / ".twohead" / name / "cluster"
+
+
+@contextmanager
+def alone(folder: Path, hint: str) -> Iterator[None]:
+    """Let one process at a time start or end the cluster of a folder, mode 0700, which is made.
+
+    Raises:
+        ClusterError: The folder cannot be written; with this hint.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (folder / LOCK_FILE).open("w")
+    except OSError as error:
+        raise ClusterError(f"{error.filename}: {error.strerror}", hint) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def read_facts(settings: ClusterSettings) -> Facts | None:

@@ -5,27 +5,25 @@ says so. Nothing is found by name: only processes that carry the session's mark 
 not know what runs on the cluster.
 """
 
-import fcntl
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.connection import ADDRESS_VARIABLE
 from cluster.dashboard import ask, prove_closed
 from cluster.errors import ClusterError
-from cluster.facts import FACTS_FILE, Facts, facts_folder, read_facts, write_facts
+from cluster.facts import FACTS_FILE, Facts, alone, facts_folder, read_facts, write_facts
 from cluster.session import Session, applied_to_ray, client_environment, free_port, new_session
 from cluster.settings import ClusterSettings
 
 START_TIMEOUT_S = 120.0
-LOCK_FILE = "lock"
 TOKEN_FILE = "token"  # noqa: S105  # the name of a file
 _POLL_S = 0.2
+_FOLDER_HINT = "cluster.storage must be a folder that you can write"
 _LASTING = ("gcs_server", "raylet")
 
 
@@ -57,7 +55,7 @@ def up(settings: ClusterSettings, say: Callable[[str], None] = print) -> Launch:
             f"cluster.address is {settings.address}, but `up` starts a cluster on this machine",
             "set cluster.address to local; a cluster of several machines starts with `ray up`",
         )
-    with _alone(settings):
+    with alone(facts_folder(settings), _FOLDER_HINT):
         facts = _facts_of_this_machine(settings)
         if facts and facts.is_alive():
             return Launch(facts, is_new=False)
@@ -87,23 +85,9 @@ def down(settings: ClusterSettings) -> int | None:
     """
     if not facts_folder(settings).is_dir():
         return None
-    with _alone(settings):
+    with alone(facts_folder(settings), _FOLDER_HINT):
         facts = _facts_of_this_machine(settings)
         return None if facts is None else _remove(settings, facts)
-
-
-@contextmanager
-def _alone(settings: ClusterSettings) -> Iterator[None]:
-    # Two calls of `up` at once must not start two clusters.
-    folder = facts_folder(settings)
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (folder / LOCK_FILE).open("w")
-    except OSError as error:
-        raise ClusterError(f"{error.filename}: {error.strerror}", "cluster.storage must be a folder that you can write") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _facts_of_this_machine(settings: ClusterSettings) -> Facts | None:

@@ -9,6 +9,7 @@ It knows these files, and neither what a trial trains nor who wrote them.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,10 +83,6 @@ class Searches:
             self._read(self._known.setdefault(name, Search(name)))
         return sorted(self._known.values(), key=lambda one: one.begun, reverse=True)
 
-    def best_by_job(self) -> dict[str, float]:
-        """Return the best score of each job's search; of several searches, of the newest."""
-        return {job: one.best for one in reversed(self.all()) for job in one.jobs if one.best is not None}
-
     def _read(self, search: Search) -> None:
         folder = f"{FOLDER}/{search.name}"
         search.begun = search.begun or str(self._json(f"{folder}/search.json").get("begun", ""))
@@ -103,3 +100,8 @@ class Searches:
             # Damaged, or written just now: whoever goes on with the search says so.
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def best_by_job(searches: Sequence[Search]) -> dict[str, float]:
+    """Return the best score of each job's search; of several searches, of the newest, which comes first."""
+    return {job: one.best for one in reversed(searches) for job in one.jobs if one.best is not None}

@@ -10,7 +10,7 @@ from cluster.connection import reach
 from cluster.dashboard import ask
 from cluster.facts import read_facts
 from cluster.machines.known import read_known
-from cluster.searches import Search, Searches
+from cluster.searches import Search, Searches, best_by_job
 from cluster.settings import ClusterSettings
 
 
@@ -38,8 +38,8 @@ def state(settings: ClusterSettings, searches: Searches) -> dict[str, Any]:
     alive = [node for node in nodes if node["state"] == "ALIVE"]
     told_jobs = sorted((_job(job) for job in jobs if job["submission_id"]), key=lambda job: -(job["started_at_s"] or 0))
     active = {job["id"] for job in told_jobs if job["state"] in ("PENDING", "RUNNING")}
-    told_searches = [_search(one, active) for one in searches.all()]
-    best = searches.best_by_job()
+    known = searches.all()
+    told_searches, best = [_search(one, active) for one in known], best_by_job(known)
     told_applications = {name: _application(found) for name, found in applications.items()}
     return {
         "address": url,

@@ -3,19 +3,15 @@
 Both are kept in the home of whoever called `up`, not in the storage, which other machines read. It does not know how machines are started.
 """
 
-import fcntl
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster.errors import ClusterError
+from cluster.facts import FACTS_FILE
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 
-FACTS_FILE, LOCK_FILE = "facts.json", "lock"
 TOKEN_FILE = "token"  # noqa: S105  # the name of a file
 TOKEN_PLACE = "~/.ray/auth_token"  # noqa: S105  # where Ray looks for it on every machine
 
@@ -48,23 +44,6 @@ def token_file(settings: ClusterSettings) -> Path | None:
         return None
     brought = (settings.launcher.get("file_mounts") or {}).get(TOKEN_PLACE)
     return Path(str(brought)).expanduser() if brought else folder / TOKEN_FILE
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time start or end the machines of a folder, which is made.
-
-    Raises:
-        ClusterError: The folder cannot be written.
-    """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (folder / LOCK_FILE).open("w")
-    except OSError as error:
-        raise ClusterError(f"{error.filename}: {error.strerror}", "what Ray's launcher says is kept there") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def read_known(settings: ClusterSettings) -> Known | None:

@@ -23,25 +23,25 @@ def probe(port: int, wanted: int, patience_s: float) -> dict[str, object]:
 
     Returns:
         `alive`: nodes that are in, the head too. `stranger`: the status that a request without the token gets where a job is submitted;
-        None where nothing answers. `refused`: whether the token is refused.
+        None where nothing answers.
     """
     token = Path("~/.ray/auth_token").expanduser().read_text(encoding="utf-8").strip()
     deadline = time.monotonic() + patience_s
     while True:
-        status, alive = _alive(port, token)
+        alive = _alive(port, token)
         if alive >= wanted or time.monotonic() > deadline:
             break
         time.sleep(_POLL_S)
-    return {"alive": alive, "stranger": _ask(port, "POST", "/api/jobs/", {})[0], "refused": status in (401, 403)}
+    return {"alive": alive, "stranger": _ask(port, "POST", "/api/jobs/", {})[0]}
 
 
-def _alive(port: int, token: str) -> tuple[int | None, int]:
-    status, body = _ask(port, "GET", "/api/v0/nodes", {"Authorization": f"Bearer {token}"})
+def _alive(port: int, token: str) -> int:
+    _, body = _ask(port, "GET", "/api/v0/nodes", {"Authorization": f"Bearer {token}"})
     try:
         nodes = json.loads(body)["data"]["result"]["result"]
     except (ValueError, KeyError, TypeError):
-        return status, 0
-    return status, sum(node["state"] == "ALIVE" for node in nodes)
+        return 0
+    return sum(node["state"] == "ALIVE" for node in nodes)
 
 
 def _ask(port: int, method: str, path: str, headers: dict[str, str]) -> tuple[int | None, bytes]:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError, SettingsError
+from cluster.facts import alone
 from cluster.machines import probe
 from cluster.machines.completing import completed, dashboard_port
-from cluster.machines.known import TOKEN_PLACE, Known, alone, forget, known_folder, read_known, token_file, write_known
+from cluster.machines.known import TOKEN_PLACE, Known, forget, known_folder, read_known, token_file, write_known
 from cluster.machines.launcher_file import check_launcher
 from cluster.session import write_token
 from cluster.settings import ClusterSettings
@@ -31,7 +32,8 @@ LAUNCHER_FILE = "launcher.yaml"
 LOG_FILE = "ray.log"
 # A cloud takes minutes to start a machine, and `pip` some to fill it.
 NODES_TIMEOUT_S = 1_200.0
-_LOOK_S = 30
+_CONNECT_S = 30
+_FOLDER_HINT = "what Ray's launcher says is kept there"
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 _AT_ONCE = 16
 
@@ -52,7 +54,7 @@ def up(settings: ClusterSettings, say: Say) -> tuple[Known, bool]:
     """
     folder = _folder(settings)
     launcher = check_launcher(settings)
-    with alone(folder):
+    with alone(folder, _FOLDER_HINT):
         token = token_file(settings)
         if token and not token.exists():
             _make_token(token)
@@ -111,7 +113,7 @@ def down(settings: ClusterSettings, say: Say) -> bool:
     folder = _folder(settings)
     if not (folder / LAUNCHER_FILE).exists():
         return False
-    with alone(folder):
+    with alone(folder, _FOLDER_HINT):
         _Machines(completed(settings), folder).end(say)
         forget(folder)
     return True
@@ -254,7 +256,7 @@ class _Machines:
         auth = self.launcher.get("auth", {})
         options = [
             "BatchMode=yes",
-            f"ConnectTimeout={_LOOK_S}",
+            f"ConnectTimeout={_CONNECT_S}",
             "StrictHostKeyChecking=no",
             "UserKnownHostsFile=/dev/null",
             "LogLevel=ERROR",

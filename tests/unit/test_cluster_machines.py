@@ -11,9 +11,10 @@ import pytest
 
 from cluster.connection import reach
 from cluster.errors import ClusterError, SettingsError
+from cluster.facts import alone
 from cluster.machines import ray_up
 from cluster.machines.completing import completed, dashboard_port
-from cluster.machines.known import Known, alone, known_folder, read_known, token_file, write_known
+from cluster.machines.known import Known, known_folder, read_known, token_file, write_known
 from cluster.machines.probe import MARK
 from cluster.settings import ClusterSettings
 
@@ -188,12 +189,12 @@ def test_a_head_that_is_not_reached_is_not_started_anew(calls: Calls, monkeypatc
 
 def test_two_at_once_take_turns(home: Path) -> None:
     code = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-    with alone(home / "x"):
+    with alone(home / "x", ""):
         assert (home / "x").stat().st_mode & 0o777 == 0o700
         done = subprocess.run([sys.executable, "-c", code, str(home / "x/lock")], capture_output=True, text=True, check=False)
         assert "BlockingIOError" in done.stderr
     (home / "file").touch()
-    with pytest.raises(ClusterError, match="Not a directory"), alone(home / "file/x"):
+    with pytest.raises(ClusterError, match="Not a directory"), alone(home / "file/x", ""):
         pass
 
 
