@@ -4,6 +4,6 @@ It does not know what a text, a model or an HTTP answer is, and imports neither 
 machines started by Ray's own launcher; it stands between `dashboard` and `connection`.
 
 Files in floor order: `errors`, `settings`, `console`, `storage`, `runtime_env`, `front`, `session`, `facts`, `dashboard`,
-`connection`, `everywhere`, `jobs`, `searches`, `state`, `screen`,
-`launcher`, `kubernetes`.
+`connection`, `everywhere`, `place`, `jobs`, `searches`, `served`, `state`, `screen`,
+`launcher`, `draining`, `kubernetes`, `prometheus`, `grafana`.
 """

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,11 +46,15 @@ def make_parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
     how = verb.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print JSON")
     how.add_argument("--watch", type=_seconds, nargs="?", const=5.0, metavar="S", help="show it anew every S seconds (default: 5)")
-    usage = "%(prog)s [--name NAME] [--working-dir DIR] [--no-wait] [--config FILE] [--set KEY=VALUE] -- COMMAND ..."
+    usage = "%(prog)s [--name NAME] [--on TYPE] [--cpus N] [--gpus N] [--working-dir DIR] [--no-wait] [...] -- COMMAND ..."
     about = "Run COMMAND, everything after `--`, on the cluster, in a copy of the working folder."
     verb = add("submit", _submit, "run a command on the cluster as a job", usage=usage, description=about)
     verb.set_defaults(command=command)
     verb.add_argument("--name", help="a name for the list of jobs")
+    where = "run it on such a node: a node type of cluster.launcher, a group of pods, or LABEL=VALUE (default: the head)"
+    verb.add_argument("--on", action="append", default=[], metavar="TYPE", help=where)
+    verb.add_argument("--cpus", type=_amount, default=0.0, metavar="N", help="CPUs set aside for COMMAND, which waits until they are free")
+    verb.add_argument("--gpus", type=_amount, default=0.0, metavar="N", help="GPUs likewise")
     verb.add_argument("--working-dir", type=Path, default=Path(), metavar="DIR", help="folder to ship (default: this one)")
     verb.add_argument("--no-wait", action="store_true", help="print the job's id and return, instead of following its log")
     add("jobs", _jobs, "list the jobs, newest first")
@@ -60,12 +64,15 @@ def make_parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
     verb = add("stop", _stop, "end a job: SIGTERM first, SIGKILL after half a minute")
     verb.add_argument("id", metavar="ID", help="the job's id, or its beginning")
     add("down", _down, "end the cluster that `up` started, and nothing else")
+    verb = add("drain", _drain, "have a node's replicas move to others before it goes")
+    verb.add_argument("node", metavar="NODE", help="its name or address, as `status` shows them")
+    verb.add_argument("--within", type=_whole_seconds, default=120, metavar="S", help="it may go after so long (default: %(default)s)")
     add("check", _check, "check the section `cluster` of the settings")
-    usage = "%(prog)s raycluster|rayjob|dockerfile [--config FILE] [--set KEY=VALUE] [-- COMMAND ...]"
-    verb = add("render", _render, "print manifests for KubeRay, or the recipe of their image", usage=usage)
+    usage = "%(prog)s raycluster|rayjob|dockerfile|prometheus|grafana [--config FILE] [--set KEY=VALUE] [-- COMMAND ...]"
+    verb = add("render", _render, "print what Kubernetes, Prometheus or Grafana takes", usage=usage)
     verb.set_defaults(command=command)
-    about = "a cluster that stays, one that runs COMMAND and goes, or the image of both"
-    verb.add_argument("what", choices=("raycluster", "rayjob", "dockerfile"), help=about)
+    about = "for KubeRay a cluster that stays, one that runs COMMAND and goes, or the image of both; what Prometheus reads; a dashboard"
+    verb.add_argument("what", choices=("raycluster", "rayjob", "dockerfile", "prometheus", "grafana"), help=about)
     return parser
 
 
@@ -126,6 +133,17 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _whole_seconds(text: str) -> int:
+    return int(_seconds(text))
+
+
+def _amount(text: str) -> float:
+    amount = float(text)
+    if not 0 <= amount <= 10_000:
+        raise argparse.ArgumentTypeError(f"is {text}, but must be from 0 to 10000")
+    return amount
+
+
 def _status(options: argparse.Namespace) -> int:
     from cluster.searches import Searches
     from cluster.state import state
@@ -150,12 +168,17 @@ def _status(options: argparse.Namespace) -> int:
 
 def _submit(options: argparse.Namespace) -> int:
     from cluster.jobs import open_jobs
+    from cluster.place import read_place
     from cluster.runtime_env import shown_bytes, survey
 
     settings = _settings(options)
+    place = read_place(options.on, options.cpus, options.gpus)
     shipment = survey(settings, options.working_dir)
     with open_jobs(settings) as jobs:
-        job_id = jobs.submit(options.command, shipment, options.name)
+        lacking = jobs.lacks(place)
+        job_id = jobs.submit(options.command, shipment, options.name, place)
+        if lacking:
+            sys.stderr.write(f"{lacking}\n")
         if options.no_wait:
             say(job_id)
             return 0
@@ -211,6 +234,13 @@ def _stop_jobs(settings: ClusterSettings) -> None:
                 jobs.stop(job.id)
 
 
+def _drain(options: argparse.Namespace) -> int:
+    from cluster.draining import drain
+
+    drain(_settings(options), options.node, options.within, say)
+    return 0
+
+
 def _check(options: argparse.Namespace) -> int:
     settings = _settings(options)
     if settings.launcher is not None:
@@ -222,13 +252,17 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _render(options: argparse.Namespace) -> int:
-    from cluster.kubernetes import dockerfile, ray_cluster, ray_job, to_yaml
+    from cluster import grafana, kubernetes, prometheus
 
     settings = _settings(options)
-    if options.what == "dockerfile":
-        say(dockerfile(settings).rstrip())
-    else:
-        say(to_yaml(ray_cluster(settings) if options.what == "raycluster" else ray_job(settings, options.command)).rstrip())
+    makers: dict[str, Callable[[], str]] = {
+        "raycluster": lambda: kubernetes.to_yaml(kubernetes.ray_cluster(settings)),
+        "rayjob": lambda: kubernetes.to_yaml(kubernetes.ray_job(settings, options.command)),
+        "dockerfile": lambda: kubernetes.dockerfile(settings),
+        "prometheus": lambda: prometheus.scrape_config(settings),
+        "grafana": grafana.cluster_dashboard,
+    }
+    say(makers[options.what]().rstrip())
     return 0
 
 

@@ -49,6 +49,16 @@ def ask(url: str, path: str) -> Any:
         raise ClusterError(f"{url}{path}: answered {status}, but must answer JSON", "is this the dashboard of a Ray cluster?") from None
 
 
+def list_nodes(url: str) -> list[dict[str, Any]]:
+    """Return what the dashboard knows of every node there is or was.
+
+    Raises:
+        ClusterError: As `ask`.
+    """
+    found: list[dict[str, Any]] = ask(url, "/api/v0/nodes")["data"]["result"]["result"]
+    return found
+
+
 def _request(url: str, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.connection import reach
+from cluster.dashboard import list_nodes
 from cluster.errors import ClusterError, JobError
+from cluster.place import Place, missing
 from cluster.runtime_env import STOP_PATIENCE_S, Shipment, runtime_env
 from cluster.settings import ClusterSettings
 
@@ -67,13 +69,15 @@ class Jobs:
     Args:
         client: Ray's `JobSubmissionClient`.
         settings: The section `cluster`.
+        url: Of the dashboard.
     """
 
-    def __init__(self, client: Any, settings: ClusterSettings) -> None:
+    def __init__(self, client: Any, settings: ClusterSettings, url: str = "") -> None:
         self._client = client
         self._settings = settings
+        self._url = url
 
-    def submit(self, words: Sequence[str], shipment: Shipment, name: str | None = None) -> str:
+    def submit(self, words: Sequence[str], shipment: Shipment, name: str | None = None, place: Place | None = None) -> str:
         """Ship a folder and start a command in its copy.
 
         Args:
@@ -81,6 +85,7 @@ class Jobs:
                 when the cluster is this machine.
             shipment: The folder to ship, see `survey`.
             name: Shown in the list of jobs.
+            place: Where the command runs; it waits until there is room.
 
         Returns:
             The job's id.
@@ -99,8 +104,20 @@ class Jobs:
                 submission_id=job_id,
                 runtime_env=runtime_env(self._settings, shipment, job_id),
                 metadata={OWNER_KEY: f"{getpass.getuser()}@{socket.gethostname()}"} | ({NAME_KEY: name} if name else {}),
+                **_placed(place or Place()),
             )
         return submitted
+
+    def lacks(self, place: Place) -> str:
+        """Tell what a job waits for, where no node fits its place yet; see `cluster.place.missing`.
+
+        Raises:
+            JobError: There never will be such a node.
+        """
+        if not place.labels:
+            return ""
+        labels = [node["labels"] or {} for node in list_nodes(self._url) if node["state"] == "ALIVE"]
+        return missing(place, labels, self._settings.launcher)
 
     def all(self) -> list[Job]:
         """List the submitted jobs, newest first."""
@@ -208,7 +225,7 @@ def open_jobs(settings: ClusterSettings) -> Iterator[Jobs]:
     with reach(settings) as url:
         with _told("answer"):
             client = JobSubmissionClient(url)
-        yield Jobs(client, settings)
+        yield Jobs(client, settings, url)
 
 
 class _Shown:
@@ -261,6 +278,12 @@ def _told(doing: str) -> Iterator[None]:
         raise ClusterError(
             f"the cluster could not {doing}: {_first_line(error)}", "`python -m cluster status` tells what is running"
         ) from error
+
+
+def _placed(place: Place) -> dict[str, Any]:
+    # What is left out stays Ray's default, which keeps a job that asks for nothing on the head.
+    found = {"entrypoint_num_cpus": place.cpus, "entrypoint_num_gpus": place.gpus, "entrypoint_label_selector": dict(place.labels)}
+    return {name: value for name, value in found.items() if value}
 
 
 def _job(details: Any) -> Job:

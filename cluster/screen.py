@@ -77,11 +77,19 @@ def _searches(searches: Sequence[Mapping[str, Any]]) -> str:
 
 def _applications(applications: Mapping[str, Any]) -> str:
     rows = [
-        (name, application["status"], deployment, replicas["running"], replicas["target"])
+        (
+            f"{name}/{deployment}",
+            application["status"],
+            ", ".join(map(str, told["versions"])),
+            told["running"],
+            told["target"],
+            *(None if told[key] is None else f"{told[key]:g}" for key in ("requests_per_second", "queued_seconds")),
+        )
         for name, application in applications.items()
-        for deployment, replicas in application["replicas"].items()
+        for deployment, told in application["replicas"].items()
     ]
-    return table(("APPLICATION", "STATUS", "DEPLOYMENT", "RUNNING", "WANTED"), rows, right=(3, 4)) if rows else "nothing is served"
+    titles = ("DEPLOYMENT", "STATUS", "VERSION", "RUNNING", "WANTED", "REQUESTS/S", "QUEUED S")
+    return table(titles, rows, right=(3, 4, 5, 6)) if rows else "nothing is served"
 
 
 def _since(begun: str) -> str:

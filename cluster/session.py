@@ -48,6 +48,8 @@ SETTLED = {
     LOOPBACK_VARIABLE: "0",
     # A trial or replica that asked for no GPU sees none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    # A job waits for room as long as a day; Ray's own patience is a quarter of an hour.
+    "RAY_JOB_START_TIMEOUT_SECONDS": "86400",
     # What is not shipped stands in cluster.exclude, and only there.
     "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": "",
 }

@@ -7,10 +7,11 @@ cluster is started.
 from typing import Any
 
 from cluster.connection import reach
-from cluster.dashboard import ask
+from cluster.dashboard import ask, list_nodes
 from cluster.facts import read_facts
 from cluster.machines.known import read_known
 from cluster.searches import Search, Searches, best_by_job
+from cluster.served import Figures, exporters, read_figures, summed
 from cluster.settings import ClusterSettings
 
 
@@ -22,25 +23,26 @@ def state(settings: ClusterSettings, searches: Searches) -> dict[str, Any]:
         searches: Of its storage.
 
     Returns:
-        `address`, `started_at_s` (None for a cluster that `up` did not start), `nodes` alive, `resources` (CPU and GPU
-        → used, total), `hosts` (name, address, is_head, resources), `jobs` newest first, `searches` newest first, `applications` of Serve
-        (name → status, message, replicas by deployment), `warnings`.
+        `address`, `started_at_s` (None for a cluster that `up` did not start), `nodes` alive, `resources` (CPU and GPU → used, total),
+        `hosts` (name, address, is_head, resources, labels), `jobs` newest first, `searches` newest first, `applications` of Serve
+        (name → status, message, replicas by deployment: running, target and what `served.summed` returns), `warnings`.
 
     Raises:
         ClusterError: No cluster is running, or it does not answer.
     """
     started_at_s = _started_at_s(settings)
     with reach(settings) as url:
-        nodes = ask(url, "/api/v0/nodes")["data"]["result"]["result"]
+        known_nodes = list_nodes(url)
         usage = ask(url, "/api/cluster_status")["data"]["clusterStatus"] or {}
         jobs = ask(url, "/api/jobs/")
         applications = ask(url, "/api/serve/applications/")["applications"]
-    alive = [node for node in nodes if node["state"] == "ALIVE"]
+        figures = _figures(url, applications)
+    alive = [node for node in known_nodes if node["state"] == "ALIVE"]
     told_jobs = sorted((_job(job) for job in jobs if job["submission_id"]), key=lambda job: -(job["started_at_s"] or 0))
     active = {job["id"] for job in told_jobs if job["state"] in ("PENDING", "RUNNING")}
     known = searches.all()
     told_searches, best = [_search(one, active) for one in known], best_by_job(known)
-    told_applications = {name: _application(found) for name, found in applications.items()}
+    told_applications = {name: _application(found, figures) for name, found in applications.items()}
     return {
         "address": url,
         "started_at_s": started_at_s,
@@ -50,7 +52,7 @@ def state(settings: ClusterSettings, searches: Searches) -> dict[str, Any]:
         "jobs": [job | {"best": best.get(job["id"])} for job in told_jobs],
         "searches": told_searches,
         "applications": told_applications,
-        "warnings": [*_lost(nodes, alive), *_failing(told_searches), *_unserved(told_applications)],
+        "warnings": [*_lost(known_nodes, alive), *_failing(told_searches), *_unserved(told_applications)],
     }
 
 
@@ -66,6 +68,7 @@ def _host(node: dict[str, Any]) -> dict[str, Any]:
         "address": node["node_ip"],
         "is_head": bool(node.get("is_head_node")),
         "resources": {name: total[name] for name in ("CPU", "GPU") if total.get(name)},
+        "labels": node.get("labels") or {},
     }
 
 
@@ -128,11 +131,20 @@ def _job(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _application(found: dict[str, Any]) -> dict[str, Any]:
+def _figures(url: str, applications: dict[str, Any]) -> Figures:
+    replicas = [one for found in applications.values() for deployment in found["deployments"].values() for one in deployment["replicas"]]
+    if not replicas:
+        return {}
+    nodes = ask(url, "/nodes?view=summary")["data"]["summary"]
+    return read_figures(exporters(nodes, {one["node_ip"] for one in replicas if one.get("node_ip")}))
+
+
+def _application(found: dict[str, Any], figures: Figures) -> dict[str, Any]:
     deployments = {
         name: {
             "running": sum(replica["state"] == "RUNNING" for replica in deployment["replicas"]),
             "target": deployment["target_num_replicas"],
+            **summed((replica["replica_id"] for replica in deployment["replicas"]), figures),
         }
         for name, deployment in found["deployments"].items()
     }

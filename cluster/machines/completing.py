@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.front import SWITCH
+from cluster.machines import notice
 from cluster.machines.known import TOKEN_PLACE, token_file
 from cluster.session import LOOPBACK_VARIABLE, SETTLED
 from cluster.settings import ClusterSettings
 
 DASHBOARD_PORT = 8265
+NOTICE_PLACE = "~/.twohead-notice.py"
 # A machine without a way to the internet takes itself for 127.0.0.1: so it says which of its addresses leads to the head.
 _OWN_ADDRESS = (
     "$(python3 -c 'import socket as s; c = s.socket(s.AF_INET, s.SOCK_DGRAM); "
@@ -33,9 +35,10 @@ def completed(settings: ClusterSettings) -> dict[str, Any]:
     """Return the configuration of `cluster.launcher` as it goes to Ray.
 
     Every `ray start` gets the variables of a closed cluster and of `cluster.head_store`, unless it names them itself; where there is none,
-    the commands that start Ray; where no token is brought along, ours.
+    the commands that start Ray; where no token is brought along, ours. Workers in a cloud that may take them away wait for its notice.
     """
     launcher: dict[str, Any] = copy.deepcopy(settings.launcher or {})
+    watching: list[str] = []
     mounts = launcher["file_mounts"] = dict(launcher.get("file_mounts") or {})
     mounts.setdefault(TOKEN_PLACE, str(token_file(settings)))
     folder = TOKEN_PLACE.rpartition("/")[0]
@@ -47,9 +50,12 @@ def completed(settings: ClusterSettings) -> dict[str, Any]:
     if settings.head_store != "none":
         everywhere |= _PATIENCE
     heads = everywhere | _NOTICE | _head_store(settings)
+    if isinstance(provider, dict) and provider.get("type") in notice.WARNING_S:
+        mounts.setdefault(NOTICE_PLACE, notice.__file__)
+        watching = [f"nohup python3 {NOTICE_PLACE} {provider['type']} > /tmp/twohead-notice.log 2>&1 &"]
     for key, variables in (("head_start_ray_commands", heads), ("worker_start_ray_commands", everywhere)):
         commands = launcher.get(key) or own.get(key, [])
-        launcher[key] = [_with(variables, command) for command in commands]
+        launcher[key] = [_with(variables, command) for command in commands] + (watching if key.startswith("worker") else [])
     return launcher
 
 

@@ -119,6 +119,17 @@ def down(settings: ClusterSettings, say: Say) -> bool:
     return True
 
 
+def drain(settings: ClusterSettings, node_id: str, within_s: int) -> None:
+    """Tell Ray that a node goes within so long: nothing new starts there, and replicas move.
+
+    Raises:
+        ClusterError: The head is not reached, or Ray refuses.
+    """
+    machines = _Machines(completed(settings), _folder(settings))
+    reason = f"--reason=DRAIN_NODE_REASON_PREEMPTION --reason-message=asked --deadline-remaining-seconds={within_s}"
+    machines.ray("exec", "--no-config-cache", after=[f"ray drain-node --address=auto --node-id={node_id} {reason}"])
+
+
 def wanted_nodes(launcher: Mapping[str, Any]) -> int:
     """Count the nodes that are always there, with the head."""
     kinds: Mapping[str, Any] = launcher.get("available_node_types", {})

@@ -7,58 +7,39 @@ Sources: https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/vie
 https://prometheus.io/docs/practices/histograms/ for quantiles.
 """
 
-import json
-from typing import Any
-
+from cluster.grafana import Panel, dashboard, panel
 from serving.observing.names import METRICS
 
-Panel = dict[str, Any]
-
-_SCHEMA_VERSION = 39
-_COLUMNS = 2
-_WIDTH, _HEIGHT = 12, 8
-_SOURCE = {"type": "prometheus", "uid": "${source}"}
 _PSI_STEPS = [{"color": "green", "value": None}, {"color": "yellow", "value": 0.1}, {"color": "red", "value": 0.25}]
 
 
 def write_dashboard() -> str:
     """Return the dashboard as JSON."""
-    panels = [_placed(panel, position) for position, panel in enumerate(_panels())]
-    source = {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
-    dashboard = {
-        "uid": "twohead",
-        "title": "twohead",
-        "tags": ["twohead"],
-        "schemaVersion": _SCHEMA_VERSION,
-        "editable": True,
-        "refresh": "10s",
-        "time": {"from": "now-1h", "to": "now"},
-        "templating": {"list": [source]},
-        "panels": panels,
-    }
-    return json.dumps(dashboard, indent=2)
+    return dashboard("twohead", "twohead", _panels())
 
 
 def _panels() -> list[Panel]:
     refusals = {"refused": "refused", "expired": "expired", "cancelled": "cancelled", "failed": "failed (texts)"}
     return [
-        _panel("Requests, texts, batches", {**_requests(), "texts": _rate("texts"), "batches": _rate("batches")}, "ops"),
-        _panel("Truncated texts", {"truncated": _rate("truncated")}, "ops"),
-        _panel("Texts that were not computed", {"answered before": _rate("remembered"), "with an equal one": _rate("shared")}, "ops"),
-        _panel("Tokens", {"tokens": _rate("tokens"), "with padding": _rate("padded_tokens")}, "ops"),
-        _panel("Waiting for the engine", _quantiles("queue_seconds"), "s"),
-        _panel("Computing a batch", _quantiles("batch_seconds"), "s"),
-        _panel("Tokens of a batch", _quantiles("batch_tokens")),
-        _panel("Texts of a batch", _quantiles("batch_texts")),
-        _panel("Waiting texts and tokens", {"texts": _sum("queued_texts"), "tokens": _sum("queued_tokens")}),
-        _panel("Not answered, by reason", {label: _rate(name) for name, label in refusals.items()}, "ops"),
-        _panel("Replicas and how busy their engines are", {"replicas": f"count({_one('version')})", "busy engines": _rate("compute_s")}),
-        _panel("Version, and replicas that answer with it", {"version {{version}}": f'count_values("version", {_one("version")})'}),
-        _panel("Replicas by precision", {"{{precision}}": _sum("precision", "precision")}),
-        _panel("Answers by class", {"{{head}}: {{class}}": _rate("answers", "head, class")}, "ops"),
-        _panel("Abstentions by head", {"{{head}}": _rate("abstained", "head")}, "ops"),
-        _panel("Agreement with the candidate, by head", {"{{candidate}}: {{head}}": _agreement()}, "percentunit"),
-        _panel("The candidate", _candidate(), "ops"),
+        panel("Requests, texts, batches", {**_requests(), "texts": _rate("texts"), "batches": _rate("batches")}, "ops"),
+        panel("Truncated texts", {"truncated": _rate("truncated")}, "ops"),
+        panel("Texts that were not computed", {"answered before": _rate("remembered"), "with an equal one": _rate("shared")}, "ops"),
+        panel("Tokens", {"tokens": _rate("tokens"), "with padding": _rate("padded_tokens")}, "ops"),
+        panel("Waiting for the engine", _quantiles("queue_seconds"), "s"),
+        panel("Computing a batch", _quantiles("batch_seconds"), "s"),
+        panel("Tokens of a batch", _quantiles("batch_tokens")),
+        panel("Texts of a batch", _quantiles("batch_texts")),
+        panel("Waiting texts and tokens", {"texts": _sum("queued_texts"), "tokens": _sum("queued_tokens")}),
+        panel("Seconds of work that wait, on the replica with most", {"seconds": f"max ({_one('queued_seconds')})"}, "s"),
+        panel("Requests a second, by replica", {"{{replica}}": _sum("requests_per_second", "replica")}, "reqps"),
+        panel("Not answered, by reason", {label: _rate(name) for name, label in refusals.items()}, "ops"),
+        panel("Replicas and how busy their engines are", {"replicas": f"count({_one('version')})", "busy engines": _rate("compute_s")}),
+        panel("Version, and replicas that answer with it", {"version {{version}}": f'count_values("version", {_one("version")})'}),
+        panel("Replicas by precision", {"{{precision}}": _sum("precision", "precision")}),
+        panel("Answers by class", {"{{head}}: {{class}}": _rate("answers", "head, class")}, "ops"),
+        panel("Abstentions by head", {"{{head}}": _rate("abstained", "head")}, "ops"),
+        panel("Agreement with the candidate, by head", {"{{candidate}}: {{head}}": _agreement()}, "percentunit"),
+        panel("The candidate", _candidate(), "ops"),
         _drift("Drift of classes (population stability index)", "class_psi"),
         _drift("Drift of confidence (population stability index)", "confidence_psi"),
     ]
@@ -103,25 +84,7 @@ def _quantiles(name: str) -> dict[str, str]:
 def _drift(title: str, name: str) -> Panel:
     """Show the worst replica of each head, beside what chance alone may bring."""
     chance = _one(f"{name}_by_chance")
-    panel = _panel(title, {"{{head}}": f"max by (head) ({_one(name)})", "{{head}}, by chance": f"max by (head) ({chance})"})
-    defaults = panel["fieldConfig"]["defaults"]
+    shown = panel(title, {"{{head}}": f"max by (head) ({_one(name)})", "{{head}}, by chance": f"max by (head) ({chance})"})
+    defaults = shown["fieldConfig"]["defaults"]
     defaults |= {"thresholds": {"mode": "absolute", "steps": _PSI_STEPS}, "custom": {"thresholdsStyle": {"mode": "dashed"}}}
-    return panel | {"description": METRICS[name].text}
-
-
-def _panel(title: str, queries: dict[str, str], unit: str = "short") -> Panel:
-    return {
-        "type": "timeseries",
-        "title": title,
-        "datasource": _SOURCE,
-        "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []},
-        "targets": [
-            {"refId": chr(ord("A") + number), "datasource": _SOURCE, "expr": query, "legendFormat": label}
-            for number, (label, query) in enumerate(queries.items())
-        ],
-    }
-
-
-def _placed(panel: Panel, position: int) -> Panel:
-    row, column = divmod(position, _COLUMNS)
-    return panel | {"id": position + 1, "gridPos": {"x": column * _WIDTH, "y": row * _HEIGHT, "w": _WIDTH, "h": _HEIGHT}}
+    return shown | {"description": METRICS[name].text}

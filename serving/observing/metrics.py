@@ -11,6 +11,8 @@ boundaries of .1 and 1 s it told a sum of 5,500 s. So histograms are counted her
 import asyncio
 import math
 import re
+import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +28,27 @@ if TYPE_CHECKING:
 
 EXPORTER_TIMEOUT_S = 5.0
 PUBLISH_EVERY_S = 1.0
+_RATE_S = 30.0
 
 _OURS = re.compile(r"^(# (?:HELP|TYPE) )?ray_((?:twohead|serve)_[a-zA-Z0-9_]+)(.*)$")
 # Labels of Ray's recorder that say nothing about what was measured.
 _NOISE = re.compile(r'(?:otel_scope_\w+|Component|SessionName|Version|WorkerId)="[^"]*",?')
 _PARTS = {series: metric for metric in HISTOGRAMS.values() for series in metric.series}
+
+
+class Rate:
+    """How fast a count grows, over the last half minute."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, float]] = deque()
+
+    def of(self, count: float, now: float) -> float:
+        """Take in a count, and return by how much it grew a second; 0 the first time."""
+        self._seen.append((now, count))
+        while len(self._seen) > 2 and self._seen[1][0] <= now - _RATE_S:
+            self._seen.popleft()
+        began, before = self._seen[0]
+        return (count - before) / (now - began) if now > began else 0.0
 
 
 class Figures:
@@ -51,6 +69,7 @@ class Figures:
             for name, one in HISTOGRAMS.items()
         }
         self._told: dict[tuple[str, ...], float] = {}
+        self._rate = Rate()
         self._last_precision = ""
         self._drifting: set[str] = set()
 
@@ -79,6 +98,8 @@ class Figures:
         self._gauges["precision"].set(1, tags={"precision": self._last_precision})
         self._gauges["queued_tokens"].set(scheduler.queued_tokens)
         self._gauges["queued_texts"].set(scheduler.queued_texts)
+        self._gauges["queued_seconds"].set(scheduler.queue_s)
+        self._gauges["requests_per_second"].set(self._rate.of(scheduler.counters.queue_seconds.count, time.monotonic()))
         self._tell_drift(seen, predictor.version)
 
     def publish_candidate(self, candidate: "Candidate | None") -> None:

@@ -14,6 +14,7 @@ import pytest
 from cluster import jobs as module
 from cluster.errors import ClusterError, JobError
 from cluster.jobs import Jobs
+from cluster.place import Place
 from cluster.runtime_env import Shipment
 from cluster.settings import ClusterSettings
 
@@ -92,6 +93,15 @@ def test_other_programs_stay_as_they_are(tmp_path: Path, address: str, words: li
     _jobs(api, address=address).submit(words, Shipment(tmp_path, {}))
     assert shlex.split(api.submitted["entrypoint"]) == words
     assert "name" not in api.submitted["metadata"]
+
+
+def test_a_job_runs_where_it_is_told_and_else_on_the_head(tmp_path: Path) -> None:
+    api = FakeApi()
+    _jobs(api).submit(["true"], Shipment(tmp_path, {}))
+    assert not [option for option in api.submitted if option.startswith("entrypoint_")]
+    _jobs(api).submit(["true"], Shipment(tmp_path, {}), place=Place({"market": "spot"}, cpus=2.0))
+    asked = {option: value for option, value in api.submitted.items() if option.startswith("entrypoint_")}
+    assert asked == {"entrypoint_label_selector": {"market": "spot"}, "entrypoint_num_cpus": 2.0}
 
 
 def test_a_command_is_needed(tmp_path: Path) -> None:

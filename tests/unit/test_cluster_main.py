@@ -16,6 +16,7 @@ from cluster.__main__ import main
 from cluster.errors import ClusterError
 from cluster.facts import Facts
 from cluster.jobs import Job
+from cluster.place import Place
 from cluster.storage import Storage
 
 VERBS = ("up", "status", "submit", "jobs", "logs", "stop", "down", "check")
@@ -31,9 +32,13 @@ class FakeJobs:
         self.found = [_job("job-1", "RUNNING"), _job("job-2", "SUCCEEDED", exit_code=0)]
         self.end = _job("job-1", "SUCCEEDED", exit_code=0)
 
-    def submit(self, words: list[str], shipment: Any, name: str | None) -> str:
+    def submit(self, words: list[str], shipment: Any, name: str | None, place: Place) -> str:
         self.asked.append((words, shipment.folder, name))
+        self.place = place
         return "job-1"
+
+    def lacks(self, place: Place) -> str:
+        return "no node fits yet" if place.labels else ""
 
     def all(self) -> list[Job]:
         return self.found
@@ -148,6 +153,17 @@ def test_submit_without_waiting_prints_the_id_alone(cluster: FakeJobs, capsys: p
     assert capsys.readouterr().out == "job-1\n"
 
 
+def test_a_job_can_be_told_where_to_run(cluster: FakeJobs, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--on", "trials", "--on", "market=spot", "--cpus", "2", "--gpus", "0.5"]
+    assert main(["submit", "--no-wait", *where, "--", "true"]) == 0
+    assert cluster.place == Place({"ray.io/node-group": "trials", "market": "spot"}, 2.0, 0.5)
+    said = capsys.readouterr()
+    # What a script reads stays the id alone.
+    assert (said.out, said.err) == ("job-1\n", "no node fits yet\n")
+    assert main(["submit", "--on", "a b", "--", "true"]) == 2
+    assert "--on a b: must be a node type like trials, or a label like market=spot" in capsys.readouterr().err
+
+
 def test_submit_without_dashes_is_refused(cluster: FakeJobs, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["submit", "python", "x.py"])
@@ -193,6 +209,7 @@ def test_stop_tells_the_end_and_spares_what_has_ended(cluster: FakeJobs, capsys:
     assert cluster.asked == ["job-1"]
 
 
+HEADS = {"running": 1, "target": 2, "versions": [3, 4], "requests_per_second": 41.5, "queued_seconds": None}
 STATE = {
     "address": "http://127.0.0.1:2",
     "started_at_s": None,
@@ -205,7 +222,7 @@ STATE = {
     "jobs": [{"id": "job-1", "name": "n", "owner": "me@here", "state": "RUNNING", "started_at_s": None, "best": 0.5, "entrypoint": "true"}],
     "searches": [{"name": "ads", "begun": "x", "jobs": ["job-1"], "done": 3, "running": 2, "failed": 1, "best": 0.5, "is_running": True}],
     "warnings": ["node 10.0.0.3 is lost"],
-    "applications": {"twohead": {"status": "RUNNING", "message": "", "replicas": {"Heads": {"running": 1, "target": 2}}}},
+    "applications": {"twohead": {"status": "RUNNING", "message": "", "replicas": {"Heads": HEADS}}},
 }
 
 
@@ -228,8 +245,8 @@ def test_status_is_one_screen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         "SEARCH  STATE    BEGUN  TRIALS DONE  RUNNING  FAILED   BEST",
         "ads     running  –                3        2       1  0.500",
         "",
-        "APPLICATION  STATUS   DEPLOYMENT  RUNNING  WANTED",
-        "twohead      RUNNING  Heads             1       2",
+        "DEPLOYMENT     STATUS   VERSION  RUNNING  WANTED  REQUESTS/S  QUEUED S",
+        "twohead/Heads  RUNNING  3, 4           1       2        41.5         –",
     ]
 
 

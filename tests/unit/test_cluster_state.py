@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cluster import dashboard, served
 from cluster import state as module
 from cluster.searches import Searches
 from cluster.settings import ClusterSettings
@@ -22,6 +23,7 @@ def _dashboard(monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any]) -> None
 
     monkeypatch.setattr(module, "reach", reach)
     monkeypatch.setattr(module, "ask", lambda url, path: answers[path])
+    monkeypatch.setattr(dashboard, "ask", lambda url, path: answers[path])
 
 
 def _search(
@@ -53,7 +55,7 @@ def test_the_state_tells_nodes_resources_jobs_searches_and_applications(monkeypa
         "start_time": 1000,
         "entrypoint": "python",
     }
-    replicas = [{"state": "RUNNING"}, {"state": "STARTING"}]
+    replicas = [{"state": "RUNNING", "replica_id": "a", "node_ip": "10.0.0.2"}, {"state": "STARTING", "replica_id": "b", "node_ip": None}]
     application = {"status": "DEPLOYING", "message": "", "deployments": {"Heads": {"replicas": replicas, "target_num_replicas": 2}}}
     answers = {
         "/api/v0/nodes": {"data": {"result": {"result": nodes}}},
@@ -66,7 +68,13 @@ def test_the_state_tells_nodes_resources_jobs_searches_and_applications(monkeypa
         ],
         "/api/serve/applications/": {"applications": {"twohead": application}},
     }
+    raylets = [{"nodeManagerAddress": f"10.0.0.{number}", "metricsExportPort": 9} for number in (1, 2)]
+    answers["/nodes?view=summary"] = {"data": {"summary": [{"raylet": raylet} for raylet in raylets]}}
     _dashboard(monkeypatch, answers)
+    line = 'ray_twohead_{}{{replica="a"}} {}\n'
+    page = line.format("version", 3.0) + line.format("requests_per_second", 7.04) + line.format("queued_seconds", 0.5)
+    asked: list[str] = []
+    monkeypatch.setattr(served, "_page", lambda address: asked.append(address) or page)
     storage = Storage(str(tmp_path))
     _search(storage, "old", [("ended", "trial-0", {"score": 0.4}, "finished")], result=True, begun="2026-01-01T00:00:00+00:00")
     events = [
@@ -91,7 +99,9 @@ def test_the_state_tells_nodes_resources_jobs_searches_and_applications(monkeypa
         ("old", 1, 0, 0, 0.4, False),
     ]
     assert found["warnings"] == ["node 10.0.0.3 is lost", "search new: 1 trials failed", "twohead/Heads: 1 of 2 replicas run"]
-    assert found["applications"] == {"twohead": {"status": "DEPLOYING", "message": "", "replicas": {"Heads": {"running": 1, "target": 2}}}}
+    heads = {"running": 1, "target": 2, "versions": [3], "requests_per_second": 7.0, "queued_seconds": 0.5}
+    assert found["applications"] == {"twohead": {"status": "DEPLOYING", "message": "", "replicas": {"Heads": heads}}}
+    assert asked == ["10.0.0.2:9"]
 
 
 def test_the_state_is_known_before_ray_has_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_abstentions_are_published_once_with_their_head(monkeypatch: pytest.Monk
 
     monkeypatch.setitem(sys.modules, "ray.serve.metrics", SimpleNamespace(Counter=Metric, Gauge=Metric))
     figures = Figures()
-    scheduler: Any = SimpleNamespace(counters=Counters(), queued_tokens=0, queued_texts=0)
+    scheduler: Any = SimpleNamespace(counters=Counters(), queued_tokens=0, queued_texts=0, queue_s=0.0)
 
     def predictor(dtype: str) -> Any:
         return SimpleNamespace(version=1, engine=SimpleNamespace(dtype=dtype))

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from cluster.console import run_command
+from cluster.served import QUEUED, REQUESTS, VERSION
 from serving.__main__ import make_parser
 from serving.observing.names import METRICS
 
@@ -32,6 +33,10 @@ def test_every_figure_that_is_asked_for_is_published(dashboard: Any) -> None:
     assert {metric.name for metric in METRICS.values() if not asked & set(metric.series)} == set()
 
 
+def test_what_a_cluster_reads_of_replicas_is_published() -> None:
+    assert {name.removeprefix("ray_") for name in (VERSION, REQUESTS, QUEUED)} <= SERIES
+
+
 def test_labels_that_are_grouped_by_are_those_of_the_figure(dashboard: Any) -> None:
     labels = {
         series: set(metric.labels) | ({"le"} if metric.kind == "histogram" else set())
@@ -42,7 +47,8 @@ def test_labels_that_are_grouped_by_are_those_of_the_figure(dashboard: Any) -> N
     for panel in dashboard["panels"]:
         for target in panel["targets"]:
             for by, inner in re.findall(r"by \(([^)]*)\) \((?:rate\()?(\w+)", target["expr"]):
-                assert set(by.split(", ")) <= labels[inner], target
+                # Serve itself says which replica tells a figure.
+                assert set(by.split(", ")) <= labels[inner] | {"replica"}, target
                 grouped += 1
             if "histogram_quantile" not in target["expr"] and "count_values" not in target["expr"]:
                 shown = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))

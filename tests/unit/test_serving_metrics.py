@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.messages import Answer, HeadAnswer
 from serving.observing.drift import LEAST
-from serving.observing.metrics import Figures, merge
+from serving.observing.metrics import Figures, Rate, merge
 from serving.observing.names import METRICS
 from serving.observing.seen import Seen
 from serving.scheduling.counted import Counters
@@ -85,7 +85,7 @@ def predictor(version: int, *heads: HeadFacts) -> Any:
 
 
 def scheduler(counters: Counters) -> Any:
-    return SimpleNamespace(counters=counters, queued_tokens=5, queued_texts=2)
+    return SimpleNamespace(counters=counters, queued_tokens=5, queued_texts=2, queue_s=0.1)
 
 
 def test_histograms_are_put_together_again(told: Told) -> None:
@@ -142,3 +142,12 @@ def test_drift_that_is_not_known_any_more_is_no_number(told: Told) -> None:
     assert told["twohead_confidence_psi"]["job",] < 0.1
     figures.publish(scheduler(Counters()), {}, seen, predictor(2))
     assert all(math.isnan(told[f"twohead_{name}"]["job",]) for name in ("class_psi", "confidence_psi_by_chance"))
+
+
+def test_a_rate_is_that_of_the_last_half_minute() -> None:
+    rate = Rate()
+    assert rate.of(100.0, 1_000.0) == 0.0
+    assert rate.of(110.0, 1_001.0) == 10.0
+    for second in range(2, 60):
+        found = rate.of(110.0 + 4 * second, 1_000.0 + second)
+    assert found == pytest.approx(4.0)

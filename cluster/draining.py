@@ -1,0 +1,64 @@
+"""Empties a node before it goes: nothing new starts there, and what is served moves to others.
+
+It does not know how the node goes afterwards, nor what is served.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from cluster.connection import reach
+from cluster.dashboard import ask, list_nodes
+from cluster.errors import ClusterError
+from cluster.machines import ray_up
+from cluster.settings import ClusterSettings
+
+_POLL_S = 1.0
+_REPLICA = "ServeReplica"
+
+
+def drain(settings: ClusterSettings, name: str, within_s: int, say: Callable[[str], None]) -> None:
+    """Have a node's replicas move to others, and wait for that.
+
+    Args:
+        settings: The section `cluster`, with a launcher.
+        name: Of the node, or its address.
+        within_s: After so long it may go whatever runs there.
+        say: Gets a line of progress.
+
+    Raises:
+        ClusterError: There is no such node, it is the head, or replicas are still there in the end.
+    """
+    if settings.launcher is None:
+        raise ClusterError(
+            "only machines of cluster.launcher are drained from here",
+            "elsewhere, on the node itself: ray drain-node --address=auto --reason=DRAIN_NODE_REASON_PREEMPTION --reason-message=asked",
+        )
+    with reach(settings) as url:
+        node = _find(list_nodes(url), name)
+        ray_up.drain(settings, node["node_id"], within_s)
+        say(f"{name} takes nothing new; its replicas move …")
+        deadline = time.monotonic() + within_s
+        while there := _replicas(url, node["node_id"]):
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{name}: {there} replicas are still there after {within_s} s", "is there room for them elsewhere?")
+            time.sleep(_POLL_S)
+    say(f"nothing is served from {name} any more; a trial there goes on elsewhere from its last epoch once the node is gone")
+
+
+def _find(nodes: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    alive = [node for node in nodes if node["state"] == "ALIVE"]
+    found = [node for node in alive if name in (node["node_ip"], node.get("node_name"))]
+    if not found:
+        there = ", ".join(sorted(node["node_ip"] for node in alive))
+        raise ClusterError(f"node {name!r}: is unknown; there is {there}", "`python -m cluster status` lists names and addresses")
+    if found[0].get("is_head_node"):
+        raise ClusterError(f"node {name!r}: is the head, which cannot go", "see cluster.head_store for how it is lost and comes back")
+    return found[0]
+
+
+def _replicas(url: str, node_id: str) -> int:
+    wanted = {"node_id": node_id, "state": "ALIVE"}
+    filters = "".join(f"&filter_keys={key}&filter_predicates=%3D&filter_values={value}" for key, value in wanted.items())
+    actors = ask(url, f"/api/v0/actors?limit=10000{filters}")["data"]["result"]["result"]
+    return sum(actor["class_name"].startswith(_REPLICA) for actor in actors)
