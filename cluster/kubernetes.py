@@ -15,16 +15,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.errors import SettingsError
+from cluster.session import SETTLED
 from cluster.settings import STORAGE_VARIABLE, ClusterSettings, GroupSettings, PodSettings
 
 Manifest = dict[str, Any]
 
 API_VERSION = "ray.io/v1"
 NAME = "twohead"
+# Where KubeRay has every pod tell its figures.
+METRICS_PORT = 8080
 # Where the image has the project.
 FOLDER = "/opt/twohead"
 
+_LABELS = {"app.kubernetes.io/name": NAME}
 _PORTS = (("gcs", 6379), ("dashboard", 8265), ("serve", 8000))
+# So long a pod that goes waits for its replicas to move, and then for its processes to end.
+_LEAVE_S, _END_S = 90, 30
 # A job that ended can be looked at for so long.
 _KEEP_JOB_S = 3_600
 
@@ -79,7 +85,7 @@ def cluster_spec(settings: ClusterSettings) -> Manifest:
 
 def ray_cluster(settings: ClusterSettings) -> Manifest:
     """Make a cluster that stays; see `cluster_spec`."""
-    return _manifest("RayCluster", NAME, settings) | {"spec": cluster_spec(settings)}
+    return manifest("RayCluster", NAME, settings) | {"spec": cluster_spec(settings)}
 
 
 def ray_job(settings: ClusterSettings, command: Sequence[str]) -> Manifest:
@@ -90,7 +96,7 @@ def ray_job(settings: ClusterSettings, command: Sequence[str]) -> Manifest:
         command: What runs, like `python -m training tune`, in the project's folder in the image.
 
     Raises:
-        SettingsError: There is no command.
+        SettingsError: There is no command, or see `cluster_spec`.
     """
     if not command:
         raise SettingsError("rayjob: there is no command", "python -m cluster render rayjob -- python -m training tune")
@@ -103,7 +109,24 @@ def ray_job(settings: ClusterSettings, command: Sequence[str]) -> Manifest:
         # A search that broke is looked at and resumed, not begun again.
         "backoffLimit": 0,
     }
-    return _manifest("RayJob", f"{NAME}-job", settings) | {"spec": spec}
+    return manifest("RayJob", f"{NAME}-job", settings) | {"spec": spec}
+
+
+def network_policy(settings: ClusterSettings, port: int, label: str) -> Manifest:
+    """Let nobody reach our pods but each other, KubeRay's operator, and on one port the pods that are labelled for it.
+
+    Source: https://kubernetes.io/docs/concepts/services-networking/network-policies/
+    """
+    operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
+    ours = {"podSelector": {"matchLabels": _LABELS}}
+    client = {"podSelector": {"matchLabels": {label: "true"}}}
+    spec = {
+        "podSelector": {"matchLabels": _LABELS},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [ours, operator]}, {"from": [client], "ports": [{"protocol": "TCP", "port": port}]}],
+    }
+    metadata = {"name": NAME, "namespace": settings.kubernetes.namespace}
+    return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
 
 
 def dockerfile(settings: ClusterSettings) -> str:
@@ -112,15 +135,23 @@ def dockerfile(settings: ClusterSettings) -> str:
 
 
 def to_yaml(manifest: Manifest) -> str:
-    """Write a manifest, its keys in the order they were made."""
+    """Write a manifest, its keys in the order they were made, and texts of several lines as they are."""
     import yaml
 
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Dumper.add_representer(str, text)
     # Through JSON: YAML's own references would stand for what is the same object.
-    text: str = yaml.safe_dump(json.loads(json.dumps(manifest)), sort_keys=False, width=1_000)
-    return text
+    written: str = yaml.dump(json.loads(json.dumps(manifest)), Dumper=Dumper, sort_keys=False, width=1_000)
+    return written
 
 
-def _manifest(kind: str, name: str, settings: ClusterSettings) -> Manifest:
+def manifest(kind: str, name: str, settings: ClusterSettings) -> Manifest:
+    """Begin a manifest of one of KubeRay's kinds, which lacks its `spec`."""
     return {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name, "namespace": settings.kubernetes.namespace}}
 
 
@@ -135,6 +166,12 @@ def _group(name: str, group: GroupSettings, settings: ClusterSettings) -> Manife
     }
 
 
+def _environment(settings: ClusterSettings) -> dict[str, str]:
+    # The token and its mode are KubeRay's.
+    kept = ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_JOB_START_TIMEOUT_SECONDS")
+    return {name: SETTLED[name] for name in kept} | {STORAGE_VARIABLE: settings.storage}
+
+
 def _pod(role: str, pod: PodSettings, settings: ClusterSettings) -> Manifest:
     amount: Manifest = {"cpu": str(pod.cpu), "memory": f"{pod.memory_gib}Gi"}
     if pod.gpu:
@@ -144,14 +181,18 @@ def _pod(role: str, pod: PodSettings, settings: ClusterSettings) -> Manifest:
         "image": settings.kubernetes.image,
         # Ray counts what it is promised: a pod that gets less would be given more work than it can do.
         "resources": {"requests": amount, "limits": amount},
-        "env": [{"name": STORAGE_VARIABLE, "value": settings.storage}],
+        "env": [{"name": name, "value": value} for name, value in _environment(settings).items()],
         "securityContext": {"allowPrivilegeEscalation": False, "runAsNonRoot": True, "runAsUser": 1000},
     }
     if role == "head":
         container["ports"] = [{"name": name, "containerPort": port} for name, port in _PORTS]
-    spec: Manifest = {"containers": [container]}
+    else:
+        # Before a pod is ended, also where its machine is taken away: replicas move first.
+        words = ["python", "-m", "cluster.machines.notice", "now", str(_LEAVE_S)]
+        container["lifecycle"] = {"preStop": {"exec": {"command": words}}}
+    spec: Manifest = {"containers": [container], "terminationGracePeriodSeconds": _LEAVE_S + _END_S}
     if pod.node_selector:
         spec["nodeSelector"] = dict(pod.node_selector)
     if pod.tolerations:
         spec["tolerations"] = [dict(one) for one in pod.tolerations]
-    return {"spec": spec}
+    return {"metadata": {"labels": dict(_LABELS)}, "spec": spec}

@@ -7,5 +7,5 @@ and `replica`; `scheduling` stands below `answerer`, and `scaling` between it an
 `predictor` and no HTTP.
 
 Files in floor order: `errors`, `settings`, `messages`, `predictor`, `follower`, `explaining`, `remembered`, `answerer`,
-`door`, `reference`, `playground`, `routes`, `app`, `replica`, `status`, `rollout`, `retrying`, `client`.
+`door`, `reference`, `playground`, `routes`, `app`, `replica`, `status`, `rollout`, `kubernetes`, `retrying`, `client`.
 """

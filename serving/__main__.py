@@ -56,8 +56,9 @@ def make_parser() -> argparse.ArgumentParser:
     add_load(verbs, shared)
     _add_score(verbs, [shared, versioned])
     _add_promote(verbs, [shared])
-    render = verbs.add_parser("render", parents=[shared], help="print a dashboard for Grafana, or what Prometheus reads")
-    render.add_argument("what", choices=("grafana", "prometheus"), help="the dashboard as JSON, or a scrape configuration as YAML")
+    render = verbs.add_parser("render", parents=[shared, versioned], help="print what Kubernetes, Prometheus or Grafana takes")
+    about = "for KubeRay a cluster that serves, and who may reach it; a dashboard as JSON; a scrape configuration as YAML"
+    render.add_argument("what", choices=("rayservice", "grafana", "prometheus"), help=about)
     render.set_defaults(verb=_render)
     return top
 
@@ -303,12 +304,19 @@ def _promote(arguments: argparse.Namespace) -> int:
 
 
 def _render(arguments: argparse.Namespace) -> int:
+    from cluster.errors import SettingsError
+    from serving.kubernetes import write_ray_service
     from serving.observing.grafana import write_dashboard
     from serving.observing.prometheus import write_scrape_config
-    from serving.settings import load_settings
 
-    settings = load_settings(arguments.config, arguments.overrides)
-    say(write_dashboard() if arguments.what == "grafana" else write_scrape_config(settings).rstrip("\n"))
+    cluster, settings = _sections(arguments)
+    if arguments.version is not None and arguments.what != "rayservice":
+        raise SettingsError(f"--version {arguments.version}: says nothing about {arguments.what}", "it is for rayservice")
+    if arguments.what == "rayservice":
+        said = write_ray_service(cluster, settings, arguments.version)
+    else:
+        said = write_dashboard() if arguments.what == "grafana" else write_scrape_config(settings)
+    say(said.rstrip("\n"))
     return 0
 
 

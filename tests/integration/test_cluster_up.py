@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
+import yaml
 
 from cluster.facts import Facts, read_facts
 from cluster.session import MARK_VARIABLE, free_port, sweep
 from cluster.settings import ClusterSettings
+from tests.unit.test_cluster_watching import TOLD
 
 pytestmark = pytest.mark.slow
 
@@ -192,6 +195,40 @@ def test_status_shows_the_cluster(place: Place) -> None:
     assert lines[0].startswith(f"{place.facts().dashboard_url}, since ")
     assert lines[1] == "1 node, CPU 0 of 2 in use"
     assert lines[-1] == "nothing is served"
+
+
+def test_a_job_waits_for_its_node_and_for_its_cpus(place: Place) -> None:
+    runs = place.run("submit", "--cpus", "2", "--", "python", "-c", "print('has two')")
+    assert (runs.returncode, "has two" in runs.stdout) == (0, True), runs.stdout + runs.stderr
+    waits = place.run("submit", "--no-wait", "--on", "market=spot", "--", "true")
+    assert waits.stderr == "no node has market=spot yet: the job waits for one\n"
+    (job,) = [one for one in json.loads(place.run("status", "--json").stdout)["jobs"] if one["id"] == waits.stdout.strip()]
+    assert job["state"] == "PENDING"
+    assert place.run("stop", job["id"]).stdout == f"job {job['id']}: STOPPED\n"
+
+
+def test_a_job_whose_supervisor_dies_is_failed(place: Place) -> None:
+    job = place.run("submit", "--no-wait", "--", "python", "-c", "import signal; print('here', flush=True); signal.pause()").stdout.strip()
+    followed = subprocess.Popen(
+        [sys.executable, "-m", "cluster", "logs", "-f", job],
+        cwd=place.folder, env={**os.environ, "PYTHONPATH": str(SOURCE)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert followed.stdout
+    assert followed.stdout.readline() == "here\n"
+    (supervisor,) = [one for one in place.facts().session.processes() if one.name().startswith("ray::JobSupervisor")]
+    supervisor.kill()
+    assert f"job {job}: FAILED" in followed.communicate(timeout=120)[0]
+    assert followed.returncode == 1
+    # What it ran went with it.
+    assert not [one for one in place.facts().session.processes() if "signal.pause()" in " ".join(one.cmdline())]
+
+
+def test_exporters_tell_what_the_dashboard_asks_for(place: Place) -> None:
+    configuration = yaml.safe_load(place.run("render", "prometheus").stdout)["scrape_configs"][0]
+    (file,) = configuration["file_sd_configs"][0]["files"]
+    targets = [target for one in json.loads(Path(file).read_text()) for target in one["targets"]]
+    told = "".join(httpx.get(f"http://{target}/metrics").text for target in targets)
+    assert {name for name in TOLD if f"# TYPE {name} " not in told} == set()
 
 
 def test_an_unknown_job_is_said(place: Place) -> None:
