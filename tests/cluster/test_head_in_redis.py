@@ -1,6 +1,5 @@
 """A head that keeps what it must know in a Redis: it loses its power, comes back, and no answer is lost."""
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from tests.cluster.conftest import Cluster, started
 from tests.cluster.hosts import NETWORK
-from tests.cluster.traffic import RATE, Traffic, door, until
+from tests.cluster.traffic import RATE, lose_the_head
 
 pytestmark = pytest.mark.slow
 
@@ -32,13 +31,6 @@ def cluster(make_checkpoint_in: Callable[..., Path]) -> Iterator[Cluster]:
 
 
 def test_the_head_lost_for_a_while_costs_no_answer(cluster: Cluster) -> None:
-    traffic = Traffic(cluster, RATE, door(cluster, "two"))
-    cluster.nodes["one"].lose()
-    time.sleep(20)  # so long the head is away
-    cluster.nodes["one"].start()
-    assert "bringing back lab" in cluster.must("cluster", "up")
-    until("all replicas run again", lambda: "running" in cluster.run("serving", "status").stdout.splitlines()[0], 240)
-    told = traffic.end()
-    print(f"head lost: {told}")
+    told = lose_the_head(cluster, "two")
     assert told["lost"] == []
     assert told["asked"] > RATE * 20

@@ -58,3 +58,16 @@ def nodes(cluster: Cluster) -> int:
 
 def door(cluster: Cluster, name: str) -> str:
     return f"http://{cluster.nodes[name].address}:{DOOR_PORT}"
+
+
+def lose_the_head(cluster: Cluster, through: str) -> dict[str, Any]:
+    """Let the head be without power for 20 s and bring it back, while a worker is asked; return what became of the requests."""
+    traffic = Traffic(cluster, RATE, door(cluster, through))
+    cluster.nodes["one"].lose()
+    time.sleep(20)  # so long the head is away
+    cluster.nodes["one"].start()
+    assert "bringing back lab" in cluster.must("cluster", "up")
+    until("all replicas run again", lambda: "running" in cluster.run("serving", "status").stdout.splitlines()[0], 240)
+    told = traffic.end()
+    print(f"head lost: {told}")
+    return told

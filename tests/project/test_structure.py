@@ -158,3 +158,11 @@ def test_files_and_functions_stay_small(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert (node.end_lineno or 0) - node.lineno + 1 <= 55, node.name
+
+
+def test_every_test_is_among_those_that_are_run() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = [ROOT / place for words in re.findall(r"^(?:TOGETHER|ALONE) *= (.*)$", makefile, flags=re.MULTILINE) for place in words.split()]
+    left_out = [path for path in (ROOT / "tests").rglob("test_*.py") if not any(path.is_relative_to(place) for place in named)]
+    assert len(named) == len(set(named)) > 5
+    assert left_out == []
