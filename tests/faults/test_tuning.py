@@ -1,10 +1,9 @@
 """Faults of a search, done to the real thing: a full disk, killed trials, a name that is taken, nothing that works."""
 
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +87,10 @@ def kill_trials(process: "subprocess.Popen[str]", facts: Facts, times: int) -> i
     for line in process.stdout:
         if kills < times and " training  epoch 1" in line:
             for victim in facts.session.processes():
-                if "ImplicitFunc" in " ".join(victim.cmdline()) and victim.create_time() > begun_s and victim.is_running():
-                    os.kill(victim.pid, signal.SIGKILL)
-                    kills += 1
+                with suppress(psutil.NoSuchProcess):
+                    if "ImplicitFunc" in " ".join(victim.cmdline()) and victim.create_time() > begun_s:
+                        victim.kill()
+                        kills += 1
     process.communicate(timeout=300)
     return kills
 
