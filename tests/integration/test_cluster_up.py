@@ -21,6 +21,7 @@ import yaml
 from cluster.facts import Facts, read_facts
 from cluster.session import MARK_VARIABLE, free_port, sweep
 from cluster.settings import ClusterSettings
+from tests.ports import port_shift
 from tests.unit.test_cluster_watching import TOLD
 
 pytestmark = pytest.mark.slow
@@ -55,7 +56,7 @@ class Place:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A working folder with a cluster that is up."""
     folder = tmp_path_factory.mktemp("work")
-    (folder / "ray_config.yaml").write_text(SMALL % free_port(18265))
+    (folder / "ray_config.yaml").write_text(SMALL % free_port(18_265 + port_shift()))
     (folder / "say.py").write_text("import os\nprint('said', os.environ['TWOHEAD_STORAGE'], sorted(os.listdir()))\n")
     found = Place(folder)
     done = found.run("up")
@@ -238,7 +239,7 @@ def test_an_unknown_job_is_said(place: Place) -> None:
 
 
 def test_down_ends_this_cluster_and_leaves_another_alone(place: Place, tmp_path: Path) -> None:
-    (tmp_path / "ray_config.yaml").write_text(SMALL % free_port(18265))
+    (tmp_path / "ray_config.yaml").write_text(SMALL % free_port(18_265 + port_shift()))
     other = Place(tmp_path)
     assert other.run("up").returncode == 0
     try:

@@ -116,10 +116,9 @@ def test_a_search_finds_publishes_and_repeats_trial_0(project: Callable[..., Pat
 
 
 def test_a_diverging_trial_is_counted_and_the_search_goes_on(attached: Callable[..., Path]) -> None:
-    # The default configuration is sane; learning rates of 1e30 make the loss infinite at once. With heads of one shape nobody is passed
-    # over.
-    space = {"encoder_learning_rate": {"choices": [5e-3, 1e30, 2e30, 3e30]}, "head_learning_rate": 2e-2, "hidden_size": 0}
-    settings = attached(search_space=space, tuning={"num_samples": 6, "max_concurrent_trials": 2, "confirm_top": 0})
+    # The default configuration is sane; learning rates of 1e30 make the loss infinite at once.
+    space = {"encoder_learning_rate": {"choices": [5e-3, 1e30, 2e30, 3e30]}, "head_learning_rate": 2e-2}
+    settings = attached(search_space=space, tuning={"num_samples": 6, "ladder": False, "max_concurrent_trials": 2, "confirm_top": 0})
     refused = training_here(settings, "tune", "--name", "one")
     states = [trial["state"] for trial in result_of(storage_of(settings))["trials"]]
     assert "diverged" in states
@@ -227,9 +226,9 @@ def test_every_state_file_may_be_cut_short(
 
 
 def test_changed_data_is_not_resumed(attached: Callable[..., Path]) -> None:
-    settings = attached()
+    settings = attached(tuning={"num_samples": 1, "ladder": False, "confirm_top": 0})
     storage = settings.parent / "storage/searches/one"
-    assert training_here(settings, "tune", "--name", "one", "--set", "training.tuning.num_samples=1").returncode == 0
+    assert training_here(settings, "tune", "--name", "one").returncode == 0
     assert (storage / "search.json").is_file()
     table = settings.parent / "table.csv"
     table.write_text(table.read_text() + "the nurse z,nurse,a\n")
@@ -303,7 +302,7 @@ def stopped(settings: Path, number: signal.Signals, *words: str) -> Done:
 
 
 def test_stopped_at_any_moment_its_best_can_be_published_and_it_can_go_on(attached: Callable[..., Path]) -> None:
-    settings = attached(tuning=ONE_BY_ONE | {"num_samples": 3, "confirm_top": 0})
+    settings = attached(tuning=ONE_BY_ONE | {"num_samples": 3, "ladder": False, "confirm_top": 0})
     for number, words in ((signal.SIGINT, ("tune", "--name", "one")), (signal.SIGTERM, ("tune", "--resume", "one"))):
         ended = stopped(settings, number, *words)
         assert ended.returncode == 130, ended.stderr

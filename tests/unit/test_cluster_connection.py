@@ -117,3 +117,37 @@ def test_a_ray_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -
         pass
     assert raised.value.message == "Ray at 10.0.0.1:6379: Failed to connect"
     assert raised.value.hint == "`python -m cluster status` tells what is running"
+
+
+@pytest.mark.parametrize(
+    ("failures", "message"),
+    [
+        ([Exception("The current node timed out during startup.")], ""),
+        ([RuntimeError("no\nmore")], "Ray at there: no"),
+        ([Exception("too slow"), ValueError("wrong")], "Ray at there: wrong"),
+    ],
+)
+def test_a_ray_that_started_too_slowly_is_started_once_more(
+    monkeypatch: pytest.MonkeyPatch, failures: list[Exception], message: str
+) -> None:
+    import ray
+
+    calls: list[str] = []
+
+    def init(**options: Any) -> None:
+        calls.append("init")
+        if failures:
+            raise failures.pop(0)
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda wait_for_processes: calls.append("shutdown"))
+    if message:
+        with pytest.raises(ClusterError) as raised, module._driver(address="there"):
+            pass
+        assert raised.value.message == message
+    else:
+        with module._driver(address="there"):
+            assert calls == ["init", "shutdown", "init"]
+    # Nothing of what came half up stays.
+    assert calls[-1] == "shutdown"
+    assert not failures
