@@ -219,7 +219,7 @@ def _stop(options: argparse.Namespace) -> int:
         job = jobs.find(options.id)
         if not job.is_ended:
             job = jobs.stop(job.id)
-    say(f"job {job.id}: {job.state}")
+    say(f"job {job.id}: {'waits for room, and is stopped when it gets it' if job.state == 'PENDING' else job.state}")
     return 0
 
 

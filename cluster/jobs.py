@@ -29,6 +29,8 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 # How long a lost connection may stay lost while a log is followed.
 LOST_PATIENCE_S = 60.0
 _POLL_S = 0.5
+# What has room begins within so long.
+_START_S = 10.0
 _NAMED = 8
 _TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 _RETRY_S = 2.0
@@ -200,11 +202,18 @@ class Jobs:
     def stop(self, job_id: str) -> Job:
         """Ask a job to end (SIGTERM, and SIGKILL after half a minute) and wait until it has.
 
+        Ray stops a job that waits for its node or for CPUs at the moment when it gets them: such a job is returned as it is, PENDING.
+
         Raises:
             JobError: It did not end.
         """
         with _told("stop the job"):
             self._client.stop_job(job_id)
+            deadline = time.monotonic() + _START_S
+            while (job := self._get(job_id)).state == "PENDING":
+                if time.monotonic() > deadline:
+                    return job
+                time.sleep(_POLL_S)
         return self.wait(job_id, STOP_PATIENCE_S * 2)
 
     def _get(self, job_id: str) -> Job:

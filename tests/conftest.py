@@ -70,6 +70,8 @@ def write_encoder(folder: Path, model_type: str = "bert", **changes: Any) -> Pat
     return folder
 
 
+# Before the plugin that reads the marks.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep each file's tests in one process, and all that run Ray Serve in the same: two of it on one machine choose the same ports."""
     for item in items:

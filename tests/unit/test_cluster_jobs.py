@@ -67,6 +67,7 @@ def _details(job_id: str | None, **changes: Any) -> Any:
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_RETRY_S", 0.0)
     monkeypatch.setattr(module, "_POLL_S", 0.0)
+    monkeypatch.setattr(module, "_START_S", 0.01)
 
 
 def _jobs(api: FakeApi, **settings: Any) -> Jobs:
@@ -198,6 +199,15 @@ def test_stopping_waits_for_the_end() -> None:
     api.states = ["RUNNING", "RUNNING", "STOPPED"]
     assert _jobs(api).stop("job-a").state == "STOPPED"
     assert api.stopped == ["job-a"]
+
+
+def test_a_job_that_waits_for_room_is_not_waited_for() -> None:
+    api = FakeApi("job-a")
+    api.details["job-a"].status = "PENDING"
+    assert _jobs(api).stop("job-a").state == "PENDING"
+    # One that only starts is.
+    api.states = ["PENDING", "RUNNING", "STOPPED"]
+    assert _jobs(api).stop("job-a").state == "STOPPED"
 
 
 def test_a_job_that_does_not_end_is_said() -> None:
