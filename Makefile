@@ -32,7 +32,7 @@ TOGETHER = tests/integration tests/e2e tests/faults tests/unit tests/project
 ALONE    = tests/cluster
 
 test: $(READY) ## pass all tests, the slow ones too (FAST=1 leaves those out)
-	$(RUN) -m pytest --durations=40 --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(if $(FAST),-m "not slow") $(TOGETHER)
+	$(RUN) -m pytest --durations=40 --numprocesses 2 --dist loadfile --no-loadscope-reorder $(if $(FAST),-m "not slow") $(TOGETHER)
 	$(if $(FAST),,$(RUN) -m pytest --durations=10 $(ALONE))
 
 lint: $(READY) ## ruff, its formatter and mypy

@@ -16,7 +16,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # What a shell starts in the background is deaf to Ctrl-C, and so would be all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SERVE = ("test_autoscaling", "test_http", "test_playground", "test_road", "test_serving")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = [
     *["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
@@ -68,15 +67,6 @@ def write_encoder(folder: Path, model_type: str = "bert", **changes: Any) -> Pat
     write_tokenizer(folder)
     AutoModel.from_config(AutoConfig.for_model(model_type, **(sizes | changes))).save_pretrained(str(folder))
     return folder
-
-
-# Before the plugin that reads the marks.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each file's tests in one process, and all that run Ray Serve in the same: two of it on one machine choose the same ports."""
-    for item in items:
-        file = item.path.stem
-        item.add_marker(pytest.mark.xdist_group("serve" if file in SERVE else file))
 
 
 @pytest.fixture
