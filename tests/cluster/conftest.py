@@ -85,12 +85,15 @@ class Cluster:
 
     def open_doors(self) -> list[str]:
         """Let every node's Serve answer on the node's address, and return the URLs."""
-        program = find_haproxy()
+        return [self.open_door(name) for name in self.nodes]
+
+    def open_door(self, name: str) -> str:
+        """Let a node's Serve answer on the node's address, and return the URL; to be done again where the node was lost."""
+        host, program = self.nodes[name], find_haproxy()
         assert program
-        for host in self.nodes.values():
-            (host.disk / "root" / "door.cfg").write_text(DOOR.format(address=host.address, port=DOOR_PORT))
-            assert host.run(str(program), "-D", "-f", "/root/door.cfg").returncode == 0
-        return [f"http://{host.address}:{DOOR_PORT}" for host in self.nodes.values()]
+        (host.disk / "root" / "door.cfg").write_text(DOOR.format(address=host.address, port=DOOR_PORT))
+        assert host.run(str(program), "-D", "-f", "/root/door.cfg").returncode == 0
+        return f"http://{host.address}:{DOOR_PORT}"
 
     def reports(self, name: str) -> list[dict[str, Any]]:
         """Return what a search has written down of its epochs, in order."""
