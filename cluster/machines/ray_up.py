@@ -127,7 +127,7 @@ def drain(settings: ClusterSettings, node_id: str, within_s: int) -> None:
     """
     machines = _Machines(completed(settings), _folder(settings))
     reason = f"--reason=DRAIN_NODE_REASON_PREEMPTION --reason-message=asked --deadline-remaining-seconds={within_s}"
-    machines.ray("exec", "--no-config-cache", after=[f"ray drain-node --address=auto --node-id={node_id} {reason}"])
+    machines.ray("exec", "--no-config-cache", after=[f"env RAY_AUTH_MODE=token ray drain-node --address=auto --node-id={node_id} {reason}"])
 
 
 def wanted_nodes(launcher: Mapping[str, Any]) -> int:

@@ -72,7 +72,7 @@ def metadata() -> Iterator[Metadata]:
 @pytest.mark.parametrize(("cloud", "within"), [("aws", 110), ("gcp", 25)])
 def test_a_cloud_is_asked_until_it_says_so_and_then_ray_is_told(metadata: Metadata, tmp_path: Path, cloud: str, within: int) -> None:
     ray = tmp_path / "ray"
-    ray.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/told\n')
+    ray.write_text(f'#!/bin/sh\necho "$@" "$RAY_AUTH_MODE" > {tmp_path}/told\n')
     ray.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "TWOHEAD_METADATA": f"http://127.0.0.1:{metadata.server_port}"}
     # As it is on a machine: the file alone, without this project.
@@ -81,7 +81,7 @@ def test_a_cloud_is_asked_until_it_says_so_and_then_ray_is_told(metadata: Metada
     done = subprocess.run([sys.executable, str(file), cloud], env=environment, cwd=tmp_path, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     told = (tmp_path / "told").read_text().split()
-    assert told[:2] == ["drain-node", "--address=auto"]
+    assert (told[:2], told[-1]) == (["drain-node", "--address=auto"], "token")
     assert f"--deadline-remaining-seconds={within}" in told
     assert sum(path != "/latest/api/token" for _, path in metadata.asked) == 3
 
