@@ -4,7 +4,6 @@ The tests build on each other: each leaves the cluster to the next.
 """
 
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
