@@ -3,6 +3,7 @@
 It does not know how the node goes afterwards, nor what is served.
 """
 
+import shlex
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from cluster.connection import reach
 from cluster.dashboard import ask, list_nodes
 from cluster.errors import ClusterError
-from cluster.machines import ray_up
+from cluster.machines import notice, ray_up
 from cluster.settings import ClusterSettings
 
 _POLL_S = 1.0
@@ -32,7 +33,7 @@ def drain(settings: ClusterSettings, name: str, within_s: int, say: Callable[[st
     if settings.launcher is None:
         raise ClusterError(
             "only machines of cluster.launcher are drained from here",
-            "elsewhere, on the node itself: ray drain-node --address=auto --reason=DRAIN_NODE_REASON_PREEMPTION --reason-message=asked",
+            f"elsewhere, on the node itself: {shlex.join(notice.drain_command(within_s))}",
         )
     with reach(settings) as url:
         node = _find(list_nodes(url), name)

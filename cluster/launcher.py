@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.connection import ADDRESS_VARIABLE
-from cluster.dashboard import ask, prove_closed
+from cluster.dashboard import ask, list_nodes, prove_closed
 from cluster.errors import ClusterError
 from cluster.facts import FACTS_FILE, Facts, alone, facts_folder, read_facts, write_facts
 from cluster.session import Session, applied_to_ray, client_environment, free_port, new_session
@@ -159,7 +159,7 @@ def _wait_for_node(url: str, deadline: float) -> None:
     last = "no answer yet"
     while time.monotonic() < deadline:
         try:
-            if any(node["state"] == "ALIVE" for node in ask(url, "/api/v0/nodes")["data"]["result"]["result"]):
+            if any(node["state"] == "ALIVE" for node in list_nodes(url)):
                 ask(url, "/api/jobs/")
                 return
         except (ClusterError, KeyError, TypeError) as error:

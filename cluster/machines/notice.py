@@ -10,11 +10,11 @@ Sources: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termi
 https://docs.cloud.google.com/compute/docs/instances/preemptible (half a minute).
 """
 
+import http.client
 import os
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -39,12 +39,16 @@ def noticed_by_gcp() -> bool:
     return _ask(f"{GCP}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"}) == "TRUE"
 
 
+def drain_command(within_s: int) -> list[str]:
+    """Return the command that tells Ray on a machine that the machine goes within so long."""
+    # Every cluster of ours wants a token, which lies where Ray looks for it.
+    ray = ["env", "RAY_AUTH_MODE=token", "ray", "drain-node", "--address=auto"]
+    return [*ray, "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=notice", f"--deadline-remaining-seconds={within_s}"]
+
+
 def drain(within_s: int) -> None:
     """Tell Ray that this machine goes within so long."""
-    words = ("--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=notice", f"--deadline-remaining-seconds={within_s}")
-    # Every cluster of ours wants a token, which lies where Ray looks for it.
-    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
-    subprocess.run(["ray", "drain-node", "--address=auto", *words], env=environment, check=True)
+    subprocess.run(drain_command(within_s), check=True)
 
 
 def replicas_here() -> int:
@@ -64,7 +68,7 @@ def _ask(url: str, headers: dict[str, str], method: str = "GET") -> str | None:
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
             return str(answer.read().decode())
-    except (urllib.error.URLError, OSError):
+    except (OSError, http.client.HTTPException):
         # No notice is a 404; and whoever does not answer now may later.
         return None
 

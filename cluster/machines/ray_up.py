@@ -19,7 +19,7 @@ from typing import Any
 
 from cluster.errors import ClusterError, SettingsError
 from cluster.facts import alone
-from cluster.machines import probe
+from cluster.machines import notice, probe
 from cluster.machines.completing import completed, dashboard_port
 from cluster.machines.known import TOKEN_PLACE, Known, forget, known_folder, read_known, token_file, write_known
 from cluster.machines.launcher_file import check_launcher
@@ -126,8 +126,7 @@ def drain(settings: ClusterSettings, node_id: str, within_s: int) -> None:
         ClusterError: The head is not reached, or Ray refuses.
     """
     machines = _Machines(completed(settings), _folder(settings))
-    reason = f"--reason=DRAIN_NODE_REASON_PREEMPTION --reason-message=asked --deadline-remaining-seconds={within_s}"
-    machines.ray("exec", "--no-config-cache", after=[f"env RAY_AUTH_MODE=token ray drain-node --address=auto --node-id={node_id} {reason}"])
+    machines.ray("exec", "--no-config-cache", after=[shlex.join([*notice.drain_command(within_s), f"--node-id={node_id}"])])
 
 
 def wanted_nodes(launcher: Mapping[str, Any]) -> int:
