@@ -3,12 +3,14 @@
 A search spends most of its time on the start of processes. So only tests about a command's own end, or about a Ray of its own, start both.
 """
 
+import gc
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -87,6 +89,11 @@ def training_here(settings: Path, *words: str) -> Done:
         except SystemExit as ended:
             # argparse's way to refuse a word.
             code = int(ended.code or 0)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", ResourceWarning)
+        # A file that was left open is told of now, in the test that left it.
+        gc.collect()
+    assert not [left.message for left in warned if "unclosed file" in str(left.message)]
     return Done(code, said.getvalue(), told.getvalue())
 
 

@@ -18,7 +18,7 @@ from training.search.deciding.contest import confirmations, group_heads, refit
 from training.search.deciding.group_scheduler import GroupScheduler
 from training.search.proposing.ledger import Ledger
 from training.search.proposing.searcher import FirstPoint, Proposer
-from training.search.recorder import Recorder, state_of
+from training.search.recorder import OpenLogs, Recorder, state_of
 from training.search_settings import TuningSettings
 
 TUNING = TuningSettings(num_samples=2, confirm_top=1, confirm_seeds=1)
@@ -266,6 +266,20 @@ def test_a_trial_that_died_is_told_and_one_that_recovers_works_in_smaller_parts(
     recorder.on_trial_error(0, [], SimpleNamespace(trial_id="t1", config={}, get_pickled_error=lambda: ValueError()))
     assert agenda.histories["trial-1"].state == "died"
     assert agenda.suggest("t2") == Searcher.FINISHED
+
+
+def test_the_logs_of_trials_that_a_search_leaves_behind_are_ended_once() -> None:
+    ended: list[str] = []
+    logger = SimpleNamespace(log_trial_end=lambda trial, failed: ended.append(f"{trial.trial_id} {failed}"))
+    logs = OpenLogs([logger])  # type: ignore[list-item]
+    done, died, left = (SimpleNamespace(trial_id=name) for name in ("done", "died", "left"))
+    for trial in (done, died, left, left):
+        logs.on_trial_start(0, [], trial)
+    logs.on_trial_complete(0, [], done)
+    logs.on_trial_error(0, [], died)
+    logs.on_experiment_end([done, died, left])
+    logs.on_experiment_end([done, died, left])
+    assert ended == ["left True"]
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
-"""Tells the agenda what Ray Tune reports: epochs, ends, deaths.
+"""Tells the agenda what Ray Tune reports: epochs, ends, deaths; and the loggers when a search ends before its trials.
 
 It does not know what is written down of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pickle import UnpicklingError
 from typing import Any
 
 from ray.tune import Callback
+from ray.tune.logger import LoggerCallback
 
 from training.search.agenda import Agenda
 from training.search.proposing.searcher import HAS_DIVERGED, HAS_NO_MEMORY, IS_LAST
@@ -44,6 +45,37 @@ class Recorder(Callback):
             # Tune hands an error over through a file, which a full disk cuts short.
             name = "unknown error"
         self._agenda.ended(trial.trial_id, "out of memory" if "OutOfMemory" in name or name == "MemoryError" else "died", name)
+
+
+class OpenLogs(Callback):
+    """Ends the logs of trials that a search leaves behind: Tune ends those of trials that came to an end, and keeps the others' files open.
+
+    Args:
+        loggers: Tune's, which hear of every trial from Tune itself.
+    """
+
+    def __init__(self, loggers: Sequence[LoggerCallback]) -> None:
+        self._loggers = loggers
+        self._open: dict[str, Any] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Hear that a trial begins, or goes on."""
+        self._open[trial.trial_id] = trial
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Hear that a trial ended by itself or was stopped: Tune ends its logs."""
+        self._open.pop(trial.trial_id, None)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Hear that a trial died for good: Tune ends its logs."""
+        self._open.pop(trial.trial_id, None)
+
+    def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
+        """End what is open: the search is over, by a signal or by what stopped it."""
+        for trial in self._open.values():
+            for logger in self._loggers:
+                logger.log_trial_end(trial, failed=True)
+        self._open.clear()
 
 
 def state_of(result: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ from training.search.prepared import Prepared, announce, prepare, with_budget, w
 from training.search.proposing.ledger import Ledger
 from training.search.proposing.search_space import check_depth, check_space
 from training.search.proposing.searcher import SCORE
-from training.search.recorder import Recorder
+from training.search.recorder import OpenLogs, Recorder
 from training.search.trials.first_rung import first_rung
 from training.search.trials.found_heads import read_rung
 from training.search.trials.trial import train
@@ -224,6 +224,7 @@ def _tuner(prepared: Prepared, agenda: Agenda) -> Any:
     filesystem, path = _tune_storage(prepared)
     trainable = tune.with_resources(tune.with_parameters(train, assignment=prepared.assignment), _resources(tuning))
     progress = Progress(list(settings.heads), agenda.status)
+    loggers = [JsonLoggerCallback(), *_trackers(prepared)]
     return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -245,7 +246,7 @@ def _tuner(prepared: Prepared, agenda: Agenda) -> Any:
             failure_config=tune.FailureConfig(max_failures=tuning.max_failures),
             # Two: a crash between writing one and noting it must leave the one before. A population's members copy each other's.
             checkpoint_config=tune.CheckpointConfig(num_to_keep=4 if tuning.scheduler == "pbt" else 2),
-            callbacks=[Recorder(agenda), progress, JsonLoggerCallback(), *_trackers(prepared)],
+            callbacks=[Recorder(agenda), progress, *loggers, OpenLogs(loggers)],
             verbose=0,
         ),
     )
