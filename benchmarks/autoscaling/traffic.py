@@ -1,13 +1,16 @@
 """Traffic for the model: requests at a rate that changes, texts of log-normal length."""
 
 import math
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 # Tokens of a text, as the other benchmarks have them.
 _MEDIAN_TOKENS, _SIGMA, _MOST_TOKENS = 50, 0.8, 512
 MEAN_TOKENS = 67.0
+# Requests that are drawn at once, which is what drawing them costs.
+_BLOCK = 4_096
 
 Rate = Callable[[float], float]
 
@@ -65,13 +68,16 @@ def requests(shape: Shape, most_tokens_per_s: float, texts: int, seed: int) -> I
         texts: In each request.
         seed: Same seed, same traffic.
     """
-    drawn = random.Random(seed)
+    drawn = np.random.default_rng(seed)
     most_per_s = most_tokens_per_s / (MEAN_TOKENS * texts)
     now = 0.0
-    while (now := now + drawn.expovariate(most_per_s)) < shape.seconds:
-        if drawn.random() < shape.load(now):
-            yield now, [_tokens(drawn) for _ in range(texts)]
-
-
-def _tokens(drawn: random.Random) -> int:
-    return max(3, min(round(drawn.lognormvariate(math.log(_MEDIAN_TOKENS), _SIGMA)), _MOST_TOKENS))
+    while True:
+        times = now + np.cumsum(drawn.exponential(1 / most_per_s, _BLOCK))
+        chances = drawn.random(_BLOCK)
+        lengths = drawn.lognormal(math.log(_MEDIAN_TOKENS), _SIGMA, (_BLOCK, texts)).round().clip(3, _MOST_TOKENS).astype(int)
+        for when, chance, tokens in zip(times.tolist(), chances.tolist(), lengths.tolist(), strict=True):
+            if when >= shape.seconds:
+                return
+            if chance < shape.load(when):
+                yield when, tokens
+        now = float(times[-1])
