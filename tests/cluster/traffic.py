@@ -18,7 +18,7 @@ RATE = 20
 
 
 class Traffic:
-    """Requests at a steady rate, from the laptop.
+    """Requests at a steady rate, from the laptop, until the end of a block.
 
     Args:
         cluster: With the laptop.
@@ -33,11 +33,23 @@ class Traffic:
         assert self._process.stdout
         assert self._process.stdout.readline() == "asking\n"
 
-    def end(self) -> dict[str, Any]:
-        """Stop asking, and return what became of all requests."""
+    def __enter__(self) -> "Traffic":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            # A test that failed: nothing it began goes on beside the next one.
+            self._stop()
+            self._process.communicate(timeout=120)
+
+    def _stop(self) -> None:
         # The command enters the laptop's own processes: its signal reaches nsenter, not Python.
         for child in Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split():
             os.kill(int(child), signal.SIGTERM)
+
+    def end(self) -> dict[str, Any]:
+        """Stop asking, and return what became of all requests."""
+        self._stop()
         out, err = self._process.communicate(timeout=120)
         assert self._process.returncode == 0, err
         told: dict[str, Any] = json.loads(out)
@@ -62,12 +74,12 @@ def door(cluster: Cluster, name: str) -> str:
 
 def lose_the_head(cluster: Cluster, through: str) -> dict[str, Any]:
     """Let the head be without power for 20 s and bring it back, while a worker is asked; return what became of the requests."""
-    traffic = Traffic(cluster, RATE, door(cluster, through))
-    cluster.nodes["one"].lose()
-    time.sleep(20)  # so long the head is away
-    cluster.nodes["one"].start()
-    assert "bringing back lab" in cluster.must("cluster", "up")
-    until("all replicas run again", lambda: "running" in cluster.run("serving", "status").stdout.splitlines()[0], 240)
-    told = traffic.end()
+    with Traffic(cluster, RATE, door(cluster, through)) as traffic:
+        cluster.nodes["one"].lose()
+        time.sleep(20)  # so long the head is away
+        cluster.nodes["one"].start()
+        assert "bringing back lab" in cluster.must("cluster", "up")
+        until("all replicas run again", lambda: "running" in cluster.run("serving", "status").stdout.splitlines()[0], 240)
+        told = traffic.end()
     print(f"head lost: {told}")
     return told
