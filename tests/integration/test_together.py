@@ -53,7 +53,7 @@ folder = Path(sys.argv[1])
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[2])
 results = tune.Tuner(
     tune.with_resources(trial, {"cpu": 0, "memory": 2**20}),
-    param_space={"name": tune.grid_search(["stopped", "greedy", "whole"])},
+    param_space={"name": tune.grid_search(["stopped", "greedy"])},
     tune_config=tune.TuneConfig(max_concurrent_trials=1),
     run_config=tune.RunConfig(name="all", storage_path=str(folder / "storage"), stop={"halt": True}, verbose=0),
 ).fit()
@@ -77,9 +77,8 @@ def test_trials_of_two_processes_report_stop_and_leave_nothing(tmp_path: Path) -
         shutil.rmtree(short, ignore_errors=True)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["trials"]["whole"] == [2, 3.0, "2 of 0", False]
     assert found["trials"]["stopped"] == [1, 3.0, "1 of 0", False]
     assert found["trials"]["greedy"] == [-1, 0.0, "1 of 0", False]
     # A placement group of each trial and of each trial's processes.
-    assert (found["states"], found["groups"]) == (["REMOVED"], 6)
+    assert (found["states"], found["groups"]) == (["REMOVED"], 4)
     assert not list((tmp_path / "storage").rglob("together-*/checkpoint_*/*"))

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.facts import Facts
+from tests.small_searches import CLUSTER, attach, result_of, running_ray, training_here, write_table
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,16 +129,12 @@ def test_a_group_goes_on_from_what_its_first_process_saved(trained: dict[str, An
         assert restored["digest"] == whole["digest"]
 
 
-def search(folder: Path, workers: int) -> dict[str, Any]:
+def search(folder: Path, workers: int, ray: Facts) -> dict[str, Any]:
     """Let a search of one trial go the whole way, through Ray Tune and Ray Train."""
-    rows = ["text,job,letter"]
-    for index in range(120):
-        job, letter = ("nurse", "driver")[index % 2], "abc"[index % 3]
-        filler = f"{'x ' * (index % 7)}{LETTERS[index % 20]} {LETTERS[index * 7 % 20]}"
-        rows.append(f"the {job} {letter} {filler},{job},{'' if index % 10 == 0 else letter}")
-    (folder / "table.csv").write_text("\n".join(rows) + "\n")
+    write_table(folder / "table.csv", lambda index: f"{'x ' * (index % 7)}{LETTERS[index % 20]} {LETTERS[index * 7 % 20]}")
+    storage = folder / f"storage-{workers}"
     settings = {
-        "cluster": {"storage": str(folder / f"storage-{workers}"), "num_cpus": 2},
+        "cluster": CLUSTER | {"storage": str(storage)},
         "training": {
             "data": {"files": [str(folder / "table.csv")]},
             "heads": {"job": {"dropout": 0.0}, "letter": {"dropout": 0.0}},
@@ -147,16 +146,18 @@ def search(folder: Path, workers: int) -> dict[str, Any]:
     }
     config = folder / f"workers-{workers}.yaml"
     config.write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "training", "tune", "--config", str(config), "--name", "one"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    attach(ray, storage)
+    done = training_here(config, "tune", "--name", "one")
     assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads((folder / f"storage-{workers}" / "searches" / "one" / "result.json").read_text())
-    return result
+    return result_of(storage)
 
 
+@pytest.mark.filterwarnings("default")
 def test_a_trial_of_two_processes_has_the_score_of_one_the_whole_way(tmp_path: Path, make_encoder_in: Callable[..., Path]) -> None:
     make_encoder_in(tmp_path / "encoder", "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    (alone,), (together,) = (search(tmp_path, workers)["trials"] for workers in (1, 2))
+    (tmp_path / "ray").mkdir()
+    with running_ray(tmp_path / "ray") as ray:
+        (alone,), (together,) = (search(tmp_path, workers, ray)["trials"] for workers in (1, 2))
     assert (alone["state"], together["state"]) == ("finished", "finished")
     assert together["score"] == pytest.approx(alone["score"], abs=1e-3)
     for mine, other in zip(together["epochs"], alone["epochs"], strict=True):
