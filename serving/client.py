@@ -9,6 +9,7 @@ how long to wait is the server's word (Retry-After). It knows no Ray and needs n
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -25,6 +26,8 @@ from serving.retrying import Attempts, Budget
 DEFAULT_URL = "http://127.0.0.1:8000"
 # A machine that lost its power says nothing at all. The second call to it goes out after 1 s.
 CONNECT_S = 3.0
+# Where commands find their key: on a command line it would be seen by everybody on the machine.
+KEY_VARIABLE = "TWOHEAD_KEY"
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout)
 
 MessageT = TypeVar("MessageT", bound=BaseModel)
@@ -38,6 +41,7 @@ class Client:
         timeout_s: For one request, waits and retries included.
         retries: How often a request is sent again after 502, 503 or a broken connection; of all requests, one in ten.
         transport: In place of the network, for tests.
+        key: Where keys are asked for; else that of the environment variable TWOHEAD_KEY, if it is set.
     """
 
     def __init__(
@@ -46,10 +50,14 @@ class Client:
         timeout_s: float = 60.0,
         retries: int = 5,
         transport: httpx.BaseTransport | None = None,
+        key: str | None = None,
     ) -> None:
         self._urls, self._timeout_s, self._retries = _urls(url), timeout_s, retries
         self._budget, self._answered = Budget(), 0
-        self._http = [httpx.Client(base_url=one, transport=transport, trust_env=not is_on_this_machine(one)) for one in self._urls]
+        headers = key_headers(key)
+        self._http = [
+            httpx.Client(base_url=one, headers=headers, transport=transport, trust_env=not is_on_this_machine(one)) for one in self._urls
+        ]
 
     def __enter__(self) -> Self:
         return self
@@ -132,13 +140,17 @@ class AsyncClient:
         timeout_s: float = 60.0,
         retries: int = 5,
         transport: httpx.AsyncBaseTransport | None = None,
+        key: str | None = None,
     ) -> None:
         self._urls, self._timeout_s, self._retries = _urls(url), timeout_s, retries
         self._budget, self._answered = Budget(), 0
         # httpx would keep at most 100 connections; how many requests run at once is the caller's choice.
         limits = httpx.Limits(max_connections=None)
         self._http = [
-            httpx.AsyncClient(base_url=one, transport=transport, limits=limits, trust_env=not is_on_this_machine(one)) for one in self._urls
+            httpx.AsyncClient(
+                base_url=one, headers=key_headers(key), transport=transport, limits=limits, trust_env=not is_on_this_machine(one)
+            )
+            for one in self._urls
         ]
 
     async def __aenter__(self) -> Self:
@@ -189,6 +201,12 @@ def _urls(url: str | Sequence[str]) -> list[str]:
     if not urls:
         raise AnswerError("url is an empty list, but must have an address", hint='Client("http://127.0.0.1:8000")')
     return urls
+
+
+def key_headers(key: str | None = None) -> dict[str, str]:
+    """Return what tells the server a key: this one, or that of the environment variable TWOHEAD_KEY."""
+    held = key or os.environ.get(KEY_VARIABLE, "")
+    return {"authorization": f"Bearer {held}"} if held else {}
 
 
 def is_on_this_machine(url: str) -> bool:

@@ -79,8 +79,9 @@ async def answer(answering: Answering, request: Request, asked: PredictRequest) 
 
 
 def client_id(request: Request) -> str:
-    """Return who asks; "" where nobody says."""
-    return request.headers.get(CLIENT_ID_HEADER, "")[:_MOST_CLIENT_ID]
+    """Return who asks: whose key it is, where keys are asked for, else what the caller says; "" where nobody does."""
+    key = getattr(request.state, "key_id", "")
+    return f"key {key}" if key else request.headers.get(CLIENT_ID_HEADER, "")[:_MOST_CLIENT_ID]
 
 
 def deadline_ms(request: Request, asked: int | None) -> int | None:

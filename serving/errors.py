@@ -4,11 +4,16 @@ TwoheadError
 └── ServingError          500
     ├── BadRequest        400, 413, 415 or 422: the request is not one we can answer
     │   └── InvalidFields 422 with every finding
+    ├── Unauthorized      401: no key, or none that is good
+    ├── Forbidden         403: the key is not for this
     ├── NotFound          404: there is no such model, version or head
-    ├── Overloaded        503 with Retry-After: the queue is full
+    ├── LaterError        with Retry-After
+    │   ├── TooManyRequests 429: more than the key may ask, or too many wrong keys
+    │   └── Overloaded    503: the queue is full
     ├── DeadlineExceeded  504: the answer would have come too late
     ├── NotReady          503: no version is loaded yet
     ├── AnswerError       what the client raises for an error the server answered
+    ├── KeyringError      a key that is kept is damaged, or is not there; never sent
     └── ScoringError      a table cannot be scored, or not into that folder; never sent
 """
 
@@ -18,6 +23,8 @@ from cluster.errors import TwoheadError
 
 # A body can be wrong in a million places; so many findings are enough to mend it.
 _MOST_FINDINGS = 20
+# RFC 6750. It names no error where a key is wrong: whether one came at all is the owner's to know.
+_CHALLENGE = 'Bearer realm="twohead"'
 
 
 class ServingError(TwoheadError):
@@ -25,6 +32,11 @@ class ServingError(TwoheadError):
 
     status = 500
     title = "internal error"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is sent beside the status."""
+        return {}
 
 
 class BadRequest(ServingError):
@@ -56,6 +68,42 @@ class InvalidFields(BadRequest):
         return type(self), (self.findings,)
 
 
+class Unauthorized(ServingError):
+    """No key came with the request, or none that is good."""
+
+    status = 401
+    title = "unauthorized"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """How to come back."""
+        return {"www-authenticate": _CHALLENGE}
+
+
+class Forbidden(ServingError):
+    """The key is good, but not for this.
+
+    Args:
+        message: What is wrong.
+        scope: What the key would have to be for.
+    """
+
+    status = 403
+    title = "forbidden"
+
+    def __init__(self, message: str, scope: str) -> None:
+        super().__init__(message)
+        self.scope = scope
+
+    def __reduce__(self) -> tuple[type["Forbidden"], tuple[str, str]]:
+        return type(self), (self.message, self.scope)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What would be needed."""
+        return {"www-authenticate": f'{_CHALLENGE}, error="insufficient_scope", scope="{self.scope}"'}
+
+
 class NotFound(ServingError):
     """What a request names is not served."""
 
@@ -63,18 +111,34 @@ class NotFound(ServingError):
     title = "not found"
 
 
-class Overloaded(ServingError):
-    """More work comes before the request than `serving.max_queue_s` or its deadline allow."""
-
-    status = 503
-    title = "overloaded"
+class LaterError(ServingError):
+    """It is worth asking again after some seconds."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
-    def __reduce__(self) -> tuple[type["Overloaded"], tuple[str, float]]:  # type: ignore[override]  # another argument than the base
+    def __reduce__(self) -> tuple[type["LaterError"], tuple[str, float]]:  # type: ignore[override]  # another argument than the base
         return type(self), (self.message, self.retry_after_s)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """When to come back."""
+        return {"retry-after": str(max(1, round(self.retry_after_s)))}
+
+
+class TooManyRequests(LaterError):
+    """A key asked more often than it may, or too many wrong keys came from one address."""
+
+    status = 429
+    title = "too many requests"
+
+
+class Overloaded(LaterError):
+    """More work comes before the request than `serving.max_queue_s` or its deadline allow."""
+
+    status = 503
+    title = "overloaded"
 
 
 class DeadlineExceeded(ServingError):
@@ -99,6 +163,10 @@ class AnswerError(ServingError):
     def __init__(self, message: str, status: int = 0, hint: str = "") -> None:
         super().__init__(message, hint)
         self.status = status
+
+
+class KeyringError(ServingError):
+    """A key that is kept is damaged, or is not there."""
 
 
 class ScoringError(ServingError):

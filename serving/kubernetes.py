@@ -1,7 +1,7 @@
 """Makes a manifest for KubeRay: a cluster that serves, and who may reach it.
 
-A pod's own loopback address is reached by nobody else, so Serve listens on the pod's; since it has no keys, a network policy lets in only
-pods that are labelled for it. It does not know whether Kubernetes takes what it made: nothing is asked.
+A pod's own loopback address is reached by nobody else, so Serve listens on the pod's, and a network policy lets in only pods that are
+labelled for it. It does not know whether Kubernetes takes what it made: nothing is asked.
 
 Source: KubeRay's API reference, https://ray-project.github.io/kuberay/reference/api/ (RayServiceSpec), read 2026-11.
 """
@@ -16,8 +16,8 @@ from serving.settings import Arguments, ServingSettings
 # Pods that carry it may ask.
 CLIENT_LABEL = f"{NAME}-client"
 _COMMENT = """\
-# Serve has no keys: pods labelled {label}: "true" in this namespace may ask it, and nobody else, where the network keeps network policies.
-# Others come through a proxy with keys and TLS that carries the label.
+# Pods labelled {label}: "true" in this namespace may ask, and nobody else, where the network keeps network policies.
+# Others come through a proxy with TLS that carries the label. {keys}
 """
 
 
@@ -52,4 +52,5 @@ def ray_service(cluster: ClusterSettings, serving: ServingSettings, version: int
 def write_ray_service(cluster: ClusterSettings, serving: ServingSettings, version: int | None = None) -> str:
     """Return the manifests as YAML: the service, and who may reach it; see `ray_service`."""
     parts = (ray_service(cluster, serving, version), network_policy(cluster, serving.port, CLIENT_LABEL))
-    return _COMMENT.format(label=CLIENT_LABEL) + "---\n".join(map(to_yaml, parts))
+    keys = "Each replica asks for a key." if serving.require_keys else "No key is asked for: set serving.require_keys to true."
+    return _COMMENT.format(label=CLIENT_LABEL, keys=keys) + "---\n".join(map(to_yaml, parts))

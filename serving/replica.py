@@ -14,6 +14,8 @@ from serving.engines.kept import Keep, cache_folder
 from serving.engines.own_process import OwnProcess
 from serving.errors import NotReady
 from serving.follower import Follower
+from serving.keys.ring import KeyRing
+from serving.keys.store import KeyStore
 from serving.observing.logs import log_with_serve
 from serving.observing.metrics import PUBLISH_EVERY_S, Figures, gather
 from serving.observing.tracing import Traced, add_tracing, make_tracer
@@ -51,15 +53,20 @@ class Replica:
         log_with_serve((lambda: self._follower.version) if settings.log_format == "json" else None)
         self._answerer = Answerer(settings, self._follower, lambda version: Follower(Registry(Storage(checked.storage)), version, load))
         self._tracer = make_tracer() if settings.tracing else None
+        self._ring = KeyRing(KeyStore(Storage(checked.storage))) if settings.require_keys else None
+        if self._ring is not None:
+            await self._ring.start()
         await self._answerer.start()
         self._figures = Figures()
-        self._publishing = asyncio.get_running_loop().create_task(self._publish())
+        self._loops = {"figures are not published": asyncio.create_task(self._publish())}
+        if self._ring is not None:
+            self._loops["keys are not followed"] = asyncio.create_task(self._ring.follow(settings.follow_s))
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         # Serve's proxies announce the ids.
         if self._tracer is None:
-            return build_app(self._answerer, gather, announce_ids=False)
-        app = build_app(Traced(self._answerer), gather, announce_ids=False)
+            return build_app(self._answerer, gather, announce_ids=False, ring=self._ring)
+        app = build_app(Traced(self._answerer), gather, announce_ids=False, ring=self._ring)
         add_tracing(app, self._tracer)
         return app
 
@@ -70,8 +77,9 @@ class Replica:
             NotReady: A loop ended.
         """
         self._answerer.require_health()
-        if self._publishing.done():
-            raise NotReady("figures are not published any more")
+        for lost, loop in self._loops.items():
+            if loop.done():
+                raise NotReady(f"{lost} any more")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell Serve what `serving.scaling.policy` decides by."""

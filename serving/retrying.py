@@ -10,7 +10,7 @@ import time
 # Waits between attempts when the server names none: doubled each time, up to the last.
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 5.0
-_RETRIED = (502, 503)
+_RETRIED = (429, 502, 503)
 
 
 class Budget:

@@ -20,6 +20,7 @@ from serving.dialects import mistral, open_inference, text_embeddings, vllm
 from serving.door import (
     ASKING,
     CLIENT_ID_HEADER,
+    COMPONENTS,
     DEADLINE_HEADER,
     Answering,
     answer,
@@ -30,13 +31,17 @@ from serving.door import (
     read_body,
     reply,
 )
-from serving.errors import InvalidFields, NotReady, Overloaded, ServingError
+from serving.errors import InvalidFields, NotReady, ServingError
 from serving.explaining import MOST_SPANS, ExplainRequest, Explanation
+from serving.keys.guard import Guard, describe
+from serving.keys.ring import KeyRing
+from serving.keys.scopes import Wanted
 from serving.messages import (
     FieldProblem,
     Health,
     Prediction,
     PredictRequest,
+    Problem,
     VersionFacts,
     check_limits,
     parse_body,
@@ -123,13 +128,16 @@ class Straight:
         await response(scope, receive, send)
 
 
-def build_app(answering: Answering, metrics: Callable[[], Awaitable[str]], *, announce_ids: bool = True) -> FastAPI:
+def build_app(
+    answering: Answering, metrics: Callable[[], Awaitable[str]], *, announce_ids: bool = True, ring: KeyRing | None = None
+) -> FastAPI:
     """Make the ASGI application.
 
     Args:
         answering: Answers.
         metrics: Gives the text of `/metrics`.
         announce_ids: Send every request's id back in a header; false where a proxy does.
+        ring: Keys that are asked for; None lets everybody in.
     """
     app = FastAPI(
         title="twohead",
@@ -146,13 +154,20 @@ def build_app(answering: Answering, metrics: Callable[[], Awaitable[str]], *, an
     _add_answers(app, answering)
     predict = next(route for route in app.routes if isinstance(route, APIRoute) and route.path == PREDICT)
     app.add_middleware(Straight, route=predict, refuse=_refused)
+    if ring is not None:
+        # Looks at the routes when it is made, which is at the first request.
+        app.add_middleware(_guarded, ring=ring, routes=app.routes)
     app.add_middleware(RequestIds, announce=announce_ids)
     _add_operation(app, answering, metrics)
     for dialect in (open_inference, text_embeddings, vllm, mistral):
         dialect.add(app, answering)
     _add_playground(app)
-    _add_documents(app, answering)
+    _add_documents(app, answering, is_guarded=ring is not None)
     return app
+
+
+def _guarded(app: Any, ring: KeyRing, routes: list[Any]) -> Guard:
+    return Guard(app, ring, Wanted(routes), _refused)
 
 
 def _add_answers(app: FastAPI, answering: Answering) -> None:
@@ -237,7 +252,7 @@ def _add_playground(app: FastAPI) -> None:
         return HTMLResponse(PAGE, headers=HEADERS)
 
 
-def _add_documents(app: FastAPI, answering: Answering) -> None:
+def _add_documents(app: FastAPI, answering: Answering, *, is_guarded: bool) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
         try:
@@ -259,6 +274,8 @@ def _add_documents(app: FastAPI, answering: Answering) -> None:
             for status, response in operation["responses"].items():
                 if status >= "400":
                     response["content"] = {PROBLEM_JSON: next(iter(response["content"].values()))}
+    if is_guarded:
+        describe(document, {PROBLEM_JSON: {"schema": {"$ref": f"#/{COMPONENTS}/{Problem.__name__}"}}})
 
 
 def _add_errors(app: FastAPI, announce_ids: bool) -> None:
@@ -288,12 +305,9 @@ def _add_errors(app: FastAPI, announce_ids: bool) -> None:
 
 def _refused(request: Request, error: ServingError) -> Response:
     more: dict[str, Any] = {}
-    headers = {}
     if isinstance(error, InvalidFields):
         more["errors"] = [FieldProblem(field=field, reason=reason) for field, reason in error.findings]
-    if isinstance(error, Overloaded):
-        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
-    return _problem(request, error.title, error.status, error.message, headers, hint=error.hint, **more)
+    return _problem(request, error.title, error.status, error.message, error.headers, hint=error.hint, **more)
 
 
 def _problem(request: Request, title: str, status: int, detail: str, headers: dict[str, str], **more: Any) -> Response:

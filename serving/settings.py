@@ -86,7 +86,8 @@ class ServingSettings(Section):
 
     Attributes:
         name: The registry's name whose version is served; replicas follow it when it moves.
-        host: Address the proxies listen on.
+        require_keys: Answer only who has a key of `python -m serving keys create`; health checks need none.
+        host: Address the proxies listen on; others than this machine's own only with `require_keys`.
         port: Port the proxies listen on.
         min_replicas: Replicas that are always there; 0 lets the last one go when nobody asks.
         max_replicas: Replicas under load.
@@ -116,6 +117,7 @@ class ServingSettings(Section):
     """
 
     name: str = Field(default="production", pattern=r"^[a-z][a-z0-9-]{0,62}$")
+    require_keys: bool = False
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     min_replicas: int = Field(default=1, ge=0)
@@ -159,10 +161,10 @@ class ServingSettings(Section):
 
     @field_validator("host")
     @classmethod
-    def _only_this_machine(cls, value: str) -> str:
-        # Serve's HTTP door has no keys of its own: everybody who reaches it may ask.
-        if value != "localhost" and not _is_loopback(value):
-            raise ValueError("must be a loopback address like 127.0.0.1; for others, put a reverse proxy with TLS and keys in front")
+    def _only_with_keys(cls, value: str, info: ValidationInfo) -> str:
+        # Everybody who reaches it may ask.
+        if not info.data.get("require_keys") and value != "localhost" and not _is_loopback(value):
+            raise ValueError("must be a loopback address like 127.0.0.1 unless serving.require_keys is true")
         return value
 
     @property

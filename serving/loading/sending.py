@@ -10,7 +10,7 @@ import time
 
 import aiohttp
 
-from serving.client import is_on_this_machine
+from serving.client import is_on_this_machine, key_headers
 from serving.loading.arrivals import due_times
 from serving.loading.outcomes import ClosedLoop, Load, OpenLoop, Outcome, Run
 from serving.loading.replicas import READ_EVERY_S, read_page
@@ -26,6 +26,7 @@ async def send(run: Run) -> None:
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         cookie_jar=aiohttp.DummyCookieJar(),
+        headers=key_headers(),
         timeout=aiohttp.ClientTimeout(total=load.timeout_s),
         trust_env=not is_on_this_machine(load.url),
     ) as session:

@@ -21,6 +21,9 @@ from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 from serving.app import CODE_ROOT
 from serving.client import Client
+from serving.errors import AnswerError
+from serving.keys.key import Key
+from serving.keys.store import KeyStore
 from serving.loading.outcomes import ClosedLoop, Load, Run
 from serving.loading.sending import send
 from serving.loading.texts import Bodies
@@ -265,6 +268,30 @@ def test_a_candidate_that_agrees_takes_over_and_one_that_does_not_goes(
     assert f"version {twin} stays" in capsys.readouterr().out
     with Client(url) as client:
         wait_until(lambda: (told := client.version()).candidate is None and told.version == twin, "the trial goes on")
+
+
+def test_with_keys_a_replica_answers_who_has_one(served: Place) -> None:
+    store = KeyStore(Storage(served.cluster.storage))
+    key, held = Key.make("test", frozenset({"predict"}), None, None)
+    store.add(key)
+    served.rollout.deploy(served.settings.model_copy(update={"require_keys": True}), None)
+    url = served.settings.url
+    with Client(url, retries=0) as stranger, Client(url, key=held) as client:
+        with pytest.raises(AnswerError, match="401 unauthorized"):
+            stranger.predict(TEXTS)
+        assert len(client.predict(TEXTS).answers) == len(TEXTS)
+        with pytest.raises(AnswerError, match="403 forbidden"):
+            client.version()
+        store.revoke(key.id)
+
+        def is_out() -> bool:
+            try:
+                client.predict(TEXTS)
+            except AnswerError as error:
+                return error.status == 401
+            return False
+
+        wait_until(is_out, "a revoked key still opens")
 
 
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, tiny_checkpoint: Path) -> None:

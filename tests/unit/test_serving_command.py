@@ -9,7 +9,7 @@ from cluster.console import run_command
 from serving.__main__ import make_parser
 
 HEAVY = ("torch", "ray", "pandas", "transformers", "optuna", "fastapi", "pydantic", "httpx", "aiohttp")
-VERBS = ("run", "ask", "deploy", "scale", "status", "stop", "check", "load", "score", "promote", "render")
+VERBS = ("run", "ask", "deploy", "scale", "status", "stop", "check", "load", "score", "promote", "keys", "render")
 
 
 def command(tmp_path: Path, *words: str) -> tuple[str, ...]:

@@ -32,8 +32,7 @@ def test_defaults_are_valid() -> None:
         ),
         (
             {"host": "0.0.0.0"},
-            'ray_config.yaml: serving.host is "0.0.0.0", but must be a loopback address like 127.0.0.1; '
-            "for others, put a reverse proxy with TLS and keys in front",
+            'ray_config.yaml: serving.host is "0.0.0.0", but must be a loopback address like 127.0.0.1 unless serving.require_keys is true',
         ),
     ],
 )
