@@ -12,7 +12,7 @@ from typing import Any
 from serving.messages import Answer, HeadAnswer
 from serving.observing.seen import Seen
 from serving.scheduling.counted import Counters
-from training.checkpoint import AnswerShares, HeadFacts
+from training.manifest import AnswerShares, HeadFacts
 
 CLASSES = tuple(f"class{number}" for number in range(10))
 SHARES = AnswerShares(count=100, classes=(0.1,) * 10, confidence=(0.1,) * 10)

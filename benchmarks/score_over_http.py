@@ -8,6 +8,7 @@ answers and the softmax of `TwoHeadBert.from_pretrained`'s logits, and the large
 """
 
 import argparse
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,8 @@ def main() -> None:
         version = client.version().version
         scores = ask(client, texts, heads)
         alone = [ask(client, [text], heads) for text in texts[:ALONE_TEXTS]]
-    saved = softmax_of(registry.fetch(version, Path("unused")), texts, registry, version)
+    with tempfile.TemporaryDirectory() as scratch:
+        saved = softmax_of(registry.fetch(version, Path(scratch) / "version"), texts, registry, version)
     for head in heads:
         truth, size = dataset.test.labels[head], len(dataset.classes[head])
         rows = {"served": scores[head].argmax(axis=1)}

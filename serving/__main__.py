@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from serving.messages import Prediction
     from serving.rollout import Rollout
     from serving.settings import ServingSettings
-    from training.checkpoint import Manifest
+    from training.manifest import Manifest
 
 _LONGEST_SHOWN = 48
 
@@ -122,7 +122,7 @@ def _require_version(cluster: "ClusterSettings", settings: "ServingSettings", ve
     from pathlib import Path
 
     from cluster.storage import Storage
-    from training.checkpoint import read_manifest
+    from training.manifest import read_manifest
     from training.registry import Registry
 
     registry = Registry(Storage(cluster.storage))

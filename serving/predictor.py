@@ -20,11 +20,12 @@ from serving.engines.kept import Found, Keep, Kept
 from serving.engines.torch_engine import InProcess
 from serving.errors import ServingError
 from serving.messages import Answer, HeadAnswer, Pooling, Windows
-from training.checkpoint import MANIFEST_FILE, HeadFacts, Manifest, load_tokenizer, read_manifest
+from training.checkpoint import load_tokenizer
 from training.data.tokens import Tokenizer
 from training.golden import read_golden
 from training.judging.abstention import PROBABILITY_DECIMALS
 from training.judging.metrics import probabilities
+from training.manifest import MANIFEST_FILE, HeadFacts, Manifest, read_manifest
 
 log = logging.getLogger(__name__)
 

@@ -86,8 +86,9 @@ def write_tiny_checkpoint(folder: Path, seed: int = 0, **changes: Any) -> Path:
     import torch
     from transformers import AutoConfig
 
-    from training.checkpoint import EncoderFacts, HeadFacts, ModelFacts, write_checkpoint
+    from training.checkpoint import write_checkpoint
     from training.data.tokens import Tokenizer
+    from training.manifest import EncoderFacts, HeadFacts, ModelFacts
     from training.network.model import TwoHeadBert, make_config
 
     encoder = write_encoder(folder.parent / f"{folder.name}-encoder", **changes)

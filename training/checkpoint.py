@@ -6,32 +6,33 @@
     report.json           what the search found, for the report
     README.md             the model card
     golden.safetensors    some validation texts as tokens, and what the model answers about them
-    manifest.json         heads, text template, limits, metrics, provenance, and the digest of every file
+    manifest.json         heads, text template, limits, metrics, provenance, and the digest of every file, itself among them
 
 What a model is stands only here; serving has no setting for it. It does not know versions or names (`registry`).
 """
 
 import json
+import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
 from cluster.storage import sha256_file
 from training.errors import CheckpointError
-from training.fit_settings import HeadLoss
 from training.golden import GOLDEN_FILE, Golden, write_golden
+from training.manifest import MANIFEST_FILE, UNSEALED, FileFacts, Manifest, ModelFacts, parse_manifest, read_manifest, sealed
 
 if TYPE_CHECKING:
     from training.data.tokens import Tokenizer
     from training.network.model import TwoHeadBert
 
-MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "config.json"
 RECORD_FILE = "report.json"
@@ -52,112 +53,7 @@ TOKENIZER_FILES = frozenset(
 # Everything a checkpoint may hold; nothing in this list is ever executed when read.
 ALLOWED_FILES = TOKENIZER_FILES | {MANIFEST_FILE, WEIGHTS_FILE, CONFIG_FILE, RECORD_FILE, CARD_FILE, GOLDEN_FILE}
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "ray", "optuna", "scikit-learn", "numpy")
-_MOST_MANIFEST_BYTES = 16_000_000
-# Bins of equal width between 0 and 1.
-CONFIDENCE_BINS = 10
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class _Facts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class AnswerShares(_Facts):
-    """How a head's answers about the validation texts are spread, so that serving can tell whether its own still are.
-
-    Attributes:
-        count: Texts.
-        classes: Share of each class among the answers, in the order of the head's classes; each sums to 1.
-        confidence: Share of each tenth of the calibrated probability of the answer, the lowest first.
-    """
-
-    count: int = Field(ge=1)
-    classes: tuple[Share, ...]
-    confidence: tuple[Share, ...] = Field(min_length=CONFIDENCE_BINS, max_length=CONFIDENCE_BINS)
-
-
-class HeadFacts(_Facts):
-    """One head as it was trained.
-
-    Attributes:
-        name: Key of its answers.
-        classes: In the order of its logits.
-        ordered: The classes have a natural order.
-        hidden_size: Units of its hidden layer; 0 means linear.
-        dropout: Used in training.
-        loss: `softmax`, or `corn` for a chain over ordered classes.
-        temperature: Logits are divided by it before the softmax.
-        threshold: An answer less probable than this is an abstention; null never abstains.
-        validation_answers: How its answers about the validation texts are spread; null in versions made before this was kept.
-    """
-
-    name: str
-    classes: tuple[str, ...] = Field(min_length=2)
-    ordered: bool = False
-    hidden_size: int = 0
-    dropout: float = 0.0
-    loss: HeadLoss = "softmax"
-    temperature: float = Field(default=1.0, gt=0)
-    threshold: float | None = None
-    validation_answers: AnswerShares | None = None
-
-    @model_validator(mode="after")
-    def _has_a_share_for_each_class(self) -> Self:
-        shares = self.validation_answers
-        if shares is not None and len(shares.classes) != len(self.classes):
-            raise ValueError(f"validation_answers has shares of {len(shares.classes)} classes, but must have {len(self.classes)}")
-        return self
-
-
-class EncoderFacts(_Facts):
-    """The pretrained encoder a model started from."""
-
-    name: str
-    model_type: str
-    sha256: str
-    pooling: Literal["cls", "pooler", "mean"]
-
-
-class FileFacts(_Facts):
-    """Digest and size of one file."""
-
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size_bytes: int = Field(ge=0)
-
-
-class ModelFacts(_Facts):
-    """What is known about a model when its checkpoint is written.
-
-    Attributes:
-        heads: In the order of the model's heads.
-        text_template: How columns become the text, like `{title}: {description}`.
-        max_tokens: Longer texts are cut.
-        encoder: What it started from.
-        settings: The trial's whole configuration.
-        metrics: Split → head (or `joint_accuracy`) → figures.
-        data_digest: SHA-256 over texts, labels and split.
-        search: Name of the search and id of the trial.
-    """
-
-    heads: tuple[HeadFacts, ...] = Field(min_length=1)
-    text_template: str
-    max_tokens: int = Field(ge=2)
-    encoder: EncoderFacts
-    settings: dict[str, Any] = {}
-    metrics: dict[str, Any] = {}
-    data_digest: str = ""
-    search: dict[str, str] = {}
-
-
-class Manifest(ModelFacts):
-    """`manifest.json`: the model's facts and those of its making."""
-
-    format_version: Literal[1] = 1
-    created: str
-    code_revision: str
-    libraries: dict[str, str]
-    files: dict[str, FileFacts]
+_COPIED_AT_ONCE_BYTES = 2**20
 
 
 def write_checkpoint(
@@ -198,9 +94,11 @@ def write_checkpoint(
         code_revision=code_revision(),
         libraries=library_versions(),
         files=files,
+        digest=UNSEALED,
     )
-    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return manifest
+    content = sealed(manifest.model_dump_json(indent=2).encode() + b"\n")
+    (folder / MANIFEST_FILE).write_bytes(content)
+    return parse_manifest(content, MANIFEST_FILE)
 
 
 def library_versions() -> dict[str, str]:
@@ -225,36 +123,6 @@ def code_revision() -> str:
     return described.stdout.strip()
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read a checkpoint's manifest without looking at the other files.
-
-    Raises:
-        CheckpointError: It is missing, too big, or not a manifest this version reads.
-    """
-    path = folder / MANIFEST_FILE
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}", "a checkpoint is a folder with a manifest.json") from None
-    if len(content) > _MOST_MANIFEST_BYTES:
-        raise CheckpointError(f"{path}: is {len(content)} bytes, but may have at most {_MOST_MANIFEST_BYTES}")
-    return parse_manifest(content, str(path))
-
-
-def parse_manifest(content: bytes, where: str) -> Manifest:
-    """Parse a manifest's bytes.
-
-    Raises:
-        CheckpointError: It is not a manifest this version reads.
-    """
-    try:
-        return Manifest.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise CheckpointError(f"{where}: {key}: {first['msg']}", "it was written by another version of twohead, or changed") from None
-
-
 def verify_checkpoint(folder: Path) -> Manifest:
     """Check that a checkpoint is whole, unchanged and consistent; do this before every load.
 
@@ -263,6 +131,36 @@ def verify_checkpoint(folder: Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     _verify_names(folder, manifest)
+    _verify_files(folder, manifest)
+    _verify_config(folder, manifest)
+    return manifest
+
+
+def copy_checkpoint(source: Path, target: Path) -> Manifest:
+    """Copy a checkpoint into a folder of the caller's own and verify the copy, which nobody else can change before it is loaded.
+
+    Args:
+        source: A checkpoint.
+        target: Must not exist.
+
+    Raises:
+        CheckpointError: See `verify_checkpoint`.
+    """
+    manifest = read_manifest(source)
+    _verify_names(source, manifest)
+    target.mkdir(parents=True)
+    for name in (MANIFEST_FILE, *manifest.files):
+        with open(source / name, "rb", opener=_open_no_link) as original, (target / name).open("xb") as copy:
+            shutil.copyfileobj(original, copy, _COPIED_AT_ONCE_BYTES)
+    return verify_checkpoint(target)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    # What was a plain file a moment ago may be a link, or a pipe that nobody writes to, by now.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _verify_files(folder: Path, manifest: Manifest) -> None:
     for name, expected in manifest.files.items():
         path = folder / name
         size = path.stat().st_size
@@ -271,8 +169,6 @@ def verify_checkpoint(folder: Path) -> Manifest:
         digest = sha256_file(path)
         if digest != expected.sha256:
             raise CheckpointError(f"{path}: has SHA-256 {digest}, but the manifest says {expected.sha256}", "fetch or publish it again")
-    _verify_config(folder, manifest)
-    return manifest
 
 
 def _verify_names(folder: Path, manifest: Manifest) -> None:
@@ -281,15 +177,21 @@ def _verify_names(folder: Path, manifest: Manifest) -> None:
     for name, path in sorted(present.items()):
         if name not in ALLOWED_FILES or name not in listed:
             raise CheckpointError(f"{path}: may not be in a checkpoint, which holds only {', '.join(sorted(listed & ALLOWED_FILES))}")
-        if path.is_symlink() or not path.is_file():
-            raise CheckpointError(f"{path}: must be a plain file, not a link or a folder")
+        # The manifest has two names for a moment while it is put in its place.
+        if path.is_symlink() or not path.is_file() or (path.stat().st_nlink > 1 and name != MANIFEST_FILE):
+            raise CheckpointError(f"{path}: must be a plain file with one name, not a link, a folder or a device")
     for name in sorted(({WEIGHTS_FILE, CONFIG_FILE, "tokenizer_config.json"} | listed) - set(present)):
         raise CheckpointError(f"{folder / name}: is missing from the checkpoint")
 
 
 def _verify_config(folder: Path, manifest: Manifest) -> None:
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    described = [(head.get("name"), tuple(head.get("classes", ())), head.get("loss", "softmax")) for head in config.get("heads") or ()]
+    try:
+        config = _Config.model_validate_json((folder / CONFIG_FILE).read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {key}: {first['msg']}", "publish it again") from None
+    described = [(head.name, head.classes, head.loss) for head in config.heads]
     expected = [(head.name, head.classes, head.loss) for head in manifest.heads]
     if described != expected:
         raise CheckpointError(f"{folder}: config.json and manifest.json name different heads, classes or losses", "publish it again")
@@ -304,6 +206,18 @@ def _verify_config(folder: Path, manifest: Manifest) -> None:
         outputs = len(head.classes) - (head.loss == "corn")
         if shape[0] != outputs:
             raise CheckpointError(f"{folder}: head {head.name!r} has {shape[0]} outputs, but {len(head.classes)} classes")
+
+
+class _ConfigHead(BaseModel):
+    name: str
+    classes: tuple[str, ...]
+    loss: str = "softmax"
+
+
+class _Config(BaseModel):
+    """What of `config.json` must agree with the manifest; transformers reads the rest."""
+
+    heads: tuple[_ConfigHead, ...]
 
 
 def load_tokenizer(folder: Path, manifest: Manifest) -> "Tokenizer":

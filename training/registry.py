@@ -17,8 +17,9 @@ from pathlib import Path
 
 from cluster.errors import ConflictError
 from cluster.storage import Storage
-from training.checkpoint import MANIFEST_FILE, Manifest, parse_manifest, verify_checkpoint
+from training.checkpoint import copy_checkpoint, verify_checkpoint
 from training.errors import RegistryError
+from training.manifest import MANIFEST_FILE, Manifest, parse_manifest
 
 _VERSIONS = "registry/versions"
 _NAMES = "registry/names"
@@ -116,10 +117,10 @@ class Registry:
 
         Args:
             version: Which one.
-            target: Where to copy it when the storage is remote; must not exist.
+            target: Where to put it; must not exist.
 
         Returns:
-            Its folder: the stored one itself when the storage is local.
+            `target`. Nobody else changes it between its verification and its use.
 
         Raises:
             RegistryError: There is no such version.
@@ -127,8 +128,11 @@ class Registry:
         """
         self._require(version)
         folder = self.storage.download(f"{_VERSIONS}/{version:06d}", target)
-        verify_checkpoint(folder)
-        return folder
+        if folder == target:
+            verify_checkpoint(folder)
+        else:
+            copy_checkpoint(folder, target)
+        return target
 
     def promote(self, version: int, name: str = "production", *, expected: int | None = None) -> Move:
         """Point a name to a version, atomically.

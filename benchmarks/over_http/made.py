@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertTokenizer
 
-from training.checkpoint import EncoderFacts, HeadFacts, ModelFacts, write_checkpoint
+from training.checkpoint import write_checkpoint
 from training.data.tokens import Tokenizer
+from training.manifest import EncoderFacts, HeadFacts, ModelFacts
 from training.network.model import TwoHeadBert, make_config
 
 SHAPES = {

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from scipy.special import chdtri
 
 from serving.messages import HeadAnswer
-from training.checkpoint import CONFIDENCE_BINS, HeadFacts
 from training.judging.shares import confidence_bins
+from training.manifest import CONFIDENCE_BINS, HeadFacts
 
 WINDOW = 2_000
 LEAST = 200

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from serving.messages import Answer
 from serving.observing.drift import Drift, Stability
-from training.checkpoint import Manifest
+from training.manifest import Manifest
 
 # Series of answers in Prometheus, over all versions that a replica ever answers with; rarer ones come together.
 MOST_CLASSES = 200

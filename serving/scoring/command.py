@@ -12,7 +12,7 @@ from serving.scoring.files import find_files, make_blocks, survey
 from serving.scoring.parts import Wanted, open_folder, plan
 from serving.scoring.workers import Done, Work, score_blocks
 from serving.settings import ServingSettings
-from training.checkpoint import Manifest
+from training.manifest import Manifest
 
 _TELL_EVERY_S = 10.0
 

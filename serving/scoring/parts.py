@@ -17,7 +17,8 @@ from serving.errors import ScoringError
 from serving.messages import Message
 from serving.scoring.answers import answer_schema
 from serving.scoring.files import JSON_LINES, File, suffix_of
-from training.checkpoint import WEIGHTS_FILE, Manifest
+from training.checkpoint import WEIGHTS_FILE
+from training.manifest import Manifest
 from training.template import template_columns
 
 # Readers of a folder of Parquet files pass over names like this.

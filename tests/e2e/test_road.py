@@ -166,7 +166,8 @@ def running(place: Place) -> str:
 
 def probabilities(folder: Path) -> dict[str, list[list[float]]]:
     """Softmax of the logits that `from_pretrained` gives for each text alone, over the manifest's temperatures."""
-    from training.checkpoint import load_tokenizer, read_manifest
+    from training.checkpoint import load_tokenizer
+    from training.manifest import read_manifest
     from training.network.inputs import TokenInputs
     from training.network.model import TwoHeadBert
 

@@ -115,7 +115,8 @@ def under_load(served: Place) -> Iterator[list[Run]]:
 def test_answers_equal_the_saved_model_alone_and_in_a_batch(served: Place, tmp_path: Path) -> None:
     import torch
 
-    from training.checkpoint import load_model, load_tokenizer, read_manifest
+    from training.checkpoint import load_model, load_tokenizer
+    from training.manifest import read_manifest
 
     with Client(served.settings.url) as client:
         together = client.predict(TEXTS)
@@ -208,7 +209,7 @@ def test_a_broken_version_never_answers(served: Place, under_load: list[Run], ma
     with Client(served.settings.url) as client:
         good = client.version().version
         broken = served.registry.publish(make_checkpoint(2))
-        weights = served.registry.fetch(broken, Path("unused")) / "weights.safetensors"
+        weights = Path(served.registry.place(broken)) / "weights.safetensors"
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
         weights.unlink()

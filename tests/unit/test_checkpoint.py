@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from training.checkpoint import load_model, load_tokenizer, read_manifest, verify_checkpoint
+from training.checkpoint import load_model, load_tokenizer, verify_checkpoint
 from training.errors import CheckpointError
+from training.manifest import UNSEALED, read_manifest, sealed
 from training.network.inputs import TokenInputs
 
 
@@ -69,7 +70,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, object]], None]) -> None:
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
     change(manifest)
-    path.write_text(json.dumps(manifest))
+    path.write_bytes(sealed(json.dumps(manifest | {"digest": UNSEALED}).encode()))
 
 
 def shift_classes(folder: Path) -> None:

@@ -139,8 +139,8 @@ def test_a_float32_graph_must_answer_the_same() -> None:
     [({}, False), ({"equal_answers": 0.99}, True), ({"largest": 0.03}, True), ({"largest": float("nan")}, True)],
 )
 def test_an_8_bit_graph_that_disagrees_is_marked(change: dict[str, float], warned: bool, tiny_checkpoint: Path) -> None:
-    from training.checkpoint import read_manifest
     from training.export.facts import disagreements
+    from training.manifest import read_manifest
 
     parity = {"category": EQUAL, "education": EQUAL.model_copy(update=change)}
     assert bool(disagreements(parity)) == warned

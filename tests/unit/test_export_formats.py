@@ -14,22 +14,12 @@ import torch
 from transformers import AutoConfig
 
 from cluster.storage import sha256_file
-from training.checkpoint import (
-    ALLOWED_FILES,
-    TOKENIZER_FILES,
-    EncoderFacts,
-    HeadFacts,
-    ModelFacts,
-    load_model,
-    load_tokenizer,
-    read_manifest,
-    verify_checkpoint,
-    write_checkpoint,
-)
+from training.checkpoint import ALLOWED_FILES, TOKENIZER_FILES, load_model, load_tokenizer, verify_checkpoint, write_checkpoint
 from training.data.tokens import Tokenizer
 from training.errors import CheckpointError, ExportError
 from training.export.facts import ExportManifest
 from training.export.folder import EXPORTED_TYPES, ParityTexts, write_export
+from training.manifest import EncoderFacts, HeadFacts, ModelFacts, read_manifest
 from training.network.encoder import SUPPORTED_TYPES
 from training.network.inputs import TokenInputs
 from training.network.model import TwoHeadBert, make_config

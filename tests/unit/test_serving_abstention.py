@@ -22,6 +22,7 @@ from serving.routes import build_app
 from serving.scheduling.counted import Counters
 from serving.settings import ServingSettings
 from training.judging.abstention import ALWAYS_ABSTAIN
+from training.manifest import UNSEALED, sealed
 
 
 class OneVersion:
@@ -41,7 +42,7 @@ def write_threshold(folder: Path, **changes: Any) -> None:
     """Change the facts of the head `category` in a checkpoint's manifest."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     manifest["heads"][0] |= changes
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (folder / "manifest.json").write_bytes(sealed(json.dumps(manifest | {"digest": UNSEALED}).encode()))
 
 
 def serve(folder: Path, test: Callable[[httpx.AsyncClient, Answerer], Awaitable[None]]) -> None:

@@ -12,7 +12,7 @@ from serving.errors import DeadlineExceeded, InvalidFields, NotReady, ServingErr
 from serving.follower import Follower
 from serving.messages import Answer, PredictRequest
 from serving.settings import ServingSettings
-from training.checkpoint import HeadFacts
+from training.manifest import HeadFacts
 
 LONG_S = 60.0
 HEADS = (

@@ -15,8 +15,8 @@ from serving.engines.engine import Logits
 from serving.engines.torch_engine import precisions
 from serving.errors import ServingError
 from serving.predictor import Predictor
-from training.checkpoint import read_manifest
 from training.golden import Golden, write_golden
+from training.manifest import read_manifest
 
 ROWS = [np.full(length, length, dtype=np.int32) for length in (5, 9, 700, 1_200, 300, 40)]
 LOGITS = {"job": np.array([[2.0, 0.0, -1.0]] * 3 + [[0.0, 1.0, 3.0]] * 3, np.float32), "level": np.eye(6, 2, dtype=np.float32)}

@@ -7,7 +7,7 @@ import pytest
 
 from serving.messages import HeadAnswer
 from serving.observing.drift import LEAST, WINDOW, Drift, stability
-from training.checkpoint import AnswerShares, HeadFacts
+from training.manifest import AnswerShares, HeadFacts
 
 SHARES = AnswerShares(count=1_000, classes=(0.6, 0.4), confidence=(0.0,) * 7 + (0.2, 0.3, 0.5))
 HEAD = HeadFacts(name="job", classes=("nurse", "sales"), validation_answers=SHARES)

@@ -14,8 +14,9 @@ from transformers import AutoConfig
 from serving.engines.int8 import Int8Linear, is_exact, quantise
 from serving.engines.kernels import compiled
 from serving.engines.torch_engine import TorchEngine
-from training.checkpoint import load_model, load_tokenizer, read_manifest
+from training.checkpoint import load_model, load_tokenizer
 from training.data.tokens import pad
+from training.manifest import read_manifest
 from training.network.encoder import SUPPORTED_TYPES
 from training.network.model import TwoHeadBert, make_config
 from training.network.packed import PACKED_TYPES

@@ -12,7 +12,7 @@ from serving.observing.metrics import Figures, Rate, merge
 from serving.observing.names import METRICS
 from serving.observing.seen import Seen
 from serving.scheduling.counted import Counters
-from training.checkpoint import AnswerShares, HeadFacts
+from training.manifest import AnswerShares, HeadFacts
 
 NURSE = Answer(heads={"job": HeadAnswer(class_="nurse", probability=0.95)}, tokens=3, truncated=True)
 

@@ -10,8 +10,9 @@ from serving.engines.torch_engine import TorchEngine
 from serving.errors import ServingError
 from serving.messages import Windows
 from serving.predictor import Predictor, probabilities
-from training.checkpoint import load_model, load_tokenizer, read_manifest
+from training.checkpoint import load_model, load_tokenizer
 from training.judging.abstention import ALWAYS_ABSTAIN, answered, choose_threshold
+from training.manifest import read_manifest
 
 TEXTS = ["nurse", "the sales driver and the teacher", "x " * 200, "school", "9 a b c d", "master " * 20]
 

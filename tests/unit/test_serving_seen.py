@@ -8,7 +8,7 @@ from serving.observing.drift import LEAST
 from serving.observing.histogram import SECONDS, TEXTS, TOKENS, Histogram
 from serving.observing.seen import MOST_CLASSES, OTHER, Seen
 from serving.scheduling.counted import Counters
-from training.checkpoint import AnswerShares, HeadFacts
+from training.manifest import AnswerShares, HeadFacts
 
 SHARES = AnswerShares(count=100, classes=(0.5, 0.5), confidence=(0.0,) * 9 + (1.0,))
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.checkpoint import AnswerShares, HeadFacts, parse_manifest, read_manifest
 from training.errors import CheckpointError
 from training.fit_settings import HeadSettings
 from training.judging.judge import calibrate
 from training.judging.metrics import probabilities
 from training.judging.shares import answer_shares, confidence_bins
+from training.manifest import AnswerShares, HeadFacts, parse_manifest, read_manifest
 
 SHARES = {"count": 4, "classes": [0.5, 0.25, 0.25], "confidence": [0.0] * 9 + [1.0]}
 
@@ -42,7 +42,8 @@ def test_calibrating_counts_calibrated_answers_of_all_texts() -> None:
 def test_a_manifest_keeps_them_and_older_ones_lack_them(tiny_checkpoint: Path) -> None:
     content = json.loads((tiny_checkpoint / "manifest.json").read_text(encoding="utf-8"))
     content["heads"][0]["validation_answers"] = SHARES
-    del content["heads"][1]["validation_answers"]
+    # So do they lack the manifest's own digest.
+    del content["heads"][1]["validation_answers"], content["digest"]
     first, second = parse_manifest(json.dumps(content).encode(), "manifest.json").heads
     assert first.validation_answers == AnswerShares.model_validate(SHARES)
     assert second.validation_answers is None

@@ -9,8 +9,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from cluster.console import table
-from training.checkpoint import Manifest
 from training.export.parity import HeadParity
+from training.manifest import Manifest
 
 MOST_INT8_SHIFT = 0.02
 LEAST_INT8_AGREEMENT = 0.995

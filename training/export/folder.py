@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.storage import sha256_file
-from training.checkpoint import MANIFEST_FILE, TOKENIZER_FILES, WEIGHTS_FILE, FileFacts, Manifest, load_model, load_tokenizer, read_manifest
+from training.checkpoint import TOKENIZER_FILES, WEIGHTS_FILE, load_model, load_tokenizer
 from training.errors import DataError, ExportError
 from training.export.facts import ExportFacts, ExportManifest, Format, GraphFacts, OnnxFacts, Source, disagreements
 from training.export.hub import write_hub_layout
 from training.export.parity import HeadParity, answer_all, compare
+from training.manifest import MANIFEST_FILE, FileFacts, Manifest, read_manifest
 from training.network.inputs import TokenInputs
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def write_export(
             libraries=_libraries(formats),
             onnx=onnx,
         )
-        written = ExportManifest(**dict(manifest) | {"files": files}, export=export)
+        written = ExportManifest(**dict(manifest) | {"files": files, "digest": None}, export=export)
         (folder / MANIFEST_FILE).write_text(written.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return written
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from training.checkpoint import HeadFacts
 from training.judging.metrics import Probabilities, probabilities
+from training.manifest import HeadFacts
 from training.network.inputs import Batch, TokenInputs, plan_batches
 
 Forward = Callable[[Batch], Mapping[str, NDArray[np.float32]]]

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from training.checkpoint import AnswerShares
 from training.data.dataset import MISSING, Dataset, Examples
 from training.fit_settings import HeadSettings
 from training.judging.abstention import answered, choose_threshold, risk_coverage
@@ -29,6 +28,7 @@ from training.judging.metrics import (
     selection_score,
 )
 from training.judging.shares import answer_shares
+from training.manifest import AnswerShares
 from training.settings import TrainingSettings
 
 _MOST_ERRORS = 10

@@ -6,8 +6,8 @@ The confidence of an answer is the probability of the class that is answered. It
 import numpy as np
 from numpy.typing import NDArray
 
-from training.checkpoint import CONFIDENCE_BINS, AnswerShares
 from training.judging.metrics import Probabilities
+from training.manifest import CONFIDENCE_BINS, AnswerShares
 
 
 def confidence_bins(confidences: NDArray[np.float64], bins: int = CONFIDENCE_BINS) -> NDArray[np.int64]:

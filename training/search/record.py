@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from training.checkpoint import EncoderFacts, HeadFacts, ModelFacts, code_revision, library_versions
+from training.checkpoint import code_revision, library_versions
 from training.judging.abstention import ALWAYS_ABSTAIN
 from training.judging.comparison import headline
 from training.judging.judge import HeadCalibration, reported_split
 from training.judging.metrics import head_scores, selection_score
+from training.manifest import EncoderFacts, HeadFacts, ModelFacts
 from training.search.deciding.budget import spent_on
 from training.search.deciding.contest import EQUAL_WEIGHTS, MAIN_GROUP, Standing, pareto_front, single_group, standings
 from training.search.deciding.importance import importance

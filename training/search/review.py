@@ -11,13 +11,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from training.checkpoint import RECORD_FILE, Manifest, code_revision, load_model, load_tokenizer, read_manifest
+from training.checkpoint import RECORD_FILE, code_revision, load_model, load_tokenizer
 from training.data.dataset import Dataset, load_dataset
 from training.errors import RegistryError
 from training.fitting.predict import predict_logits
 from training.judging.comparison import headline
 from training.judging.judge import HeadCalibration, account, reported_split
 from training.judging.metrics import Logits
+from training.manifest import Manifest, read_manifest
 from training.network.inputs import TokenInputs
 from training.registry import Registry
 from training.settings import TrainingSettings

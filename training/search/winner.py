@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from cluster.storage import Storage
-from training.checkpoint import CARD_FILE, MANIFEST_FILE, RECORD_FILE, write_checkpoint
+from training.checkpoint import CARD_FILE, RECORD_FILE, write_checkpoint
 from training.errors import TuningError
 from training.fitting.device import choose_device
 from training.fitting.fit import best_state_in
@@ -25,6 +25,7 @@ from training.judging.comparison import DEFAULT, EQUAL, SINGLE, WORD_COUNTS, Ans
 from training.judging.judge import account, calibrate, reported_split
 from training.judging.metrics import Logits, probabilities
 from training.judging.word_counts import WordCounts
+from training.manifest import MANIFEST_FILE
 from training.network.inputs import TokenInputs
 from training.network.model import TwoHeadBert
 from training.network.prefix import load_trainable_state
