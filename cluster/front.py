@@ -4,8 +4,9 @@ Serve's own proxy takes some 8 ms of CPU for a request, HAProxy well under one; 
 starts it, it also opens two pages of figures to every address, and lets every user of the machine command it through a socket. Ray itself
 reads its figures through that socket alone, so the command written here takes both pages out of the configuration before HAProxy sees it,
 and starts nothing that would listen to other machines. The same command puts an end to waiting: a replica gets no more requests at once
-than it can make use of, and whoever waits for long is refused here, where that costs least. Where most connections are taken, none is
-kept after its answer: else those that idle would shut out everybody else. It does not know what is served.
+than it can make use of, and whoever waits for long is refused here, where that costs least. Whoever sends or reads so slowly that it can
+only be meant to hold a connection, loses it. Where most connections are taken, none is kept after its answer: else those that idle would
+shut out everybody else. It does not know what is served, nor who may ask: whoever serves on an address that others reach sees to that.
 """
 
 import importlib.util
@@ -24,6 +25,10 @@ _DRAIN_S = 2
 _MOST_AT_ONCE = 512
 # Those who wait longer in front of all replicas are refused.
 _MOST_WAIT_S = 1
+# Headers, and as much of a body as the front holds, come within this, or are answered 408. So long may a reader stand still.
+_MOST_RECEIPT_S = 10
+# Connections that wait for their next request are kept as long as pools elsewhere keep them at most.
+_KEPT_S = 75
 _REFUSAL_FILE = "503.json"
 # HAProxy puts the request's id in. Either they wait too long, or no replica is there.
 _REFUSAL = (
@@ -53,13 +58,15 @@ most=$(sed -n 's/^ *maxconn \\([0-9]*\\)$/\\1/p' "$file" | head -n 1)
 sed -e '/^frontend prometheus/,/^ *no log/d' -e '/^listen stats/,$d' \\
   -e '/^ *log 127\\.0\\.0\\.1:514 /d' -e 's/ mode 666 / mode 600 /' \\
   -e 's/^defaults$/defaults\\n    timeout queue {wait_s}s/' \\
+  -e 's/^defaults/&\\n    timeout http-request {receipt_s}s\\n    timeout http-keep-alive {kept_s}s/' \\
+  -e '/^ *timeout http-request [0-9]*s$/d' -e '/^ *timeout http-keep-alive [0-9]*s$/d' \\
   -e 's#^ *errorfile 503 .*#    {refusal}#' \\
   -e 's/^ *http-reuse always$/&\\n    http-request set-priority-class int(-1) if {{ path_beg \\/health }}/' \\
-  -e "s/^ *bind .*/&\\n    http-after-response set-header connection close if {{ fe_conn gt $((most * 3 / 4)) }}{ids}/" \\
+  -e "s/^ *bind .*/&\\n    http-after-response set-header connection close if {{ fe_conn gt $((most * 3 / 4)) }}{receipt}{ids}/" \\
   -e '/ backup$/!s/^ *server .* check/& maxconn {at_once}/' "$file" > "$file.closed"
 mv "$file.closed" "$file"
-if grep -nE '^ *bind +([*]|0\\.0\\.0\\.0|::|\\[::\\])?:[0-9]+' "$file" >&2; then
-  echo "HAProxy is not started: it would listen on every address" >&2
+if sed '/^frontend http_frontend$/,/^ *bind /d' "$file" | grep -nE '^ *bind +([*]|0\\.0\\.0\\.0|::|\\[::\\])?:[0-9]+' >&2; then
+  echo "HAProxy is not started: beside the door it would listen on every address" >&2
   exit 1
 fi
 exec {program} "$@"
@@ -84,7 +91,17 @@ def write_command(folder: Path) -> None:
     body.write_text(_REFUSAL, encoding="utf-8")
     refusal = f"http-error status 503 content-type application/problem+json lf-file {body} {_REFUSAL_HEADERS}"
     ids = "".join(f"\\n    http-request {rule}" for rule in _REQUEST_IDS)
-    command = _COMMAND.format(program=shlex.quote(str(program)), refusal=refusal, ids=ids, wait_s=_MOST_WAIT_S, at_once=_MOST_AT_ONCE)
+    receipt = f"\\n    http-request wait-for-body time {_MOST_RECEIPT_S}s if METH_POST"
+    command = _COMMAND.format(
+        program=shlex.quote(str(program)),
+        refusal=refusal,
+        ids=ids,
+        receipt=receipt,
+        wait_s=_MOST_WAIT_S,
+        receipt_s=_MOST_RECEIPT_S,
+        kept_s=_KEPT_S,
+        at_once=_MOST_AT_ONCE,
+    )
     path.write_text(command, encoding="utf-8")
     path.chmod(0o700)
 
@@ -106,6 +123,8 @@ def front_environment(folder: Path, fallback_port: int) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         **{f"RAY_SERVE_HAPROXY_{name}": str(folder / place) for name, place in places.items()},
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
+        # While an answer is computed nothing is expected of the client, and it is not counted.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_MOST_RECEIPT_S),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(_DRAIN_S),
         # One event loop in a replica: ours never blocks it.
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",

@@ -6,6 +6,6 @@ it but `errors`, `settings` and `messages`; of `observing`, what counts stands b
 for `answerer`; `keys` stands on `errors` and below `routes`, but for its command; `dialects` stands between `door` and `routes`,
 `loading` above `client`; `scoring` answers about tables instead, with a `predictor` and no HTTP.
 
-Files in floor order: `errors`, `settings`, `messages`, `predictor`, `follower`, `explaining`, `remembered`, `answerer`,
+Files in floor order: `errors`, `settings`, `messages`, `reading`, `predictor`, `follower`, `explaining`, `remembered`, `answerer`,
 `door`, `reference`, `playground`, `routes`, `app`, `replica`, `status`, `rollout`, `kubernetes`, `retrying`, `client`.
 """

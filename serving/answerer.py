@@ -17,21 +17,10 @@ from serving.candidates.candidate import CLIENT, make_candidate
 from serving.errors import DeadlineExceeded, InvalidFields, NotReady, Overloaded, ServingError
 from serving.explaining import METHOD, ExplainRequest, Explanation, find_spans, weigh, without_each
 from serving.follower import Follower
-from serving.messages import (
-    Answer,
-    EngineTrial,
-    HeadFacts,
-    Limits,
-    Pooling,
-    Prediction,
-    PredictRequest,
-    VersionFacts,
-    finished_texts,
-    shaped,
-    text_reason,
-)
+from serving.messages import Answer, EngineTrial, HeadFacts, Limits, Pooling, Prediction, PredictRequest, VersionFacts, shaped
 from serving.observing.seen import Seen
 from serving.predictor import Predictor, TokenizedText
+from serving.reading import finished_texts, text_reason
 from serving.remembered import Remembered, key
 from serving.scheduling.queued import Scheduled
 from serving.scheduling.scheduler import Scheduler
@@ -318,6 +307,7 @@ class Answerer:
                 max_characters=settings.max_characters,
                 max_tokens=max_tokens,
                 max_body_bytes=settings.max_body_bytes,
+                receipt_ms=settings.receipt_ms,
                 deadline_ms=settings.deadline_ms,
             )
         return self._known_limits[max_tokens]

@@ -4,6 +4,7 @@ Bodies are read here and not by FastAPI: too large ones are refused while they a
 what a body says.
 """
 
+import asyncio
 from typing import Any, Protocol
 
 from fastapi import Request, Response
@@ -12,7 +13,8 @@ from pydantic import BaseModel
 from serving.answerer import Answered, Explained
 from serving.errors import BadRequest, InvalidFields
 from serving.explaining import ExplainRequest
-from serving.messages import Limits, PredictRequest, Problem, VersionFacts, check_limits
+from serving.messages import Limits, PredictRequest, Problem, VersionFacts
+from serving.reading import check_limits
 
 # Who names clients is the proxy in front; a caller that names itself anew each time only gets what nobody known gets.
 CLIENT_ID_HEADER = "x-client-id"
@@ -51,17 +53,21 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     """Read a JSON body.
 
     Raises:
-        BadRequest: 415 for another type, 413 for one that is too large.
+        BadRequest: 415 for another type, 413 for one that is too large, 408 for one that comes too slowly.
     """
     _require_json(request)
     declared = _whole_number(request.headers.get("content-length", ""))
     if declared is not None and declared > limits.max_body_bytes:
         raise BadRequest(f"body is {declared} bytes, but may be at most {limits.max_body_bytes}", 413)
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > limits.max_body_bytes:
-            raise BadRequest(f"body is longer than {limits.max_body_bytes} bytes", 413)
+    try:
+        async with asyncio.timeout(limits.receipt_ms / 1000):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > limits.max_body_bytes:
+                    raise BadRequest(f"body is longer than {limits.max_body_bytes} bytes", 413)
+    except TimeoutError:
+        raise BadRequest(f"body did not come within {limits.receipt_ms} ms", 408) from None
     return bytes(body)
 
 
@@ -136,6 +142,7 @@ _HEADERS: tuple[tuple[str, dict[str, Any], str], ...] = (
 _WHEN = {
     400: "The body is not JSON.",
     404: "There is no such model, version or head.",
+    408: "The body came too slowly.",
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
     422: "The body breaks its schema or a limit; `errors` lists every finding.",
@@ -143,7 +150,7 @@ _WHEN = {
     503: "Nothing can be answered now; `Retry-After` says when it is worth asking again.",
     504: "The deadline passed before the answer was there.",
 }
-ASKING = (400, 413, 415, 422, 500, 503, 504)
+ASKING = (400, 408, 413, 415, 422, 500, 503, 504)
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

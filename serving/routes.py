@@ -36,18 +36,9 @@ from serving.explaining import MOST_SPANS, ExplainRequest, Explanation
 from serving.keys.guard import Guard, describe
 from serving.keys.ring import KeyRing
 from serving.keys.scopes import Wanted
-from serving.messages import (
-    FieldProblem,
-    Health,
-    Prediction,
-    PredictRequest,
-    Problem,
-    VersionFacts,
-    check_limits,
-    parse_body,
-    problem,
-)
+from serving.messages import FieldProblem, Health, Prediction, PredictRequest, Problem, VersionFacts, problem
 from serving.playground import ETAG, HEADERS, PAGE
+from serving.reading import check_limits, parse_body
 from serving.reference import CONTENT_SECURITY_POLICY, render
 
 log = logging.getLogger(__name__)

@@ -106,6 +106,7 @@ class ServingSettings(Section):
         max_texts: Most texts in a request.
         max_characters: Most characters in a text.
         max_body_bytes: Largest request body.
+        receipt_ms: A request whose body did not come within this is answered 408. HAProxy itself waits ten seconds for its first 16 kB.
         max_ongoing_requests: Requests that may wait in one replica; the gate is `max_queue_s`.
         cache_answers: So many answers are kept in each replica, and equal texts are computed once; 0 keeps none.
         canary: A version that answers a share of the requests, compared with the one that answers the others; both cost engine time.
@@ -133,6 +134,7 @@ class ServingSettings(Section):
     max_texts: int = Field(default=256, ge=1)
     max_characters: int = Field(default=20_000, ge=1)
     max_body_bytes: int = Field(default=2_097_152, ge=1024)
+    receipt_ms: int = Field(default=20_000, ge=1)
     max_ongoing_requests: int = Field(default=2_000, ge=1)
     cache_answers: int = Field(default=0, ge=0)
     canary: CanarySettings | None = None

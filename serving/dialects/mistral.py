@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field
 
 from serving.dialects.heads import whole
 from serving.door import ASKING, Answering, answer, body_schema, problems, read_body, reply
-from serving.messages import Message, PredictRequest, Text, parse_body
+from serving.messages import Message, PredictRequest, Text
+from serving.reading import parse_body
 
 
 class Classifications(Message):

@@ -13,7 +13,8 @@ from pydantic import BaseModel, Field
 from serving.dialects.heads import whole
 from serving.door import ASKING, Answering, answer, body_schema, problems, read_body, reply
 from serving.errors import InvalidFields, NotFound
-from serving.messages import Answer, Message, PredictRequest, Text, VersionFacts, parse_body
+from serving.messages import Answer, Message, PredictRequest, Text, VersionFacts
+from serving.reading import parse_body
 
 SERVER, INPUT, SCORES = "twohead", "text", ".scores"
 _MODEL, _VERSION = "/v2/models/{model}", "/versions/{version}"

@@ -13,7 +13,8 @@ from pydantic import BaseModel, Field
 
 from serving.dialects.heads import find_head, whole
 from serving.door import ASKING, Answering, answer, body_schema, problems, read_body, reply
-from serving.messages import Answer, HeadFacts, Message, PredictRequest, Text, parse_body
+from serving.messages import Answer, HeadFacts, Message, PredictRequest, Text
+from serving.reading import parse_body
 
 
 class Classify(Message):

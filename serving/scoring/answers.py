@@ -12,8 +12,9 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 
 from serving.errors import ScoringError
-from serving.messages import Answer, joined, text_reason
+from serving.messages import Answer
 from serving.predictor import TokenizedText
+from serving.reading import joined, text_reason
 from training.data.formats import as_string
 from training.template import template_columns
 

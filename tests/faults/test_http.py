@@ -11,7 +11,8 @@ import pytest
 
 from serving.answerer import Answered, Spent
 from serving.errors import NotReady
-from serving.messages import Answer, HeadAnswer, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts, finished_texts
+from serving.messages import Answer, HeadAnswer, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts
+from serving.reading import finished_texts
 from serving.routes import build_app
 
 LIMITS = Limits(max_texts=32, max_characters=20_000, max_tokens=64, max_body_bytes=2_097_152, deadline_ms=1000)
@@ -138,6 +139,17 @@ def test_e6_a_body_over_the_limit_is_read_no_further(path: str) -> None:
     assert sent <= LIMITS.max_body_bytes + 65_536
     declared = call("POST", path, content=b"{}", headers=JSON | {"content-length": str(LIMITS.max_body_bytes + 1)})
     assert declared.status_code == 413
+
+
+@pytest.mark.parametrize("path", sorted(ASKED))
+def test_e20_a_body_that_comes_a_byte_at_a_time_is_given_up(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Fake, "limits", lambda _: LIMITS.model_copy(update={"receipt_ms": 50}))
+    response = call("POST", path, content=pieces(), headers=JSON)
+    assert (response.status_code, response.json()["detail"]) == (408, "body did not come within 50 ms")
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "identity, gzip", "GZIP"])

@@ -96,21 +96,24 @@ def test_waiting_has_an_end_in_front_of_the_replicas(folder: Path) -> None:
         "server replica1 127.0.0.1:30001 check maxconn 512",
         "server proxy 127.0.0.1:8500 check backup",
     ]
+    assert [line for line in lines if line.startswith("timeout http-")] == ["timeout http-request 10s", "timeout http-keep-alive 75s"]
     assert "timeout queue 1s" in lines
     assert "http-request set-priority-class int(-1) if { path_beg /health }" in lines
     assert not [line for line in lines if line.startswith("errorfile 503")]
 
 
 @pytest.mark.parametrize("host", ["*", "0.0.0.0", "::", "[::]", ""])  # must be refused
-def test_a_door_open_to_every_address_is_not_started(folder: Path, host: str) -> None:
-    done = call(folder, "-f", str(configuration(folder, host)))
+def test_something_beside_the_door_open_to_every_address_is_not_started(folder: Path, host: str) -> None:
+    path = configuration(folder, "127.0.0.1")
+    path.write_text(path.read_text().replace("frontend http_frontend", f"frontend other\n    bind {host}:9102\nfrontend http_frontend"))
+    done = call(folder, "-f", str(path))
     assert done.returncode == 1
     assert not done.stdout
-    assert "would listen on every address" in done.stderr
+    assert "beside the door it would listen on every address" in done.stderr
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]", "10.0.0.7"])
-def test_a_door_at_one_address_is_started(folder: Path, host: str) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]", "10.0.0.7", "*", "0.0.0.0", "[::]"])
+def test_the_door_is_started_where_serving_wants_it(folder: Path, host: str) -> None:
     assert call(folder, "-f", str(configuration(folder, host))).returncode == 0
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from serving.answerer import Answered, Spent
 from serving.door import Answering
-from serving.messages import Answer, HeadAnswer, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts, finished_texts
+from serving.messages import Answer, HeadAnswer, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts
+from serving.reading import finished_texts
 from serving.routes import build_app
 
 LIMITS = Limits(max_texts=3, max_characters=20, max_tokens=8, max_body_bytes=1000, deadline_ms=1000)

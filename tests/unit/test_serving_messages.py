@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from serving.errors import BadRequest, InvalidFields, Overloaded
-from serving.messages import Answer, HeadAnswer, Limits, PredictRequest, check_limits, finished_texts, parse_body, shaped
+from serving.messages import Answer, HeadAnswer, Limits, PredictRequest, shaped
+from serving.reading import check_limits, finished_texts, parse_body
 
 LIMITS = Limits(max_texts=3, max_characters=10, max_tokens=8, max_body_bytes=1000, deadline_ms=1000)
 TEMPLATE = "{title}: {text}"

@@ -10,7 +10,8 @@ import pytest
 from serving.answerer import Answered, Explained, Spent
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
 from serving.explaining import ExplainRequest, Explanation, HeadExplanation, Span
-from serving.messages import Answer, HeadAnswer, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts, finished_texts
+from serving.messages import Answer, HeadAnswer, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts
+from serving.reading import finished_texts
 from serving.routes import build_app
 
 LIMITS = Limits(max_texts=3, max_characters=100, max_tokens=8, max_body_bytes=1000, deadline_ms=1000)
@@ -226,7 +227,7 @@ def test_the_document_names_every_status_as_problem_json() -> None:
     others = {"/predict", "/classify", "/v1/classifications", "/v2", "/v2/health/live", "/v2/health/ready", *open_inference}
     assert set(document["paths"]) == ours | others
     responses = document["paths"]["/v1/predict"]["post"]["responses"]
-    assert set(responses) == {"200", "400", "413", "415", "422", "500", "503", "504"}
+    assert set(responses) == {"200", "400", "408", "413", "415", "422", "500", "503", "504"}
     assert all(list(response["content"]) == ["application/problem+json"] for status, response in responses.items() if status != "200")
 
 

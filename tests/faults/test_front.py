@@ -1,0 +1,204 @@
+"""The front under abuse: HAProxy as it is started here, raw sockets before it, and a server behind it that writes down what it sees."""
+
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from cluster import front
+from cluster.front import COMMAND_FILE, write_command
+from cluster.session import free_port
+from tests.unit.test_cluster_front import configuration, wait_until_open
+
+# In place of ten: so long a client may take.
+RECEIPT_S = 1
+HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: door\r\nContent-Type: application/json\r\n"
+
+
+@dataclass
+class Door:
+    """A front that is open, and what came through it.
+
+    Attributes:
+        port: On 127.0.0.1.
+        seen: Method, path and body of each request.
+        broken: Whether the front broke a connection to the replica off.
+    """
+
+    port: int
+    broken: threading.Event = field(default_factory=threading.Event)
+    seen: list[tuple[str, str, bytes]] = field(default_factory=list)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10 * RECEIPT_S)
+
+    def ask(self, *pieces: bytes) -> bytes:
+        """Send raw bytes, and return all that comes until the other side closes or is silent."""
+        with self.connect() as connection:
+            for piece in pieces:
+                connection.sendall(piece)
+            return read(connection)
+
+
+def read(connection: socket.socket) -> bytes:
+    content = b""
+    connection.settimeout(4 * RECEIPT_S)
+    try:
+        while piece := connection.recv(65_536):
+            content += piece
+            if content.endswith(b"ok"):
+                break
+    except (TimeoutError, ConnectionResetError):
+        pass
+    return content
+
+
+@pytest.fixture
+def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
+    found = Door(free_port(18_800))
+
+    class Replica(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self, body: bytes) -> None:
+            if self.path != "/-/healthz":
+                found.seen.append((self.command, self.path, body))
+            content = bytes(30_000_000) if self.path == "/large" else b"ok"
+            self.send_response(200)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def do_GET(self) -> None:
+            self.answer(b"")
+
+        def do_POST(self) -> None:
+            if self.headers.get("transfer-encoding"):
+                body = b""
+                while size := int(self.rfile.readline().split(b";")[0], 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+            else:
+                body = self.rfile.read(int(self.headers.get("content-length", "0")))
+            self.answer(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: object) -> None:
+            # A connection that the front broke off.
+            found.broken.set()
+
+    monkeypatch.setattr(front, "_MOST_RECEIPT_S", RECEIPT_S)
+    write_command(tmp_path)
+    with Server(("127.0.0.1", 0), Replica) as replica:
+        threading.Thread(target=replica.serve_forever, daemon=True).start()
+        path = configuration(tmp_path, "127.0.0.1", found.port, replica.server_port)
+        path.write_text(path.read_text().replace("timeout client 5s", f"timeout client {RECEIPT_S}s").replace("maxconn 40", "maxconn 1000"))
+        with subprocess.Popen([tmp_path / COMMAND_FILE, "-db", "-f", path], stderr=subprocess.DEVNULL) as running:
+            try:
+                wait_until_open(found.port)
+                yield found
+            finally:
+                running.terminate()
+                replica.shutdown()
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.") else 0
+
+
+def test_a_good_request_goes_through(door: Door) -> None:
+    assert status(door.ask(HEAD + b"Content-Length: 2\r\n\r\n{}")) == 200
+    assert door.seen == [("POST", "/v1/predict", b"{}")]
+
+
+@pytest.mark.parametrize("header", [b"X-Long: " + b"a" * 65_536 + b"\r\n", b"".join(b"X-%d: a\r\n" % number for number in range(500))])
+def test_e17_long_or_many_headers_are_refused_before_a_replica_sees_them(door: Door, header: bytes) -> None:
+    assert status(door.ask(HEAD + header + b"Content-Length: 2\r\n\r\n{}")) in (400, 431)
+    assert door.seen == []
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"Content-Length: -1\r\n\r\n{}",
+        b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}x",
+        b"Content-Length: 2, 3\r\n\r\n{}x",
+        b"Content-Length: 0x2\r\n\r\n{}",
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+        b"Transfer-Encoding: xchunked\r\nContent-Length: 2\r\n\r\n{}",
+        b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        b"Bad header line\r\nContent-Length: 2\r\n\r\n{}",
+        b"X: a\0b\r\nContent-Length: 2\r\n\r\n{}",
+    ],
+)
+def test_e18_framing_that_can_be_read_in_two_ways_is_refused(door: Door, request_: bytes) -> None:
+    assert status(door.ask(HEAD + request_)) in (400, 422, 501)
+    assert door.seen == []
+
+
+def test_e18_a_request_inside_a_body_is_a_body(door: Door) -> None:
+    """The length that is told and the chunks disagree: the chunks count, and what follows them is refused or never read."""
+    inner = b"GET /metrics HTTP/1.1\r\nHost: door\r\n\r\n"
+    for sent in (
+        HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % len(inner) + inner + b"\r\n0\r\n\r\n",
+        HEAD + b"Content-Length: %d\r\n\r\n" % len(inner) + inner,
+    ):
+        door.seen.clear()
+        assert status(door.ask(sent)) in (200, 400)
+        assert [method for method, _, _ in door.seen] in (["POST"], [])
+
+
+def closed_after_s(connection: socket.socket, send: bytes, every_s: float) -> float:
+    """Send a byte now and then until the other side closes; returns how long that took."""
+    began = time.monotonic()
+    connection.settimeout(every_s)
+    for byte in send:
+        try:
+            connection.sendall(bytes([byte]))
+            if connection.recv(65_536) == b"":
+                break
+        except TimeoutError:
+            continue
+        except (ConnectionResetError, BrokenPipeError):
+            break
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("slow", [HEAD * 20, b""], ids=["headers", "body"])
+def test_e20_who_sends_a_byte_now_and_then_is_closed(door: Door, slow: bytes) -> None:
+    with door.connect() as connection:
+        if not slow:
+            connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
+        # A byte at a time this would go on for minutes.
+        assert closed_after_s(connection, slow or b"x" * 1000, 0.2) < 60 * RECEIPT_S
+    assert door.seen == []
+
+
+def test_e20_eight_hundred_who_say_nothing_shut_nobody_out(door: Door) -> None:
+    held = [door.connect() for _ in range(800)]
+    for connection in held:
+        connection.sendall(b"POST /v1/predict HT")
+    assert [status(door.ask(HEAD + b"Content-Length: 2\r\n\r\n{}")) for _ in range(20)] == [200] * 20
+    # All of them are told that they were too slow, and closed.
+    assert [status(read(connection)) for connection in held] == [408] * 800
+    for connection in held:
+        connection.close()
+    assert [body for _, _, body in door.seen] == [b"{}"] * 20
+
+
+def test_e20_who_does_not_read_the_answer_is_closed(door: Door) -> None:
+    with door.connect() as connection:
+        connection.sendall(b"GET /large HTTP/1.1\r\nHost: door\r\n\r\n")
+        # Its own side hears of that only once it reads on; the replica is free at once.
+        assert door.broken.wait(60)
