@@ -33,6 +33,8 @@ END_GRACE_S = 10.0
 SWEEP_GRACE_S = 0.5
 PORTS_TRIED = 50
 _POLL_S = 0.05
+# So many looks in a row find nothing before a session is over.
+_LAST_LOOKS = 3
 _CONTROL_SERVICE = "gcs_server"
 # From Serve's own choice on. It is taken long after it is chosen, so that sessions that start together must not choose alike.
 _FALLBACK_PORT, _FALLBACK_PORTS = 8500, 1_000
@@ -104,9 +106,13 @@ class Session:
         # Ray's processes say goodbye to its control service, and wait long for an answer if that ended first.
         servants = [process for process in self.processes() if _name(process) != _CONTROL_SERVICE]
         ended = end_processes(servants, grace_s)
-        # What was forked meanwhile goes with the control service.
-        while rest := self.processes():
+        # What was forked meanwhile goes with the control service. One look can miss a process that is just becoming another program.
+        looks = 0
+        while looks < _LAST_LOOKS:
+            rest = self.processes()
             ended += end_processes(rest, grace_s)
+            looks = 0 if rest else looks + 1
+            time.sleep(_POLL_S)  # nothing tells of a process that is not there yet
         shutil.rmtree(self.folder, ignore_errors=True)
         return ended
 

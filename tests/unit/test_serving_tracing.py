@@ -143,6 +143,6 @@ def test_without_the_package_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(("tracer", "layers"), [(None, 0), (TracerProvider().get_tracer("test"), 1)])
 def test_a_replica_traces_where_it_is_asked_to(tracer: Any, layers: int) -> None:
     replica = object.__new__(Replica)
-    replica._answerer, replica._tracer = FakeAnswering(), tracer
+    replica._answerer, replica._tracer, replica._ring = FakeAnswering(), tracer, None
     app = replica.__serve_build_asgi_app__()
     assert len([one for one in app.user_middleware if one.cls is Spans]) == layers
