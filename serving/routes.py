@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -33,7 +33,7 @@ from serving.door import (
 )
 from serving.errors import InvalidFields, NotReady, ServingError
 from serving.explaining import MOST_SPANS, ExplainRequest, Explanation
-from serving.keys.guard import Guard, describe
+from serving.keys.guard import Guard, Message, Receive, Scope, Send, describe
 from serving.keys.ring import KeyRing
 from serving.keys.scopes import Wanted
 from serving.messages import FieldProblem, Health, Prediction, PredictRequest, Problem, VersionFacts, problem
@@ -53,11 +53,6 @@ _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 # Where requests come in other servers' words.
 _OTHERS = ("/v2", "/predict", "/classify", "/v1/classifications")
 _TITLES = {404: "not found", 405: "method not allowed", 415: "unsupported media type"}
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 
 class RequestIds:

@@ -188,11 +188,7 @@ def test_c9_rolled_back_a_name_points_to_what_it_did(registry: Registry, make_ch
         registry.promote(version)
     assert registry.resolve("production") == first
     fetched = registry.fetch(registry.resolve("production"), tmp_path / "fetched")
-    assert sha256_file(fetched / "weights.safetensors") == sha256_file(make_folder(registry, first) / "weights.safetensors")
-
-
-def make_folder(registry: Registry, version: int) -> Path:
-    return Path(registry.place(version))
+    assert sha256_file(fetched / "weights.safetensors") == sha256_file(Path(registry.place(first)) / "weights.safetensors")
 
 
 def drop_a_class(folder: Path) -> None:
