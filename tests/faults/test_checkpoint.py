@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,19 @@ def test_c6_a_publisher_killed_at_any_file_leaves_nothing_visible(registry: Regi
     published = registry.publish(tiny_checkpoint)
     assert registry.versions() == [published]
     verify_checkpoint(Path(registry.place(published)))
+    claims = [name for name in registry.storage.names("registry/versions") if name.endswith(".claim")]
+    for name in claims:
+        # All of them a day older.
+        path = f"registry/versions/{name}"
+        claim = json.loads(registry.storage.read_bytes(path))
+        claimed = datetime.fromisoformat(claim["claimed"]) - timedelta(days=1, minutes=1)
+        registry.storage.write_bytes(path, json.dumps(claim | {"claimed": claimed.isoformat()}).encode())
+    latest = registry.publish(tiny_checkpoint)
+    assert latest == published + 1
+    assert registry.versions() == [published, latest]
+    # What was left is gone, and what is whole is as old, and stays.
+    assert [name for name in registry.storage.names("registry/versions") if name.isdigit()] == [f"{published:06d}", f"{latest:06d}"]
+    verify_checkpoint(Path(registry.place(published)))
 
 
 # Promotes one version after the other, and says each move that it was told is done.
@@ -146,6 +160,7 @@ from training.registry import Registry
 
 registry = Registry(Storage(sys.argv[1]))
 print("begun", flush=True)
+sys.stdin.readline()
 while True:
     try:
         print(registry.promote(1).sequence, flush=True)
@@ -158,12 +173,19 @@ def test_c7_of_twelve_that_promote_at_once_half_are_killed_and_no_move_is_lost(r
     registry.publish(tiny_checkpoint)
     chance = random.Random(7)
     processes = [
-        subprocess.Popen([sys.executable, "-c", PROMOTE, registry.storage.uri], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", PROMOTE, registry.storage.uri], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         for _ in range(12)
     ]
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
+    for process in processes:
+        # All at once: whoever begins early makes the others' start, and every look, longer.
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
     seen = []
     for number, process in enumerate(processes):
         # At a moment of its own, in the middle of whatever it does.

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import httpx
@@ -305,11 +306,11 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, tiny_checkp
         command, cwd=CODE_ROOT, env=os.environ | {"TEST_MARK": tmp_path.name}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
-        lines = list(iter(process.stdout.readline, "Ctrl-C ends it\n"))
+        lines = list(takewhile(lambda line: line != "Ctrl-C ends it\n", process.stdout))
         process.send_signal(signal.SIGTERM)
         rest = process.stdout.read()
-        assert process.wait(PATIENCE_S) == 0, rest
-    printed = "".join(lines)
+        printed = "".join(lines)
+        assert process.wait(PATIENCE_S) == 0, printed + rest
     answer = json.loads(printed[printed.index("{") : printed.rindex("\n}") + 2])
     assert (answer["version"], list(answer["answers"][0]["heads"])) == (1, ["category", "education"])
     assert any(line.startswith(f"curl http://127.0.0.1:{overrides['serving.port']}/v1/predict ") for line in lines)
