@@ -98,6 +98,8 @@ class ClusterSettings(Section):
     Attributes:
         address: `local`, or the dashboard of a running cluster (`http://head:8265`).
         storage: Folder or any fsspec URI for searches, versions and names.
+        trusted_keys: Ed25519 public keys, each the one line between the first and the last of its PEM file. With any of them, only
+            versions that one of them signed are promoted, scored with and served.
         num_cpus: CPUs a local Ray offers; null means all of this machine.
         num_gpus: GPUs a local Ray offers; null means all of this machine.
         dashboard_port: Port of the dashboard and the Jobs API that `cluster up` starts on loopback.
@@ -112,6 +114,7 @@ class ClusterSettings(Section):
 
     address: str = "local"
     storage: str = ".twohead"
+    trusted_keys: tuple[Annotated[str, Field(pattern=r"^MCowBQYDK2VwAyEA[A-Za-z0-9+/]{43}=$")], ...] = ()
     num_cpus: int | None = Field(default=None, ge=1)
     num_gpus: int | None = Field(default=None, ge=0)
     dashboard_port: int = Field(default=8265, ge=1, le=65535)

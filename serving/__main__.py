@@ -121,11 +121,10 @@ def _require_version(cluster: "ClusterSettings", settings: "ServingSettings", ve
     import tempfile
     from pathlib import Path
 
-    from cluster.storage import Storage
     from training.manifest import read_manifest
     from training.registry import Registry
 
-    registry = Registry(Storage(cluster.storage))
+    registry = Registry.of(cluster)
     with tempfile.TemporaryDirectory(prefix="twohead-") as scratch:
         return read_manifest(registry.fetch(registry.resolve(settings.name if version is None else version), Path(scratch) / "checkpoint"))
 
@@ -165,7 +164,6 @@ def _print_doors(cluster: "ClusterSettings", settings: "ServingSettings", argume
     """Print where it answers, and the answer about a text; returns the version that answers."""
     import json
 
-    from cluster.storage import Storage
     from serving.client import KEY_VARIABLE, Client
     from training.registry import Registry
 
@@ -177,7 +175,7 @@ def _print_doors(cluster: "ClusterSettings", settings: "ServingSettings", argume
         say(prediction.model_dump_json(by_alias=True, indent=2))
     else:
         # It would be `production`'s even if no key were at hand that may read.
-        version = arguments.version or Registry(Storage(cluster.storage)).resolve(settings.name)
+        version = arguments.version or Registry.of(cluster).resolve(settings.name)
     body = json.dumps({"texts": [text or "Nurse for our intensive care unit, completed training required."]}, ensure_ascii=False)
     quoted = body.replace("'", "'\\''")
     key = f'-H "authorization: Bearer ${KEY_VARIABLE}" ' if settings.require_keys else ""
@@ -188,11 +186,10 @@ def _print_doors(cluster: "ClusterSettings", settings: "ServingSettings", argume
 
 def _print_places(cluster: "ClusterSettings", version: int) -> None:
     """Print where the version lies, and the report of the search that found it."""
-    from cluster.storage import Storage
     from training.registry import Registry
     from training.search.plan import REPORT_FILE, search_path
 
-    registry = Registry(Storage(cluster.storage))
+    registry = Registry.of(cluster)
     say(f"version {registry.place(version)}")
     name = registry.manifest(version).search.get("name")
     if name and registry.storage.exists(report := search_path(name, REPORT_FILE)):
@@ -334,12 +331,11 @@ def _render(arguments: argparse.Namespace) -> int:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from cluster.storage import Storage
     from serving.scoring.command import score
     from training.registry import Registry
 
     cluster, settings = _sections(arguments)
-    version = Registry(Storage(cluster.storage)).resolve(settings.name if arguments.version is None else arguments.version)
+    version = Registry.of(cluster).resolve(settings.name if arguments.version is None else arguments.version)
     return score(arguments, cluster, settings, version, _require_version(cluster, settings, version))
 
 

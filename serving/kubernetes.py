@@ -34,7 +34,7 @@ def ray_service(cluster: ClusterSettings, serving: ServingSettings, version: int
     """
     spec = cluster_spec(cluster)
     # A URI by now. What speaks its protocol must be in the image, and need not be here.
-    arguments = Arguments(storage=cluster.storage, version=version, settings=serving)
+    arguments = Arguments(storage=cluster.storage, version=version, trusted_keys=cluster.trusted_keys, settings=serving)
     environment = {"working_dir": f"local://{FOLDER}", "env_vars": replica_environment(serving)}
     config: dict[str, Any] = render(serving, arguments, environment)
     config["http_options"] = {"host": "0.0.0.0", "port": serving.port}  # noqa: S104  # of the pod, behind the network policy

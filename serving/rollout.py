@@ -86,7 +86,8 @@ class Rollout:
         Raises:
             ClusterError: The port is taken, a replica cannot start, or nothing answers in time.
         """
-        arguments = Arguments(storage=Storage(self._cluster.storage).uri, version=version, settings=settings)
+        place, trusted = Storage(self._cluster.storage).uri, self._cluster.trusted_keys
+        arguments = Arguments(storage=place, version=version, trusted_keys=trusted, settings=settings)
         config = render(settings, arguments, self._runtime_env(settings))
         details = self._details()
         self._check_port(settings, details)

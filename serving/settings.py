@@ -205,11 +205,13 @@ class Arguments(Section):
     Attributes:
         storage: Where the registry is; absolute, because a replica may run elsewhere.
         version: Stay with this version; null follows `settings.name`.
+        trusted_keys: Of the section `cluster`.
         settings: The section `serving`, without what only the rollout reads.
     """
 
     storage: str
     version: int | None = None
+    trusted_keys: tuple[str, ...] = ()
     settings: ServingSettings = ServingSettings()
 
     def dump(self) -> dict[str, Any]:

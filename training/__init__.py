@@ -4,5 +4,5 @@ It does not know HTTP or Ray Serve, and imports only `cluster`. Its rooms, one a
 fitting, report, search, export; a room imports itself and those before it.
 
 Files in floor order: `errors`, `template`, `data_settings`, `fit_settings`, `search_settings`, `settings`, `golden`, `manifest`,
-`checkpoint`, `registry`.
+`signature`, `checkpoint`, `registry`.
 """

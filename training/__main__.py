@@ -131,15 +131,14 @@ def publish(options: argparse.Namespace) -> int:
 
     registry = _registry(options)
     if options.checkpoint:
-        version = registry.publish(options.checkpoint)
+        version = registry.publish(options.checkpoint, options.sign)
     else:
         storage = registry.storage
         name = read_plan(storage, options.search).name
-        version = registry.publish_from(search_path(name, BEST_FOLDER))
+        version = registry.publish_from(search_path(name, BEST_FOLDER), options.sign)
     say(f"version {version}  {registry.place(version)}")
     if options.promote:
-        registry.promote(version, options.promote)
-        say(f"{options.promote} → version {version}")
+        _promote(registry, version, options.promote, None)
     return 0
 
 
@@ -147,9 +146,21 @@ def promote(options: argparse.Namespace) -> int:
     """Point a name to a version; to an older one, that is a rollback."""
     registry = _registry(options)
     version = max(registry.versions(), default=0) if options.version == "latest" else registry.resolve(options.version)
-    registry.promote(version, options.name, expected=options.expected)
-    say(f"{options.name} → version {version}")
+    _promote(registry, version, options.name, options.expected)
     return 0
+
+
+def _promote(registry: "Registry", version: int, name: str, expected: int | None) -> None:
+    from tempfile import TemporaryDirectory
+
+    from training.fitting.golden_answers import check_golden_answers
+
+    with TemporaryDirectory(prefix="twohead-") as scratch:
+        folder = registry.fetch(version, Path(scratch) / "version")
+        if texts := check_golden_answers(folder, f"version {version}"):
+            say(f"version {version} answers {texts} golden texts as it did when it was made")
+    registry.promote(version, name, expected=expected)
+    say(f"{name} → version {version}")
 
 
 def versions(options: argparse.Namespace) -> int:
@@ -221,10 +232,9 @@ def export(options: argparse.Namespace) -> int:
 
 def _registry(options: argparse.Namespace) -> "Registry":
     from cluster.settings import load_settings
-    from cluster.storage import Storage
     from training.registry import Registry
 
-    return Registry(Storage(load_settings(options.config, options.overrides).storage))
+    return Registry.of(load_settings(options.config, options.overrides))
 
 
 def _positive(text: str) -> float:
@@ -281,6 +291,7 @@ def _add_version_verbs(verbs: Any, shared: list[argparse.ArgumentParser]) -> Non
         "--search", default="latest", metavar="NAME", help="publish the best checkpoint of this search (default: %(default)s)"
     )
     verb.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="publish this checkpoint instead")
+    verb.add_argument("--sign", type=Path, metavar="FILE", help="sign it with this Ed25519 private key (PEM); see cluster.trusted_keys")
     verb.add_argument(
         "--promote", metavar="NAME", nargs="?", const="production", help="point NAME to it at once (production, if no name is given)"
     )

@@ -7,6 +7,7 @@
     README.md             the model card
     golden.safetensors    some validation texts as tokens, and what the model answers about them
     manifest.json         heads, text template, limits, metrics, provenance, and the digest of every file, itself among them
+    manifest.sig          who published it, where it was signed
 
 What a model is stands only here; serving has no setting for it. It does not know versions or names (`registry`).
 """
@@ -28,6 +29,7 @@ from cluster.storage import sha256_file
 from training.errors import CheckpointError
 from training.golden import GOLDEN_FILE, Golden, write_golden
 from training.manifest import MANIFEST_FILE, UNSEALED, FileFacts, Manifest, ModelFacts, parse_manifest, read_manifest, sealed
+from training.signature import SIGNATURE_FILE
 
 if TYPE_CHECKING:
     from training.data.tokens import Tokenizer
@@ -51,7 +53,7 @@ TOKENIZER_FILES = frozenset(
     }
 )
 # Everything a checkpoint may hold; nothing in this list is ever executed when read.
-ALLOWED_FILES = TOKENIZER_FILES | {MANIFEST_FILE, WEIGHTS_FILE, CONFIG_FILE, RECORD_FILE, CARD_FILE, GOLDEN_FILE}
+ALLOWED_FILES = TOKENIZER_FILES | {MANIFEST_FILE, SIGNATURE_FILE, WEIGHTS_FILE, CONFIG_FILE, RECORD_FILE, CARD_FILE, GOLDEN_FILE}
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "ray", "optuna", "scikit-learn", "numpy")
 _COPIED_AT_ONCE_BYTES = 2**20
 
@@ -149,7 +151,8 @@ def copy_checkpoint(source: Path, target: Path) -> Manifest:
     manifest = read_manifest(source)
     _verify_names(source, manifest)
     target.mkdir(parents=True)
-    for name in (MANIFEST_FILE, *manifest.files):
+    signature = [SIGNATURE_FILE] if (source / SIGNATURE_FILE).exists() else []
+    for name in (MANIFEST_FILE, *signature, *manifest.files):
         with open(source / name, "rb", opener=_open_no_link) as original, (target / name).open("xb") as copy:
             shutil.copyfileobj(original, copy, _COPIED_AT_ONCE_BYTES)
     return verify_checkpoint(target)
@@ -173,14 +176,15 @@ def _verify_files(folder: Path, manifest: Manifest) -> None:
 
 def _verify_names(folder: Path, manifest: Manifest) -> None:
     present = {path.name: path for path in folder.iterdir()}
-    listed = set(manifest.files) | {MANIFEST_FILE}
+    # Of what can be there, the signature is the one file that the manifest cannot know.
+    listed = set(manifest.files) | {MANIFEST_FILE, SIGNATURE_FILE}
     for name, path in sorted(present.items()):
         if name not in ALLOWED_FILES or name not in listed:
             raise CheckpointError(f"{path}: may not be in a checkpoint, which holds only {', '.join(sorted(listed & ALLOWED_FILES))}")
         # The manifest has two names for a moment while it is put in its place.
         if path.is_symlink() or not path.is_file() or (path.stat().st_nlink > 1 and name != MANIFEST_FILE):
             raise CheckpointError(f"{path}: must be a plain file with one name, not a link, a folder or a device")
-    for name in sorted(({WEIGHTS_FILE, CONFIG_FILE, "tokenizer_config.json"} | listed) - set(present)):
+    for name in sorted(({WEIGHTS_FILE, CONFIG_FILE, "tokenizer_config.json", MANIFEST_FILE} | set(manifest.files)) - set(present)):
         raise CheckpointError(f"{folder / name}: is missing from the checkpoint")
 
 

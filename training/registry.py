@@ -11,20 +11,27 @@ import getpass
 import json
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Self
 
 from cluster.errors import ConflictError
+from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 from training.checkpoint import copy_checkpoint, verify_checkpoint
 from training.errors import RegistryError
 from training.manifest import MANIFEST_FILE, Manifest, parse_manifest
+from training.signature import SIGNATURE_FILE, require_signature, sign
 
 _VERSIONS = "registry/versions"
 _NAMES = "registry/names"
 _NAME = re.compile(r"^[a-z][a-z0-9-]{0,62}$")
 _MOST_ATTEMPTS = 100
+# Nobody publishes for so long.
+_ABANDONED = timedelta(days=1)
+_LOOKED_AT = 100
 
 
 @dataclass(frozen=True)
@@ -49,22 +56,34 @@ class Registry:
 
     Args:
         storage: The root; versions live below `registry/`.
+        trusted_keys: Public keys; where there are any, only what one of them signed is brought to a machine or promoted.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, trusted_keys: Sequence[str] = ()) -> None:
         self.storage = storage
+        self._trusted_keys = tuple(trusted_keys)
 
-    def publish(self, checkpoint: Path) -> int:
+    @classmethod
+    def of(cls, cluster: ClusterSettings) -> Self:
+        """Return the registry of the section `cluster`."""
+        return cls(Storage(cluster.storage), cluster.trusted_keys)
+
+    def publish(self, checkpoint: Path, signing_key: Path | None = None) -> int:
         """Verify a checkpoint and store it as the next version.
+
+        Args:
+            checkpoint: Its folder.
+            signing_key: Sign it with this private key; see `training.signature`.
 
         Returns:
             The new version.
 
         Raises:
-            CheckpointError: The checkpoint is not whole.
+            CheckpointError: The checkpoint is not whole, or the key is none.
             RegistryError: Too many others publish at the same time.
         """
         verify_checkpoint(checkpoint)
+        signature = sign((checkpoint / MANIFEST_FILE).read_bytes(), signing_key) if signing_key else None
         for _ in range(_MOST_ATTEMPTS):
             version = max(self._claimed(), default=0) + 1
             try:
@@ -72,12 +91,15 @@ class Registry:
                 self.storage.create(f"{_VERSIONS}/{version:06d}.claim", _stamp({"version": version}))
             except ConflictError:
                 continue
+            if signature is not None:
+                self.storage.write_bytes(f"{_VERSIONS}/{version:06d}/{SIGNATURE_FILE}", signature)
             self.storage.upload(checkpoint, f"{_VERSIONS}/{version:06d}", last=MANIFEST_FILE)
+            self._remove_abandoned()
             return version
         raise RegistryError("too many others publish at the same time", "try again")
 
-    def publish_from(self, path: str) -> int:
-        """Publish a checkpoint that lies in the same storage, like a search's best one.
+    def publish_from(self, path: str, signing_key: Path | None = None) -> int:
+        """Publish a checkpoint that lies in the same storage, like a search's best one; see `publish`.
 
         Raises:
             RegistryError: There is none at that path.
@@ -87,7 +109,7 @@ class Registry:
                 f"{self.storage.uri}/{path}: no checkpoint there", "has the search ended? python -m training tune --resume NAME"
             )
         with tempfile.TemporaryDirectory() as folder:
-            return self.publish(self.storage.download(path, Path(folder) / "checkpoint"))
+            return self.publish(self.storage.download(path, Path(folder) / "checkpoint"), signing_key)
 
     def versions(self) -> list[int]:
         """List the published versions, oldest first; one that is still being written is not among them."""
@@ -124,7 +146,7 @@ class Registry:
 
         Raises:
             RegistryError: There is no such version.
-            CheckpointError: It was changed since it was published.
+            CheckpointError: It was changed since it was published, or nobody who is trusted signed it.
         """
         self._require(version)
         folder = self.storage.download(f"{_VERSIONS}/{version:06d}", target)
@@ -132,6 +154,9 @@ class Registry:
             verify_checkpoint(folder)
         else:
             copy_checkpoint(folder, target)
+        signature = target / SIGNATURE_FILE
+        signed = signature.read_bytes() if signature.exists() else None
+        require_signature((target / MANIFEST_FILE).read_bytes(), signed, self._trusted_keys, f"version {version}")
         return target
 
     def promote(self, version: int, name: str = "production", *, expected: int | None = None) -> Move:
@@ -144,8 +169,10 @@ class Registry:
 
         Raises:
             RegistryError: No such version, a malformed name, or the name moved meanwhile.
+            CheckpointError: Nobody who is trusted signed it.
         """
         self._require(version)
+        self._require_signature(version)
         _require_name(name)
         current = self.history(name)
         pointed = current[-1].version if current else 0
@@ -189,8 +216,26 @@ class Registry:
             )
         return int(json.loads(self.storage.read_bytes(f"{_NAMES}/{reference}/{files[-1]}"))["version"])
 
+    def _remove_abandoned(self) -> None:
+        """Take away what a publisher wrote that was killed; its number stays taken."""
+        claims = [name for name in self.storage.names(_VERSIONS) if name.endswith(".claim")]
+        # Publishers before this one looked at the older ones.
+        for claim in claims[-_LOOKED_AT:]:
+            folder = f"{_VERSIONS}/{claim.removesuffix('.claim')}"
+            if self.storage.exists(f"{folder}/{MANIFEST_FILE}") or not self.storage.exists(folder):
+                continue
+            claimed = _claimed_at(self.storage.read_bytes(f"{_VERSIONS}/{claim}"))
+            if claimed is not None and datetime.now(UTC) - claimed > _ABANDONED:
+                self.storage.child(folder).remove()
+
     def _claimed(self) -> list[int]:
         return [int(name.partition(".")[0]) for name in self.storage.names(_VERSIONS)]
+
+    def _require_signature(self, version: int) -> None:
+        if self._trusted_keys:
+            content, path = self.storage.read_bytes(f"{self.path(version)}/{MANIFEST_FILE}"), f"{self.path(version)}/{SIGNATURE_FILE}"
+            signature = self.storage.read_bytes(path) if self.storage.exists(path) else None
+            require_signature(content, signature, self._trusted_keys, f"version {version}")
 
     def _require(self, version: int) -> None:
         if not self.storage.exists(f"{_VERSIONS}/{version:06d}/{MANIFEST_FILE}"):
@@ -201,6 +246,14 @@ class Registry:
 def _require_name(name: str) -> None:
     if not _NAME.match(name):
         raise RegistryError(f"name {name!r} must be lower-case letters, digits and dashes, starting with a letter")
+
+
+def _claimed_at(claim: bytes) -> datetime | None:
+    try:
+        return datetime.fromisoformat(json.loads(claim)["claimed"])
+    except (ValueError, KeyError):
+        # Cut short by what ended its publisher.
+        return None
 
 
 def _stamp(facts: dict[str, int]) -> bytes:

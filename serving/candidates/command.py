@@ -6,7 +6,6 @@ from cluster.connection import reach
 from cluster.console import say
 from cluster.errors import ClusterError, SettingsError
 from cluster.settings import ClusterSettings
-from cluster.storage import Storage
 from serving.candidates.rule import Tally, decide, parse_rule, read_tally
 from serving.client import Client
 from serving.errors import AnswerError
@@ -39,7 +38,7 @@ def conclude(cluster: ClusterSettings, settings: ServingSettings, when: str, lea
     rule, tried = parse_rule(when), settings.canary or settings.shadow
     if tried is None:
         raise SettingsError("serving has neither a canary nor a shadow", "--set serving.canary.version=N, and deploy that first")
-    registry = Registry(Storage(cluster.storage))
+    registry = Registry.of(cluster)
     until, last = time.monotonic() + 60 * minutes, ""
     with Client(settings.url, retries=2) as client:
         served = client.version()

@@ -43,7 +43,8 @@ def score(arguments: argparse.Namespace, cluster: ClusterSettings, settings: Ser
     say(f"scoring: {scoring.rows} rows with version {version}; {len(there)} of {scoring.parts} parts are there already")
     if missing:
         with connect(cluster):
-            _follow(score_blocks(missing, Work(Storage(cluster.storage).uri, out.uri, scoring, wanted, settings), arguments.workers))
+            work = Work(Storage(cluster.storage).uri, cluster.trusted_keys, out.uri, scoring, wanted, settings)
+            _follow(score_blocks(missing, work, arguments.workers))
     say(f"answers {out.uri}")
     return 0
 

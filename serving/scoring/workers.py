@@ -40,6 +40,7 @@ class Work:
 
     Attributes:
         registry: Storage with the version.
+        trusted_keys: Of the section `cluster`.
         out: Folder of the parts.
         scoring: What they are.
         wanted: What was asked.
@@ -47,6 +48,7 @@ class Work:
     """
 
     registry: str
+    trusted_keys: tuple[str, ...]
     out: str
     scoring: Scoring
     wanted: Wanted
@@ -80,7 +82,7 @@ class BlockScorer:
         keep = Keep(cache_folder(), os.environ.get(CODE_VARIABLE, "")) if settings.keep_calibration else None
         version = work.scoring.version
         with tempfile.TemporaryDirectory(prefix="twohead-version-") as scratch:
-            folder = Registry(Storage(work.registry)).fetch(version, Path(scratch) / "checkpoint")
+            folder = Registry(Storage(work.registry), work.trusted_keys).fetch(version, Path(scratch) / "checkpoint")
             predictor = Predictor.load(folder, version, settings.threads, settings.precision, keep)
         predictor.warm()
         self._template = predictor.manifest.text_template
