@@ -17,6 +17,7 @@ TwoheadError
     └── ScoringError      a table cannot be scored, or not into that folder; never sent
 """
 
+import math
 from collections.abc import Sequence
 
 from cluster.errors import TwoheadError
@@ -124,7 +125,7 @@ class LaterError(ServingError):
     @property
     def headers(self) -> dict[str, str]:
         """When to come back."""
-        return {"retry-after": str(max(1, round(self.retry_after_s)))}
+        return {"retry-after": str(max(1, math.ceil(self.retry_after_s)))}
 
 
 class TooManyRequests(LaterError):
