@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cluster.session import free_port
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 from serving.app import CODE_ROOT
@@ -30,12 +30,15 @@ from serving.loading.sending import send
 from serving.loading.texts import Bodies
 from serving.rollout import Rollout
 from serving.settings import CanarySettings, ServingSettings, ShadowSettings
+from tests.ports import port_shift
 from training.registry import Registry
 
 pytestmark = pytest.mark.slow
 
 TEXTS = ["nurse", "the sales driver and the teacher", "x " * 200, "school", "9 a b c d", "master " * 20]
 PATIENCE_S = 120.0
+# None that the system hands to connections: HAProxy could not have it.
+FIRST_PORT = 18_765 + port_shift()
 
 
 @dataclass
@@ -47,13 +50,6 @@ class Place:
     registry: Registry
     rollout: Rollout
     dashboard_url: str
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
@@ -77,7 +73,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     storage = str(tmp_path_factory.mktemp("registry"))
     cluster = ClusterSettings(storage=storage, num_cpus=4, num_gpus=0, object_store_bytes=100_000_000)
     settings = ServingSettings(
-        port=free_port(), max_replicas=1, follow_s=0.5, resources_per_replica={"cpu": 0.5}, keep_calibration=False, log_format="json"
+        port=free_port(FIRST_PORT),
+        max_replicas=1,
+        follow_s=0.5,
+        resources_per_replica={"cpu": 0.5},
+        keep_calibration=False,
+        log_format="json",
     )
     with connect(cluster) as connection:
         rollout = Rollout.at(connection.dashboard_url, cluster, print)
@@ -299,7 +300,7 @@ def test_with_keys_a_replica_answers_who_has_one(served: Place) -> None:
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, tiny_checkpoint: Path) -> None:
     registry = Registry(Storage(str(tmp_path / "storage")))
     registry.promote(registry.publish(tiny_checkpoint))
-    overrides = {"cluster.storage": tmp_path / "storage", "cluster.num_cpus": 2, "serving.port": free_port()}
+    overrides = {"cluster.storage": tmp_path / "storage", "cluster.num_cpus": 2, "serving.port": free_port(FIRST_PORT)}
     words = [word for key, value in overrides.items() for word in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "serving", "run", "--ask", "the nurse", *words]
     with subprocess.Popen(
