@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.storage import Storage
 from serving.answerer import Answerer
-from serving.engines.kept import Keep, cache_folder
+from serving.engines.cache import cache_folder
+from serving.engines.kept import Keep
 from serving.engines.own_process import OwnProcess
 from serving.errors import NotReady
 from serving.follower import Follower
@@ -43,7 +44,7 @@ class Replica:
         checked = Arguments.model_validate(arguments)
         settings = checked.settings
 
-        keep = Keep(cache_folder(), os.environ.get(CODE_VARIABLE, "")) if settings.keep_calibration else None
+        keep = Keep(cache_folder("calibration"), os.environ.get(CODE_VARIABLE, "")) if settings.keep_calibration else None
 
         def load(folder: "Path", version: int) -> Predictor:
             return Predictor.load(folder, version, settings.threads, settings.precision, keep, OwnProcess())

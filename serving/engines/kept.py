@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from serving.engines.cache import processor
 from serving.engines.calibration import Trial
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Keep:
             manifest: Of the version; it has the digests of all its files.
             asked: What else decides, like threads and the GPU.
         """
-        facts = [_processor(), os.cpu_count(), *map(version, _LIBRARIES), self.code, *map(str, asked)]
+        facts = [processor(), os.cpu_count(), *map(version, _LIBRARIES), self.code, *map(str, asked)]
         return Kept(self.folder / f"{hashlib.sha256(manifest + json.dumps(facts).encode()).hexdigest()[:32]}.json")
 
 
@@ -98,16 +98,3 @@ class Kept:
             Path(draft.name).replace(self.path)
         except OSError as error:
             log.warning("%s: what was found out is not kept: %s", self.path, error.strerror)
-
-
-def cache_folder() -> Path:
-    """Return this user's folder for what may be lost."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twohead" / "calibration"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

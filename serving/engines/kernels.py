@@ -1,21 +1,25 @@
 """The engine's own inner loops on a CPU, in C: compiled when an engine's process makes its first engine, where there is a compiler.
 
 Around a product of whole numbers torch passes over memory a dozen times, here once before and once after; attention within texts of
-different lengths takes two thirds of the time. Without a compiler torch does it all, slower and alike. Nothing compiled is kept, so
-nothing that others may have written is ever loaded. It does not know models.
+different lengths takes two thirds of the time. Without a compiler torch does it all, slower and alike. What was compiled is kept for this
+user's next process, where nobody else could have written it. It does not know models.
 """
 
 import ctypes
+import hashlib
 import logging
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
+
+from serving.engines.cache import cache_folder, is_own, processor
 
 log = logging.getLogger(__name__)
 
@@ -113,13 +117,49 @@ def compiled() -> Kernels | None:
         log.info("there is no C compiler: torch computes what the engine's own kernels would")
         return None
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            # What is loaded stays, without its file.
-            return Kernels(ctypes.CDLL(str(_compile(compiler, Path(folder) / "kernels.so"))))
-    # A folder for temporary files may forbid to run what is in it.
+        with _library(compiler) as path:
+            return _load(path)
+    # A folder may forbid to run what is in it.
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("%s does not make the engine's own kernels, torch computes instead: %s", compiler, type(error).__name__)
         return None
+
+
+@contextmanager
+def _library(compiler: str) -> Iterator[Path]:
+    """Give the compiled library: the one that is kept, a new one that is kept from now on, or one for the length of the block."""
+    folder = cache_folder("kernels")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        log.info("%s: the engine's kernels are not kept: %s", folder, error.strerror)
+    if not (is_own(folder) and os.access(folder, os.W_OK)):
+        with tempfile.TemporaryDirectory() as scratch:
+            # What is loaded stays, without its file.
+            yield _compile(compiler, Path(scratch) / "kernels.so")
+        return
+    path = folder / f"{_digest(compiler)}.so"
+    if not is_own(path):
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            # Whole or not at all: another replica may load it now.
+            _compile(compiler, Path(scratch) / "kernels.so").replace(path)
+    yield path
+
+
+def _load(path: Path) -> Kernels:
+    try:
+        return Kernels(ctypes.CDLL(str(path)))
+    except OSError:
+        # The next process makes it anew.
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _digest(compiler: str) -> str:
+    """Another source, compiler or processor makes another library."""
+    made_by = Path(compiler).resolve()
+    facts = [*_OPTIONS, *_VECTORS, processor(), str(made_by), str(made_by.stat().st_mtime_ns)]
+    return hashlib.sha256(_SOURCE.read_bytes() + "\0".join(facts).encode()).hexdigest()[:32]
 
 
 def _compile(compiler: str, target: Path) -> Path:

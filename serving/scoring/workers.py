@@ -19,7 +19,8 @@ import pyarrow as pa
 from cluster.errors import TwoheadError
 from cluster.storage import Storage
 from serving.app import replica_environment
-from serving.engines.kept import Keep, cache_folder
+from serving.engines.cache import cache_folder
+from serving.engines.kept import Keep
 from serving.errors import ScoringError
 from serving.predictor import Predictor
 from serving.scoring.answers import Scorer, answer_schema, answered, make_texts
@@ -79,7 +80,7 @@ class BlockScorer:
 
     def __init__(self, work: Work) -> None:
         settings = work.settings
-        keep = Keep(cache_folder(), os.environ.get(CODE_VARIABLE, "")) if settings.keep_calibration else None
+        keep = Keep(cache_folder("calibration"), os.environ.get(CODE_VARIABLE, "")) if settings.keep_calibration else None
         version = work.scoring.version
         with tempfile.TemporaryDirectory(prefix="twohead-version-") as scratch:
             folder = Registry(Storage(work.registry), work.trusted_keys).fetch(version, Path(scratch) / "checkpoint")

@@ -10,8 +10,9 @@ import pytest
 
 from serving import predictor
 from serving.engines import kept as module
+from serving.engines.cache import cache_folder
 from serving.engines.calibration import Trial
-from serving.engines.kept import KEPT_FOR_S, Found, Keep, cache_folder
+from serving.engines.kept import KEPT_FOR_S, Found, Keep
 from serving.predictor import Predictor
 from training.golden import Golden, write_golden
 
@@ -36,7 +37,7 @@ def test_another_version_code_or_question_has_another_place(tmp_path: Path, code
 
 def test_another_machine_or_library_has_another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = Keep(tmp_path, "code").open(b"manifest")
-    monkeypatch.setattr(module, "_processor", lambda: "another")
+    monkeypatch.setattr(module, "processor", lambda: "another")
     assert Keep(tmp_path, "code").open(b"manifest") != before
     monkeypatch.undo()
     assert Keep(tmp_path, "code").open(b"manifest") == before
@@ -82,10 +83,10 @@ def test_where_nothing_can_be_kept_that_is_said(tmp_path: Path, caplog: pytest.L
 
 def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "twohead/calibration"
+    assert cache_folder("calibration") == tmp_path / "twohead/calibration"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache/twohead/calibration"
+    assert cache_folder("calibration") == tmp_path / ".cache/twohead/calibration"
 
 
 def test_the_next_replica_starts_with_what_the_first_found_out(

@@ -1,6 +1,7 @@
 """The engine's own loops compute what torch does, for any shape, and hide nothing that is no number."""
 
 import logging
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -108,7 +109,43 @@ def test_without_a_compiler_that_can_torch_computes(
     assert "torch computes" in caplog.text
 
 
-def test_where_nothing_may_be_loaded_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty folder for what is compiled."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "twohead/kernels"
+
+
+def test_what_was_compiled_is_kept_for_this_processor(kernels: Kernels, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compiled.__wrapped__() is not None
+    (kept,) = cache.iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", None)
+        # No compiler is called.
+        assert compiled.__wrapped__() is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "processor", lambda: "another")
+        assert compiled.__wrapped__() is not None
+    assert len([*cache.iterdir()]) == 2
+    assert kept in cache.iterdir()
+
+
+def test_what_others_may_have_written_is_not_loaded(kernels: Kernels, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    (cache / f"{module._digest(shutil.which('cc'))}.so").write_text("a stranger's")
+    cache.chmod(0o777)
+    assert compiled.__wrapped__() is not None
+    assert [file.read_text() for file in cache.iterdir()] == ["a stranger's"]
+
+
+def test_what_is_damaged_is_made_anew_by_the_next(kernels: Kernels, cache: Path) -> None:
+    cache.mkdir(parents=True, mode=0o700)
+    (cache / f"{module._digest(shutil.which('cc'))}.so").write_text("no library")
+    assert compiled.__wrapped__() is None
+    assert compiled.__wrapped__() is not None
+
+
+def test_where_nothing_may_be_loaded_torch_computes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write_nonsense(command: list[str], **_: object) -> None:
         Path(command[command.index("-o") + 1]).write_text("no library")
 
