@@ -19,6 +19,8 @@ SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 COMMAND_FILE = "haproxy"
 # A replica that goes waits this long for the front to hear of it; Ray's default is 30 s.
 _DRAIN_S = 2
+# A front that is gone is looked for so often, and missed the third time; with Ray's default nobody is answered for half a minute.
+_LOOKED_AFTER_S = 1
 
 # Requests that a replica is given at once: enough for the largest batches, and for as many again that are being read. More would only
 # wait inside it, where even to refuse one costs it more than HAProxy.
@@ -65,6 +67,10 @@ sed -e '/^frontend prometheus/,/^ *no log/d' -e '/^listen stats/,$d' \\
   -e "s/^ *bind .*/&\\n    http-after-response set-header connection close if {{ fe_conn gt $((most * 3 / 4)) }}{receipt}{ids}/" \\
   -e '/ backup$/!s/^ *server .* check/& maxconn {at_once}/' "$file" > "$file.closed"
 mv "$file.closed" "$file"
+# Before Serve has told what is deployed, nothing is known to be absent.
+if ! grep -q '^ *use_backend ' "$file"; then
+  sed -i 's#^ *http-request return status 404 .*#    {unknown}#' "$file"
+fi
 if sed '/^frontend http_frontend$/,/^ *bind /d' "$file" | grep -nE '^ *bind +([*]|0\\.0\\.0\\.0|::|\\[::\\])?:[0-9]+' >&2; then
   echo "HAProxy is not started: beside the door it would listen on every address" >&2
   exit 1
@@ -90,11 +96,13 @@ def write_command(folder: Path) -> None:
     body, path = folder / _REFUSAL_FILE, folder / COMMAND_FILE
     body.write_text(_REFUSAL, encoding="utf-8")
     refusal = f"http-error status 503 content-type application/problem+json lf-file {body} {_REFUSAL_HEADERS}"
+    unknown = f"http-request return status 503 content-type application/problem+json lf-file {body} {_REFUSAL_HEADERS}"
     ids = "".join(f"\\n    http-request {rule}" for rule in _REQUEST_IDS)
     receipt = f"\\n    http-request wait-for-body time {_MOST_RECEIPT_S}s if METH_POST"
     command = _COMMAND.format(
         program=shlex.quote(str(program)),
         refusal=refusal,
+        unknown=unknown,
         ids=ids,
         receipt=receipt,
         wait_s=_MOST_WAIT_S,
@@ -126,6 +134,7 @@ def front_environment(folder: Path, fallback_port: int) -> dict[str, str]:
         # While an answer is computed nothing is expected of the client, and it is not counted.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_MOST_RECEIPT_S),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(_DRAIN_S),
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(_LOOKED_AFTER_S),
         # One event loop in a replica: ours never blocks it.
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # Else HAProxy writes a line about every request, and a process in Python reads it: .06 ms, for figures that replicas give too.

@@ -75,6 +75,8 @@ def _deployment(settings: ServingSettings) -> Config:
         # With Serve's default backoff, requests stall while the number of replicas falls to one.
         "request_router_config": {"initial_backoff_s": 0.005, "backoff_multiplier": 1.5, "max_backoff_s": 0.02},
         "health_check_period_s": 5.0,
+        # One that stands still is missed three times and then replaced.
+        "health_check_timeout_s": 10.0,
         "graceful_shutdown_wait_loop_s": 0.5,
         "graceful_shutdown_timeout_s": settings.deadline_ms / 1000 + _DRAIN_MARGIN_S,
         "ray_actor_options": {"num_cpus": settings.resources_per_replica.cpu, "num_gpus": settings.resources_per_replica.gpu},

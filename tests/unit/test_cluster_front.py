@@ -26,8 +26,8 @@ from cluster.session import free_port
 SERVE = Path(str(importlib.util.find_spec("ray").origin)).parent / "serve/_private"  # type: ignore[union-attr]  # it is installed
 
 
-def configuration(folder: Path, host: str, door: int = 8000, replica: int = 30_000, fallback: int = 8500) -> Path:
-    """Write what Ray's own template makes."""
+def configuration(folder: Path, host: str, door: int = 8000, replica: int = 30_000, fallback: int = 8500, *, is_known: bool = True) -> Path:
+    """Write what Ray's own template makes; before Serve has told what is deployed, it knows no application."""
     template = runpy.run_path(str(SERVE / "haproxy_templates.py"))["HAPROXY_CONFIG_TEMPLATE"]
     config = SimpleNamespace(
         frontend_host=host, frontend_port=door, metrics_port=9101, stats_port=8404, stats_uri="/stats", metrics_uri="/metrics",
@@ -50,8 +50,8 @@ def configuration(folder: Path, host: str, door: int = 8000, replica: int = 30_0
     checked = SimpleNamespace(health_path="/-/healthz", default_server_directive="default-server inter 5s check")
     text = environment.from_string(template).render(
         config=config,
-        backends=[backend],
-        backends_with_health_config=[{"item": 0, "backend": backend, "health_config": checked}],
+        backends=[backend] if is_known else [],
+        backends_with_health_config=[{"item": 0, "backend": backend, "health_config": checked}] if is_known else [],
         route_info=routes,
     )
     path = folder / "cfg"
@@ -164,6 +164,35 @@ def test_connections_that_idle_shut_nobody_out(tmp_path: Path) -> None:
     assert [one[2] for one in told].index("close") == 30
 
 
+def asked(folder: Path, path: Path, door: int, headers: dict[str, str]) -> tuple[int, dict[str, str], dict[str, object]]:
+    """Ask HAProxy itself, started with a configuration; returns status, headers and body."""
+    with subprocess.Popen([folder / COMMAND_FILE, "-db", "-f", path], stderr=subprocess.DEVNULL) as running:
+        try:
+            wait_until_open(door)
+            connection = http.client.HTTPConnection("127.0.0.1", door, timeout=30)
+            connection.request("POST", "/v1/predict", headers=headers)
+            with connection.getresponse() as answer:
+                told = answer.status, dict(answer.getheaders()), json.loads(answer.read())
+            connection.close()
+        finally:
+            running.terminate()
+    return told
+
+
+def test_before_anything_is_known_nothing_is_said_to_be_absent(tmp_path: Path) -> None:
+    write_command(tmp_path)
+    door = free_port(18_950)
+    status, head, body = asked(tmp_path, configuration(tmp_path, "127.0.0.1", door, is_known=False), door, {})
+    assert (status, head["content-type"], head["retry-after"]) == (503, "application/problem+json", "1")
+    assert body["request_id"] == head["x-request-id"]
+
+
+def test_what_is_not_deployed_is_absent_once_something_is(folder: Path) -> None:
+    path = configuration(folder, "127.0.0.1")
+    call(folder, "-f", str(path))
+    assert "http-request return status 404" in path.read_text()
+
+
 @pytest.mark.parametrize(
     ("sent", "is_kept"), [("mine-1.x", True), ("two words", False), ('"quoted', False), ("x" * 65, False), (None, False)]
 )
@@ -172,20 +201,11 @@ def test_who_finds_no_replica_is_told_so_with_an_id(tmp_path: Path, sent: str | 
     door = free_port(18_950)
     # Nobody listens at the replicas' ports.
     path = configuration(tmp_path, "127.0.0.1", door, free_port(18_960), free_port(18_970))
-    with subprocess.Popen([tmp_path / COMMAND_FILE, "-db", "-f", path], stderr=subprocess.DEVNULL) as running:
-        try:
-            wait_until_open(door)
-            connection = http.client.HTTPConnection("127.0.0.1", door, timeout=30)
-            connection.request("POST", "/v1/predict", headers={} if sent is None else {"x-request-id": sent})
-            with connection.getresponse() as answer:
-                head, body = dict(answer.getheaders()), json.loads(answer.read())
-            connection.close()
-        finally:
-            running.terminate()
-    assert (answer.status, head["content-type"], head["retry-after"]) == (503, "application/problem+json", "1")
+    status, head, body = asked(tmp_path, path, door, {} if sent is None else {"x-request-id": sent})
+    assert (status, head["content-type"], head["retry-after"]) == (503, "application/problem+json", "1")
     assert body["request_id"] == head["x-request-id"]
     assert (body["request_id"] == sent) == is_kept
-    assert re.fullmatch(r"[A-Za-z0-9._-]{1,64}", body["request_id"])
+    assert re.fullmatch(r"[A-Za-z0-9._-]{1,64}", head["x-request-id"])
     assert (body["status"], body["title"]) == (503, "overloaded")
 
 

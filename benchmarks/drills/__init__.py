@@ -1,0 +1,7 @@
+"""What happens to requests while a deployment is changed, or loses one of its processes.
+
+    python -m benchmarks.drills --times 20
+
+Files in floor order: `asking` (requests at a steady rate), `house` (a real deployment, and its processes), `drills` (what is done to it),
+`__main__` (repeats it and prints a table).
+"""

@@ -1,0 +1,38 @@
+"""A real deployment that is changed, and loses processes, while it is asked; `python -m benchmarks.drills` does the same many times."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.drills.drills import DRILLS, Drill, is_kept, run
+from benchmarks.drills.house import House, house
+from tests.ports import port_shift
+
+pytestmark = pytest.mark.slow
+
+# Swaps, failed versions and scaling are tested in `integration/test_serving.py`.
+# To miss a replica that stands still takes Serve most of a minute.
+IDS = {
+    "settings rolled out": "d1_rolling_update",
+    "replica killed": "d5_replica_killed",
+    "HAProxy killed": "d7_front_killed",
+    "HAProxy's keeper killed": "d8_front_begins_anew",
+    "controller killed": "d9_controller_killed",
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, make_checkpoint_in: Callable[[Path], Path]) -> Iterator[House]:
+    with house(make_checkpoint_in(tmp_path_factory.mktemp("made") / "checkpoint"), 2, 18_830 + port_shift()) as found:
+        yield found
+
+
+@pytest.mark.parametrize("drill", [pytest.param(drill, id=IDS[drill.name]) for drill in DRILLS if drill.name in IDS])
+def test_d1_d5_d7_d8_d9_what_is_asked_meanwhile_is_answered(home: House, drill: Drill) -> None:
+    told = run(drill, home)
+    assert len(told.again.done) == told.again.begun > 20
+    assert is_kept(drill, told), [one.error for one in [*told.once.failed, *told.again.failed]]
+    # A door that has just come back does not know yet what is behind it, and says so.
+    assert [one.error for one in told.once.failed if "404" in one.error] == []
+    print(f"{drill.name}: whole after {told.whole_s:.1f} s, {len(told.once.failed)} of {told.once.begun} lost by who asks once")
