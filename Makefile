@@ -5,7 +5,7 @@ RUN     = $(VENV)/bin/python
 READY   = $(VENV)/.ready
 
 .DEFAULT_GOAL := list
-.PHONY: list install demo test lint clean
+.PHONY: list install demo test lint soak sbom clean
 
 list: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -40,5 +40,14 @@ lint: $(READY) ## ruff, its formatter and mypy
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-clean: ## remove the virtual environment and what the demo wrote
-	rm -rf $(VENV) .twohead ads.csv
+soak: $(READY) ## an hour of traffic, faults and changes against one deployment (MINUTES=10 is shorter)
+	$(RUN) -m benchmarks.drills.soak --minutes $(or $(MINUTES),60)
+
+# Its tool stays out of what it lists.
+sbom: $(READY) ## write what is installed, and its licences, to sbom.json (CycloneDX)
+	$(PYTHON) -m venv .tools
+	.tools/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
+	.tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o sbom.json $(RUN)
+
+clean: ## remove the virtual environment and what the other targets wrote
+	rm -rf $(VENV) .tools .twohead ads.csv sbom.json

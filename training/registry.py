@@ -12,12 +12,13 @@ import json
 import re
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from cluster.errors import ConflictError
+from cluster.errors import ConflictError, StorageError
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 from training.checkpoint import copy_checkpoint, verify_checkpoint
@@ -82,8 +83,14 @@ class Registry:
             CheckpointError: The checkpoint is not whole, or the key is none.
             RegistryError: Too many others publish at the same time.
         """
+        if signing_key is not None:
+            with tempfile.TemporaryDirectory() as scratch:
+                # What it may have been signed with before stays where it was.
+                signed = Path(scratch) / "checkpoint"
+                copy_checkpoint(checkpoint, signed)
+                (signed / SIGNATURE_FILE).write_bytes(sign((signed / MANIFEST_FILE).read_bytes(), signing_key))
+                return self.publish(signed)
         verify_checkpoint(checkpoint)
-        signature = sign((checkpoint / MANIFEST_FILE).read_bytes(), signing_key) if signing_key else None
         for _ in range(_MOST_ATTEMPTS):
             version = max(self._claimed(), default=0) + 1
             try:
@@ -91,8 +98,6 @@ class Registry:
                 self.storage.create(f"{_VERSIONS}/{version:06d}.claim", _stamp({"version": version}))
             except ConflictError:
                 continue
-            if signature is not None:
-                self.storage.write_bytes(f"{_VERSIONS}/{version:06d}/{SIGNATURE_FILE}", signature)
             self.storage.upload(checkpoint, f"{_VERSIONS}/{version:06d}", last=MANIFEST_FILE)
             self._remove_abandoned()
             return version
@@ -226,7 +231,9 @@ class Registry:
                 continue
             claimed = _claimed_at(self.storage.read_bytes(f"{_VERSIONS}/{claim}"))
             if claimed is not None and datetime.now(UTC) - claimed > _ABANDONED:
-                self.storage.child(folder).remove()
+                # What cannot go now, or goes by another publisher's hand, is no failure of this publication.
+                with suppress(StorageError):
+                    self.storage.child(folder).remove()
 
     def _claimed(self) -> list[int]:
         return [int(name.partition(".")[0]) for name in self.storage.names(_VERSIONS)]

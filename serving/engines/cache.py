@@ -16,11 +16,12 @@ def is_own(path: Path) -> bool:
 
     As OpenSSH's StrictModes: every folder above it counts, since who may write to one can put another in the place of the next.
     """
-    for one in (path, *path.parents):
-        try:
-            facts = one.stat()
-        except OSError:
-            return False
+    try:
+        whole = path.resolve(strict=True)
+        found = [one.stat() for one in (whole, *whole.parents)]
+    except OSError:
+        return False
+    for facts in found:
         is_guarded = not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or facts.st_mode & stat.S_ISVTX
         if facts.st_uid not in (0, os.geteuid()) or not is_guarded:
             return False

@@ -42,13 +42,19 @@ def place(tmp_path: Path) -> Callable[..., ClusterSettings]:
 def test_c18_what_a_trusted_key_signed_is_promoted_and_loaded(
     place: Callable[..., ClusterSettings], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    (_, old), (key, new) = write_key(tmp_path / "old.pem"), write_key(tmp_path / "new.pem")
+    (other, old), (key, new) = write_key(tmp_path / "old.pem"), write_key(tmp_path / "new.pem")
     registry = Registry.of(place(old, new))
     version = registry.publish(tiny_checkpoint, key)
     registry.promote(version)
     fetched = registry.fetch(version, tmp_path / "fetched")
-    # What was fetched can be published again, and is signed by whoever does.
-    assert Registry.of(place()).publish(fetched) == version + 1
+    # What was fetched keeps its signature, or gets that of whoever publishes it again.
+    assert registry.publish(fetched) == version + 1
+    assert registry.publish(fetched, other) == version + 2
+    registry.promote(version + 1)
+    for trusted, good in ((new, version + 1), (old, version + 2)):
+        Registry.of(place(trusted)).promote(good)
+    with pytest.raises(CheckpointError, match="none of"):
+        Registry.of(place(new)).promote(version + 2)
 
 
 def test_c18_what_nobody_signed_is_refused(place: Callable[..., ClusterSettings], tiny_checkpoint: Path, tmp_path: Path) -> None:
