@@ -48,7 +48,8 @@ def main() -> int:
                 found[drill.name].append(told)
                 lost = [*told.once.failed, *told.again.failed]
                 causes = dict(Counter(re.sub(r" \(request .*", "", one.error) for one in lost)) or ""
-                print(f"{number + 1}: {drill.name}: {told.whole_s:.1f} s, {len(lost)} requests lost {causes}", flush=True)
+                counts = f"{len(told.once.failed)} and {len(told.again.failed)}"
+                print(f"{number + 1}: {drill.name}: {told.whole_s:.1f} s, {counts} requests lost {causes}", flush=True)
     print("\n" + HEAD)
     for drill in chosen:
         print(line(drill, found[drill.name]))
