@@ -5,8 +5,8 @@
 
 A steady client asks at seven tenths of what the deployment can answer, measured first. Beside it, some send what is wrong and some hang up
 before their answer. Every half minute one thing is done to the deployment, in turn. At the end it prints requests, failures by cause, and
-how memory and open files grew after the warm-up; it fails where the steady client
-lost an answer while there was a door, where something was not whole again in time, or where memory grew too much.
+how memory and open files grew after the warm-up; it fails where the steady client lost an answer while there was a door, where something
+was not whole again in time, or where memory grew too much.
 """
 
 import argparse
