@@ -84,7 +84,7 @@ def make_version(make_encoder: Callable[..., Path], tmp_path: Path) -> MakeVersi
 
 def test_every_encoder_that_trains_is_exported() -> None:
     assert set(EXPORTED_TYPES) == set(SUPPORTED_TYPES)
-    plain = {"manifest.json", "weights.safetensors", "config.json", "README.md", "report.json", "golden.safetensors"}
+    plain = {"manifest.json", "manifest.sig", "weights.safetensors", "config.json", "README.md", "report.json", "golden.safetensors"}
     assert set(ALLOWED_FILES) - TOKENIZER_FILES <= plain
 
 
