@@ -7,13 +7,13 @@ Two clients ask 20 times a second each: one sends every request once, the other 
 """
 
 import argparse
-import re
 import statistics
 import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
+from benchmarks.drills.asking import causes_of
 from benchmarks.drills.drills import DRILLS, Drill, Told, is_kept, run
 from benchmarks.drills.house import house
 from benchmarks.over_http.made import write_version
@@ -47,7 +47,7 @@ def main() -> int:
                 told = run(drill, home)
                 found[drill.name].append(told)
                 lost = [*told.once.failed, *told.again.failed]
-                causes = dict(Counter(re.sub(r" \(request .*", "", one.error) for one in lost)) or ""
+                causes = dict(causes_of(lost)) or ""
                 counts = f"{len(told.once.failed)} and {len(told.again.failed)}"
                 print(f"{number + 1}: {drill.name}: {told.whole_s:.1f} s, {counts} requests lost {causes}", flush=True)
     print("\n" + HEAD)

@@ -1,8 +1,10 @@
 """Requests at a steady rate, each of which is remembered. It knows one address and nothing of what is behind it."""
 
 import asyncio
+import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count, pairwise
@@ -28,6 +30,11 @@ class Asked:
     begun: float
     ended: float
     error: str = ""
+
+
+def causes_of(failed: Sequence[Asked]) -> Counter[str]:
+    """Count requests by what their client was told, without the requests' own ids."""
+    return Counter(re.sub(r" \(request .*", "", one.error) for one in failed)
 
 
 @dataclass

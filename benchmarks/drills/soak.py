@@ -25,7 +25,7 @@ import httpx
 import numpy as np
 import psutil
 
-from benchmarks.drills.asking import TEXTS, Asking
+from benchmarks.drills.asking import TEXTS, Asking, causes_of
 from benchmarks.drills.drills import change_settings, kill_a_replica, kill_the_controller, kill_the_front, swap
 from benchmarks.drills.house import CONTROLLER, FRONT, FRONT_KEEPER, REPLICA, House, house
 from benchmarks.over_http.made import write_version
@@ -189,7 +189,7 @@ def main() -> int:
         asking, rude, seen, done = live(home, options.minutes, LOAD * capacity, late)
     warm = seen.times[0] + WARM_SHARE * (seen.times[-1] - seen.times[0])
     slope, growth = seen.slope_mb(warm), seen.growth_mb(warm)
-    causes = Counter(one.error for one in asking.failed)
+    causes = causes_of(asking.failed)
     waits = np.array([one.ended - one.begun for one in asking.done if not one.error])
     print(
         f"requests {len(asking.done)}, lost {len(asking.failed)} {dict(causes) or ''}; p50 {1000 * np.median(waits):.1f} ms, "
