@@ -12,6 +12,8 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Ray makes its workers polite (niceness 15): beside the busy process of other tests a replica took minutes to start.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 # What a shell starts in the background is deaf to Ctrl-C, and so would be all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
