@@ -33,11 +33,11 @@ from training.settings import TrainingSettings
 STOP_AT = 0.17
 
 
-def settings_of(case: Case, folder: Path, seed: int, trials: int, *, ladder: bool) -> dict[str, Any]:
+def settings_of(case: Case, folder: Path, seed: int, trials: int, cpus: int | None, *, ladder: bool) -> dict[str, Any]:
     """The rows that `search_cost.py` validates with are for the test here; another fifth of the rest validates."""
     split: dict[str, Any] = {"test_fraction": 0.0, "validation_fraction": 0.2, "seed": 0}
     return {
-        "cluster": {"storage": str(folder / ("with" if ladder else "without"))},
+        "cluster": {"storage": str(folder / ("with" if ladder else "without")), "num_cpus": cpus},
         "training": {
             "data": {
                 "files": [str(folder / "training.csv")],
@@ -77,12 +77,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--trials", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cpus", type=int, help="that Ray offers; all of this machine by default")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     case, folder = CASES[options.case], Path(tempfile.mkdtemp(prefix="cost"))
     options.out.mkdir(parents=True, exist_ok=True)
     write_tables(case, options.data, folder)
-    plain, climbing = (settings_of(case, folder, options.seed, options.trials, ladder=ladder) for ladder in (False, True))
+    plain, climbing = (settings_of(case, folder, options.seed, options.trials, options.cpus, ladder=ladder) for ladder in (False, True))
     settings = TrainingSettings.model_validate(plain["training"])
     examples = load_dataset(settings).test
     without, theirs = run(plain, folder, float("inf"))

@@ -1,5 +1,6 @@
 """How a checkpoint computes: token ids in, logits of all heads out.
 
 Files in floor order:
-`engine`, `costs`, `cache`, `kernels` (and `kernels.c`), `linear`, `int8`, `torch_engine`, `own_process`, `child`, `calibration`, `kept`.
+`engine`, `costs`, `cache`, `kernels` (and `kernels.c`), `linear`, `int8`, `graphs`, `torch_engine`, `own_process`, `child`,
+`calibration`, `kept`.
 """

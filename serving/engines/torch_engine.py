@@ -3,10 +3,11 @@
 Where the encoder allows, no padding is computed. It knows neither texts nor classes nor HTTP.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,11 @@ from numpy.typing import NDArray
 from serving.engines.engine import Logits
 from serving.errors import ServingError
 from training.data.tokens import pad
+
+if TYPE_CHECKING:
+    from serving.engines.graphs import Graphs
+
+log = logging.getLogger(__name__)
 
 
 def precisions() -> list[str]:
@@ -68,6 +74,7 @@ class TorchEngine:
         elif self._device.type == "cpu":
             self._speed_up(typical)
         self.pads = not model.packs
+        self.graphs = _recorded(model, pad_id, self._device) if self._device.type == "cuda" and model.packs else None
 
     def _speed_up(self, typical: Sequence[NDArray[np.int32]]) -> None:
         """Replace what a CPU computes faster in another way."""
@@ -94,6 +101,9 @@ class TorchEngine:
         import torch
 
         with torch.inference_mode():
+            framed = self.graphs.forward(rows) if self.graphs is not None and all(map(len, rows)) else None
+            if framed is not None:
+                return framed
             output = self._answer(rows)
             return {head: logits.float().cpu().numpy() for head, logits in output.logits.items()}
 
@@ -107,6 +117,20 @@ class TorchEngine:
             return self._model(stream, packing=packing)
         ids, mask = pad(rows, self._pad_id)
         return self._model(torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device))
+
+
+def _recorded(model: Any, pad_id: int, device: Any) -> "Graphs | None":
+    import torch
+
+    from serving.engines.graphs import Graphs
+
+    try:
+        with torch.inference_mode():
+            return Graphs(model, pad_id, device)
+    # Libraries say so in this way; the kernels are started one by one then.
+    except RuntimeError as error:
+        log.warning("forward passes are not recorded: %s", error)
+        return None
 
 
 class InProcess:

@@ -29,7 +29,7 @@ ATTENTION = "packed"
 # Their attention asks transformers which implementation to take, and knows positions only from the embeddings.
 PACKED_TYPES = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")
 # These count positions from the padding token's id on, and leave padding tokens out, even one that a text names.
-_COUNTED_TYPES = ("roberta", "xlm-roberta")
+COUNTED_TYPES = ("roberta", "xlm-roberta")
 # Flash attention's.
 _LEAST_CAPABILITY = (8, 0)
 HALVES = (torch.bfloat16, torch.float16)
@@ -64,7 +64,8 @@ class Packing:
         """Return the mean over each text's tokens, (texts, width), in the order the texts were given in."""
         if stream.device.type == "cuda":
             # A GPU waits longer for each length than it computes.
-            return torch.segment_reduce(stream[0].float(), "mean", offsets=self.begins.long(), axis=0)[self.places]
+            # Nor need it look whether the texts' ends are in order.
+            return torch.segment_reduce(stream[0].float(), "mean", offsets=self.begins.long(), axis=0, unsafe=True)[self.places]
         rows = [part.view(count, tokens, -1).mean(dim=1) for part, count, tokens in self.groups(stream[0])]
         return torch.cat(rows)[self.places]
 
@@ -83,7 +84,7 @@ class Packing:
         lengths = torch.tensor(self.lengths)
         begins = torch.repeat_interleave(lengths.cumsum(dim=0) - lengths, lengths)
         counts = (torch.arange(len(begins)) - begins).to(self.order.device)[None]
-        if model_type not in _COUNTED_TYPES:
+        if model_type not in COUNTED_TYPES:
             return counts
         if ids is None or not bool((is_padding := ids == pad_id).any()):
             return counts + pad_id + 1
