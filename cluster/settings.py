@@ -15,14 +15,18 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from cluster.errors import SettingsError
+from cluster.uris import password_fault
 
 DEFAULT_FILE = Path("ray_config.yaml")
 SECTIONS = ("cluster", "training", "serving")
 # A job runs in a copy of the working directory, where a relative storage path would mean another place:
 # `submit` hands the absolute one over in this variable.
 STORAGE_VARIABLE = "TWOHEAD_STORAGE"
+# Of findings whose messages leave out what was found.
+_UNSHOWN = "unshown"
 # The id of the job that a process works for, if it works for one.
 JOB_VARIABLE = "TWOHEAD_JOB"
 
@@ -124,6 +128,13 @@ class ClusterSettings(Section):
     redis_address: str | None = Field(default=None, pattern=r"^[^\s:/]+:[0-9]+$", validate_default=True)
     launcher: dict[str, Any] | None = None
     kubernetes: KubernetesSettings = KubernetesSettings()
+
+    @field_validator("storage")
+    @classmethod
+    def _without_a_password(cls, value: str) -> str:
+        if fault := password_fault(value):
+            raise PydanticCustomError(_UNSHOWN, f"{fault}; fsspec finds secrets in its own files and in the environment")
+        return value
 
     @field_validator("address")
     @classmethod
@@ -274,6 +285,8 @@ def _finding(where: str, section: str, details: Any) -> str:
         return f"{where}: {dotted} is not a setting"
     if details["type"] == "missing":
         return f"{where}: {dotted} is missing"
+    if details["type"] == _UNSHOWN:
+        return f"{where}: {dotted} {details['msg']}"
     found = details["input"]
     shown = json.dumps(found) if isinstance(found, str | int | float | bool | None) and _finite(found) else type(found).__name__
     reason = details["msg"].removeprefix("Value error, ").replace("Input should", "must")

@@ -67,7 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_score(verbs: Any, parents: list[argparse.ArgumentParser]) -> None:
     score = verbs.add_parser("score", parents=parents, help="answer about every row of a table, into a folder of Parquet files")
-    score.add_argument("table", help="CSV, TSV, JSON Lines or Parquet: a file, a folder or a pattern; local or any fsspec URI")
+    score.add_argument("table", help="CSV, TSV, JSON Lines or Parquet: a file, a folder or a pattern; local or in a store")
     score.add_argument("out", help="folder of the answers; the same command goes on with what is missing there")
     score.add_argument("--text", metavar="COLUMN", help="column with finished texts (default: the version's template joins columns)")
     score.add_argument("--columns", metavar="A,B", help="columns to keep beside the answers; '' keeps none (default: all)")

@@ -5,6 +5,7 @@ starts the new ones first. It does not know how a replica answers.
 """
 
 import http
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -84,7 +85,7 @@ class Rollout:
             version: A published version to stay with; None follows `settings.name`.
 
         Raises:
-            ClusterError: The port is taken, a replica cannot start, or nothing answers in time.
+            ClusterError: The port is taken, a replica cannot start, nothing answers in time, or somebody deployed something else meanwhile.
         """
         place, trusted = Storage(self._cluster.storage).uri, self._cluster.trusted_keys
         arguments = Arguments(storage=place, version=version, trusted_keys=trusted, settings=settings)
@@ -92,7 +93,7 @@ class Rollout:
         details = self._details()
         self._check_port(settings, details)
         self._put(_beside_others(config, details))
-        self._wait(settings)
+        self._wait(settings, arguments)
 
     def scale(self, minimum: int, maximum: int) -> Status:
         """Change between how many replicas the application runs; none is restarted.
@@ -170,14 +171,17 @@ class Rollout:
             found = f"{settings.host}:{settings.port} is taken by another process"
             raise ClusterError(found, "stop it, or choose another port: --set serving.port=8001")
 
-    def _wait(self, settings: ServingSettings) -> None:
+    def _wait(self, settings: ServingSettings, ours: Arguments) -> None:
         import httpx
 
         started = time.monotonic()
         told = ""
         with httpx.Client(base_url=settings.url, timeout=5.0, trust_env=False) as client:
             while True:
-                status = self.status()
+                details = self._details()
+                application = _required(details)
+                _raise_if_replaced(application, ours)
+                status = read_status(application, details)
                 _raise_if_failed(status)
                 if status.state == "RUNNING" and (not self._cluster.is_local or _answers(client)):
                     return
@@ -205,6 +209,13 @@ def _others(details: Config) -> list[Config]:
 def _same_doors(details: Config) -> Config:
     kept = {key: details[key] for key in ("proxy_location", "http_options", "grpc_options") if details.get(key)}
     return kept | {"logging_config": {"enable_access_log": False}}
+
+
+def _raise_if_replaced(application: Config, ours: Arguments) -> None:
+    # Serve knows no owner of a deployment: the last one to say something is obeyed.
+    if application["deployed_app_config"]["args"] != json.loads(json.dumps(ours.dump())):
+        found = "somebody deployed something else meanwhile, which takes this one's place"
+        raise ClusterError(found, "`python -m serving status` shows what is served; deploy again to have this")
 
 
 def _raise_if_failed(status: Status) -> None:

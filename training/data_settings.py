@@ -48,7 +48,7 @@ class DataSettings(Section):
     """Where the examples are and how a row becomes one.
 
     Attributes:
-        files: Tables for training (CSV, TSV, JSON Lines, Parquet; path or fsspec URI).
+        files: Tables for training (CSV, TSV, JSON Lines, Parquet; a path, or a URI of one of `cluster.uris.STORES`).
         validation_files: Given validation tables, instead of a split.
         test_files: Given test tables, instead of a split.
         text: Template over columns that makes the text, like `{title}: {description}`.

@@ -18,6 +18,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.uris import source_fault
 from serving.errors import ScoringError
 from training.data.characters import with_line_feeds
 from training.data.formats import json_object, shown_name
@@ -94,9 +95,11 @@ def find_files(table: str) -> list[str]:
         table: A file, a folder or a pattern; local or any fsspec URI.
 
     Raises:
-        ScoringError: There are none, or one is no table.
+        ScoringError: There are none, one is no table, or no data is read from there.
     """
     name = shown_path(table)
+    if fault := source_fault(table):
+        raise ScoringError(f"{name}: {fault}", "copy the table to where the cluster keeps its files")
     try:
         filesystem, path = fsspec.core.url_to_fs(table)
         if "*" in table or "?" in table or "[" in table:

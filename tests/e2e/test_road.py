@@ -35,7 +35,7 @@ class Place:
         return subprocess.Popen(
             command,
             cwd=self.folder,
-            env=environment | {"PYTHONPATH": str(SOURCE)},
+            env=environment | {"PYTHONPATH": str(SOURCE), "RAY_worker_niceness": "0"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,12 +1,16 @@
 """A real deployment that is changed, and loses processes, while it is asked; `python -m benchmarks.drills` does the same many times."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from benchmarks.drills.drills import DRILLS, Drill, is_kept, run
-from benchmarks.drills.house import House, house
+from benchmarks.drills.asking import Asking
+from benchmarks.drills.drills import DRILLS, RATE_PER_S, Drill, is_kept, run
+from benchmarks.drills.house import PATIENCE_S, House, house, until
+from cluster.errors import ClusterError
+from serving.status import deployed
 from tests.ports import port_shift
 
 pytestmark = pytest.mark.slow
@@ -36,3 +40,25 @@ def test_d1_d5_d7_d8_d9_what_is_asked_meanwhile_is_answered(home: House, drill: 
     # A door that has just come back does not know yet what is behind it, and says so.
     assert [one.error for one in told.once.failed if " 404 " in one.error] == []
     print(f"{drill.name}: whole after {told.whole_s:.1f} s, {len(told.once.failed)} of {told.once.begun} lost by who asks once")
+
+
+def test_d12_of_two_deployments_the_last_one_wins_and_the_first_is_told(home: House) -> None:
+    first, last = (home.settings.model_copy(update={"deadline_ms": deadline}) for deadline in (27_000, 26_000))
+    with Asking(home.settings.url, RATE_PER_S, 5) as asking, ThreadPoolExecutor(1) as elsewhere:
+        overtaken = elsewhere.submit(home.rollout.deploy, first, None)
+        until("the first is on its way", lambda: deployed_deadline(home) == first.deadline_ms)
+        home.rollout.deploy(last, None)
+        with pytest.raises(ClusterError, match="somebody deployed something else meanwhile"):
+            overtaken.result(PATIENCE_S)
+        until("only the last one's replicas run", home.is_whole)
+    assert deployed_deadline(home) == last.deadline_ms
+    assert asking.failed == []
+    assert len(asking.done) == asking.begun > 20
+
+
+def deployed_deadline(home: House) -> int:
+    """What Serve is told to run now."""
+    found = deployed(home.rollout._details())
+    assert found is not None
+    deadline: int = found["deployed_app_config"]["args"]["settings"]["deadline_ms"]
+    return deadline

@@ -33,6 +33,13 @@ group = ray.util.placement_group([{"CPU": 0.1}])
 ray.get(group.ready())
 print(ray.get(ray.remote(num_cpus=0)(lambda: 6 * 7).remote()))
 """
+# The same name on the driver's path and on a worker's.
+SAYING = """
+import ray
+from mine import named
+ray.init()
+print(f"here {named()}, on a worker {ray.get(ray.remote(num_cpus=0)(lambda: __import__('mine').named()).remote())}")
+"""
 
 
 @dataclass
@@ -41,11 +48,16 @@ class Place:
 
     folder: Path
 
+    def how(self) -> dict[str, Any]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TWOHEAD_"))}
+        environment = kept | {"PYTHONPATH": str(SOURCE), "RAY_worker_niceness": "0"}
+        return {"cwd": self.folder, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-m", "cluster", *words], **self.how())
+
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TWOHEAD_"))}
-        environment["PYTHONPATH"] = str(SOURCE)
-        command = [sys.executable, "-m", "cluster", *words]
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run([sys.executable, "-m", "cluster", *words], timeout=300, check=False, **self.how())
 
     def events(self, name: str) -> list[dict[str, Any]]:
         files = sorted((self.folder / f".twohead/searches/{name}/ledger").glob("*.json"))
@@ -125,6 +137,19 @@ def test_a_stopped_job_is_resumed_where_it_was(place: Place) -> None:
     assert sorted(ends) == [("trial-0", "finished"), ("trial-1", "finished")]
     # At most the last epoch of each was trained twice.
     assert len(epochs) <= len(set(epochs)) + len({trial for trial, _ in before})
+
+
+def test_two_jobs_at_once_each_run_their_own_code(place: Place, tmp_path: Path) -> None:
+    running = {}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.py").write_text(f"def named():\n    return {name!r}\n")
+        (tmp_path / name / "say.py").write_text(SAYING)
+        running[name] = place.start("submit", "--working-dir", str(tmp_path / name), "--", "python", "say.py")
+    for name, submitted in running.items():
+        told, _ = submitted.communicate(timeout=300)
+        assert submitted.returncode == 0, told
+        assert f"here {name}, on a worker {name}\n" in told
 
 
 def test_twenty_jobs_in_a_row_leave_nothing(place: Place) -> None:

@@ -41,7 +41,7 @@ class Place:
     def run(self, *words: str, module: str = "cluster") -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TWOHEAD_"))}
         command = [sys.executable, "-W", "default", "-m", module, *words]
-        environment["PYTHONPATH"] = str(SOURCE)
+        environment |= {"PYTHONPATH": str(SOURCE), "RAY_worker_niceness": "0"}
         return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
     @property
@@ -67,9 +67,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     found.run("down")
 
 
-def _request(facts: Facts, method: str, path: str, body: str = "") -> int:
+def _request(facts: Facts, method: str, path: str, body: str = "", **headers: str) -> int:
     connection = http.client.HTTPConnection(urlsplit(facts.dashboard_url).netloc, timeout=10)
-    connection.request(method, path, body, {"Content-Type": "application/json"})
+    connection.request(method, path, body, {"Content-Type": "application/json"} | headers)
     status = connection.getresponse().status
     connection.close()
     return status
@@ -101,6 +101,22 @@ def test_strangers_are_kept_out(place: Place) -> None:
     assert _request(facts, "POST", "/api/jobs/", json.dumps({"entrypoint": "true"})) == 401
     assert _request(facts, "PUT", "/api/serve/applications/", "{}") == 401
     assert _request(facts, "GET", "/api/v0/nodes") == 401
+
+
+@pytest.mark.parametrize("name", ["evil.example", "127.0.0.1.evil.example:8265", "169.254.169.254"])
+def test_a_page_whose_name_leads_here_gets_nothing(place: Place, name: str) -> None:
+    facts, before, from_a_page = (
+        place.facts(),
+        place.run("jobs").stdout,
+        {"Host": name, "Origin": f"http://{name}", "User-Agent": "Mozilla/5.0"},
+    )
+    job = json.dumps({"entrypoint": "true"})
+    for method, path, body in (("POST", "/api/jobs/", job), ("PUT", "/api/serve/applications/", "{}"), ("GET", "/api/jobs/", "")):
+        assert _request(facts, method, path, body, **from_a_page) in (401, 403)
+    # With the token too: a page does not start jobs, whoever it made its reader.
+    token = f"Bearer {Path(facts.token_path).read_text().strip()}"
+    assert _request(facts, "POST", "/api/jobs/", job, **from_a_page, Authorization=token) in (401, 403, 405)
+    assert place.run("jobs").stdout == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -125,7 +125,7 @@ def test_files_of_a_folder_a_pattern_and_a_uri(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("x")
     with pytest.raises(ScoringError, match=r"notes.md: the suffix is '.md', but must be one of .csv, .tsv"):
         find_files(str(tmp_path))
-    with pytest.raises(ScoringError, match="nowhere://a: cannot be read"):
+    with pytest.raises(ScoringError, match="nowhere://a: nowhere:// is not read from"):
         find_files("nowhere://secret@a")
 
 

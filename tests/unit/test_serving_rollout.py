@@ -131,6 +131,18 @@ def test_a_taken_port_is_told_before_anything_is_deployed(settings: ServingSetti
     assert serve.puts == []
 
 
+def test_who_is_overtaken_by_another_deployment_is_told(settings: ServingSettings) -> None:
+    serve = FakeServe(status="DEPLOYING")
+
+    def overtake(line: str) -> None:
+        serve.status = "RUNNING"
+        made(serve).deploy(settings, 8)
+
+    with pytest.raises(ClusterError, match="somebody deployed something else meanwhile"):
+        Rollout(serve, ClusterSettings(storage="/registry"), overtake).deploy(settings, 7)
+    assert made(serve).status().version == 8
+
+
 def test_serve_does_not_move_to_another_port(settings: ServingSettings) -> None:
     serve = FakeServe()
     rollout = made(serve)

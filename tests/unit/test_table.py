@@ -179,7 +179,7 @@ def test_a_folder_is_refused(tmp_path: Path):
 
 
 def test_an_unknown_protocol_is_refused():
-    with pytest.raises(DataError, match="cannot be read: Protocol not known: nope"):
+    with pytest.raises(DataError, match="nope:// is not read from; data comes from local files or one of abfs, "):
         read_table("nope://host/ads.csv", DataSettings(), COLUMNS)
 
 

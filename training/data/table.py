@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import fsspec
 import pandas as pd
 
+from cluster.uris import source_fault
 from training.data.characters import check_characters
 from training.data.findings import Findings
 from training.data.formats import READERS, Source
@@ -46,9 +47,11 @@ def read_table(path: str, settings: DataSettings, required: Sequence[str], optio
         optional: Columns that are read where they are there.
 
     Raises:
-        DataError: With every finding in the file, or the first 20 and how many more there are.
+        DataError: With every finding in the file, or the first 20 and how many more there are; or no data is read from there.
     """
     name = shown_path(path)
+    if fault := source_fault(path):
+        raise DataError(f"{name}: {fault}", "copy the table to where the cluster keeps its files; fsspec knows where secrets are")
     suffix = PurePosixPath(urlsplit(path).path if "://" in path else path).suffix.lower()
     if suffix not in READERS:
         raise DataError(f"{name}: the suffix is {suffix!r}, but must be one of {', '.join(READERS)}", "the suffix names the format")
@@ -68,10 +71,10 @@ def read_table(path: str, settings: DataSettings, required: Sequence[str], optio
 
 
 def shown_path(path: str) -> str:
-    """Return a path as messages show it: a URI without user, password and query."""
+    """Return a path as messages show it: a URI without user, password and query, and of several that stand in one the last."""
     if "://" not in path:
         return path
-    parts = urlsplit(path)
+    parts = urlsplit(path.rpartition("::")[2])
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
