@@ -5,7 +5,7 @@ RUN     = $(VENV)/bin/python
 READY   = $(VENV)/.ready
 
 .DEFAULT_GOAL := list
-.PHONY: list install demo test lint soak sbom clean
+.PHONY: list install demo test lint soak fuzz sbom clean
 
 list: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -42,6 +42,11 @@ lint: $(READY) ## ruff, its formatter and mypy
 
 soak: $(READY) ## an hour of traffic, faults and changes against one deployment (MINUTES=10 is shorter)
 	$(RUN) -m benchmarks.drills.soak --minutes $(or $(MINUTES),60)
+
+fuzz: $(READY) ## feed damaged bytes to what reads manifests and settings (SECONDS=60 for each)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .tools/fuzz atheris==3.0.0
+	PYTHONPATH=.tools/fuzz $(RUN) -m tests.fuzz manifest --seconds $(or $(SECONDS),60)
+	PYTHONPATH=.tools/fuzz $(RUN) -m tests.fuzz settings --seconds $(or $(SECONDS),60)
 
 # Its tool stays out of what it lists.
 sbom: $(READY) ## write what is installed, and its licences, to sbom.json (CycloneDX)

@@ -105,9 +105,8 @@ def house(checkpoint: Path, replicas: int, port: int = 18_800) -> Iterator[House
         versions = (registry.publish(checkpoint), registry.publish(checkpoint))
         registry.promote(versions[0])
         settings = ServingSettings(
-            port=free_port(port), min_replicas=replicas, max_replicas=replicas, follow_s=0.5, resources_per_replica={"cpu": 0.1},
-            keep_calibration=False,
-        )  # fmt: skip
+            port=free_port(port), min_replicas=replicas, max_replicas=replicas, follow_s=0.5, resources_per_replica={"cpu": 0.1}
+        )
         with connect(cluster) as connection:
             rollout = Rollout.at(connection.dashboard_url, cluster, lambda _: None)
             rollout.deploy(settings, None)
