@@ -44,6 +44,12 @@ _REQUEST_IDS = (
     "set-var(txn.request_id) uuid() if !{ var(txn.request_id) -m reg ^[A-Za-z0-9._-]{1,64}\\$ }",
     "set-header x-request-id %[var(txn.request_id)]",
 )
+# By these a client would tell Serve how long to wait, not to notice that nobody waits any more, and where to send a request.
+_SERVES_OWN = (
+    "del-header x-request-timeout-seconds",
+    "del-header x-request-disconnect-disabled",
+    "del-header ^(serve|x)[-_](multiplexed[-_]model|session)[-_]id\\$ -m reg",
+)
 
 # Ray gives the configuration after `-f`, and writes it anew before every call. Probes go before whoever waits.
 _COMMAND = """\
@@ -64,7 +70,7 @@ sed -e '/^frontend prometheus/,/^ *no log/d' -e '/^listen stats/,$d' \\
   -e '/^ *timeout http-request [0-9]*s$/d' -e '/^ *timeout http-keep-alive [0-9]*s$/d' \\
   -e 's#^ *errorfile 503 .*#    {refusal}#' \\
   -e 's/^ *http-reuse always$/&\\n    http-request set-priority-class int(-1) if {{ path_beg \\/health }}/' \\
-  -e "s/^ *bind .*/&\\n    http-after-response set-header connection close if {{ fe_conn gt $((most * 3 / 4)) }}{receipt}{ids}/" \\
+  -e "s/^ *bind .*/&\\n    http-after-response set-header connection close if {{ fe_conn gt $((most * 3 / 4)) }}{receipt}{headers}/" \\
   -e '/ backup$/!s/^ *server .* check/& maxconn {at_once}/' "$file" > "$file.closed"
 mv "$file.closed" "$file"
 # Before Serve has told what is deployed, nothing is known to be absent.
@@ -97,13 +103,13 @@ def write_command(folder: Path) -> None:
     body.write_text(_REFUSAL, encoding="utf-8")
     refusal = f"http-error status 503 content-type application/problem+json lf-file {body} {_REFUSAL_HEADERS}"
     unknown = f"http-request return status 503 content-type application/problem+json lf-file {body} {_REFUSAL_HEADERS}"
-    ids = "".join(f"\\n    http-request {rule}" for rule in _REQUEST_IDS)
+    headers = "".join(f"\\n    http-request {rule}" for rule in (*_REQUEST_IDS, *_SERVES_OWN))
     receipt = f"\\n    http-request wait-for-body time {_MOST_RECEIPT_S}s if METH_POST"
     command = _COMMAND.format(
         program=shlex.quote(str(program)),
         refusal=refusal,
         unknown=unknown,
-        ids=ids,
+        headers=headers,
         receipt=receipt,
         wait_s=_MOST_WAIT_S,
         receipt_s=_MOST_RECEIPT_S,

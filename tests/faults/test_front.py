@@ -28,12 +28,14 @@ class Door:
     Attributes:
         port: On 127.0.0.1.
         seen: Method, path and body of each request.
+        headers: Of each of them, their names in small letters.
         broken: Whether the front broke a connection to the replica off.
     """
 
     port: int
     broken: threading.Event = field(default_factory=threading.Event)
     seen: list[tuple[str, str, bytes]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=10 * RECEIPT_S)
@@ -69,6 +71,7 @@ def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
         def answer(self, body: bytes) -> None:
             if self.path != "/-/healthz":
                 found.seen.append((self.command, self.path, body))
+                found.headers.append({name.lower(): value for name, value in self.headers.items()})
             content = bytes(30_000_000) if self.path == "/large" else b"ok"
             self.send_response(200)
             self.send_header("content-length", str(len(content)))
@@ -126,6 +129,21 @@ def test_a_good_request_goes_through(door: Door) -> None:
 def test_e17_long_or_many_headers_are_refused_before_a_replica_sees_them(door: Door, header: bytes) -> None:
     assert status(door.ask(HEAD + header + b"Content-Length: 2\r\n\r\n{}")) in (400, 431)
     assert door.seen == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("X-Request-Timeout-Seconds", "x-request-disconnect-disabled", "X-Session-Id", "x_session_id"),
+        *("serve_multiplexed_model_id", "Serve-Multiplexed-Model-Id", "SERVE_multiplexed-model_id"),
+    ],
+)
+def test_e17_headers_that_serve_would_obey_do_not_reach_a_replica(door: Door, name: str) -> None:
+    sent = f"{name}: ?1\r\nX-Client-Id: me\r\nContent-Length: 2\r\n\r\n{{}}".encode()
+    assert status(door.ask(HEAD + sent)) == 200
+    (headers,) = door.headers
+    assert headers["x-client-id"] == "me"
+    assert "?1" not in headers.values()
 
 
 @pytest.mark.parametrize(
