@@ -68,13 +68,15 @@ class TorchEngine:
             raise ServingError(f"serving.precision is {precision}, but this machine can compute only with {', '.join(possible)}")
         self._model = model.to(self._device)
         self._attend: Any = None
+        self.graphs: Graphs | None = None
         if precision in ("bfloat16", "float16"):
             # The heads stay as they are: they cost nothing, and their answers are what is compared.
             model.encoder.to(getattr(torch, precision))
         elif self._device.type == "cpu":
             self._speed_up(typical)
         self.pads = not model.packs
-        self.graphs = _recorded(model, pad_id, self._device) if self._device.type == "cuda" and model.packs else None
+        if self._device.type == "cuda" and model.packs:
+            self.graphs = _recorded(model, pad_id, self._device)
 
     def _speed_up(self, typical: Sequence[NDArray[np.int32]]) -> None:
         """Replace what a CPU computes faster in another way."""
