@@ -2,16 +2,24 @@
    passes over memory, each in one. Rows are contiguous, in float32. `kernels.py` compiles this and says what may be passed; nothing
    here allocates, reads past what it is given, or keeps anything.
 
-   Written in GCC's vectors of 16 numbers, which any processor computes: with AVX-512 in one instruction, without in several. Sources:
-   Cephes (S. L. Moshier) for the polynomial of exp; Abramowitz and Stegun 1964, 7.1.26, for erf. */
+   Written in GCC's vectors, as long as the processor's own: longer ones are computed piece by piece, through memory. Sources: Cephes
+   (S. L. Moshier) for the polynomial of exp; Abramowitz and Stegun 1964, 7.1.26, for erf. */
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-enum { LANES = 16, ROWS = 6 };
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
+#if defined(__AVX512F__)
+enum { LANES = 16 };
+#elif defined(__AVX__)
+enum { LANES = 8 };
+#else
+enum { LANES = 4 };
+#endif
+/* So many queries at once: with two vectors of keys for each, AVX2's sixteen registers hold them. */
+enum { ROWS = 6 };
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 
 #define ALWAYS_INLINE __attribute__((always_inline)) static inline
 
@@ -109,7 +117,7 @@ void finish(const int32_t *restrict product, const float *restrict step, const f
     }
 }
 
-/* Turns 16 rows of 16 into columns. */
+/* Turns LANES rows of so many numbers into columns. */
 ALWAYS_INLINE void transpose(Floats *rows) {
 #pragma GCC unroll 4
     for (int half = LANES / 2; half; half /= 2) {
@@ -128,7 +136,7 @@ ALWAYS_INLINE void transpose(Floats *rows) {
     }
 }
 
-/* Products of ROWS queries with `wide` times 16 keys, over all columns. */
+/* Products of ROWS queries with `wide` times LANES keys, over all columns. */
 ALWAYS_INLINE void score(const float *const *queries, const float *keys, long columns, long room, const int wide, float *scores) {
     Floats sums[ROWS][2] = {0};
     for (long column = 0; column < columns; column++) {
@@ -162,7 +170,7 @@ ALWAYS_INLINE float weigh(float *scores, long tokens, long room) {
     return 1.0f / sum;
 }
 
-/* Sums `wide` times 16 columns of all values, weighed, for ROWS queries. */
+/* Sums `wide` times LANES columns of all values, weighed, for ROWS queries. */
 ALWAYS_INLINE void mix(const float *weights, const float *values, long tokens, long room, long columns, const int wide,
                        const float *inverse, long rows, long stride, float *found) {
     Floats sums[ROWS][2] = {0};
