@@ -1,9 +1,10 @@
-"""The seam to Ray for the first rung: texts encoded by whoever is free, then one task a head.
+"""The seam to Ray for the first rung: texts encoded by whoever is free, then heads likewise.
 
 What is encoded and how heads are searched is in `reading` and `heads_alone`.
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ from training.search.trials.found_heads import FirstRung, join, read_rung, write
 from training.search.trials.heads_alone import encode, explore_head
 from training.search.trials.slots import slots
 
-# A process costs seconds to start.
-_SHARDS_EACH = 2
+# A process costs seconds to start: whoever has less to do than this shares one.
+_SHARDS_EACH, _LABELS_EACH = 2, 1_000
 
 
 def first_rung(assignment: Assignment, folder: str, ledger: Ledger) -> FirstRung | None:
@@ -63,7 +64,6 @@ def _explored(assignment: Assignment, ledger: Ledger) -> FirstRung | None:
     encoding: Any = ray.remote(_encode).options(num_cpus=resources.cpu, num_gpus=resources.gpu)
     exploring: Any = ray.remote(_explore).options(num_cpus=resources.cpu, num_gpus=0)
     shared = ray.put(assignment)
-    heads = tuple(assignment.settings.heads)
     looking: Any = ray.remote(_look).options(num_cpus=resources.cpu, num_gpus=resources.gpu)
     # By itself: whoever encodes the rest would keep it waiting.
     seen, looked = ray.get(looking.remote(shared))
@@ -75,13 +75,22 @@ def _explored(assignment: Assignment, ledger: Ledger) -> FirstRung | None:
     spent = ray.get([encoding.remote(shared) for _ in range(_encoders(assignment))])
     if None in spent:
         return None
-    return join(ray.get([exploring.remote(shared, head) for head in heads]), sum(spent) + looked)
+    found = ray.get([exploring.remote(shared, heads) for heads in _groups(assignment)])
+    return join([rung for some in found for rung in some], sum(spent) + looked)
 
 
 def _encoders(assignment: Assignment) -> int:
     """Return how many processes encode: as many as there is room for, each with enough to do."""
     tokens = sum(len(assignment.tokens[split].ids) for split in ("training", "validation"))
     return max(1, min(slots(assignment.settings.tuning), tokens // (_SHARDS_EACH * SHARD_TOKENS)))
+
+
+def _groups(assignment: Assignment) -> list[tuple[str, ...]]:
+    """Divide the heads among as many processes as there is room for, each with enough to do."""
+    heads = tuple(assignment.settings.heads)
+    labels = len(heads) * len(assignment.tokens["training"])
+    count = max(1, min(slots(assignment.settings.tuning), len(heads), labels // _LABELS_EACH))
+    return [heads[place::count] for place in range(count)]
 
 
 def _look(assignment: Assignment) -> tuple[Look, float]:
@@ -94,11 +103,11 @@ def _encode(assignment: Assignment) -> float | None:
     return None if _pooled(assignment) is None else time.process_time() - begun
 
 
-def _explore(assignment: Assignment, head: str) -> FirstRung:
+def _explore(assignment: Assignment, heads: Sequence[str]) -> list[FirstRung]:
     pooled = _pooled(assignment)
     if pooled is None:
         raise RuntimeError("what was encoded a moment ago is gone")
-    return explore_head(assignment, head, pooled)
+    return [explore_head(assignment, head, pooled) for head in heads]
 
 
 def _pooled(assignment: Assignment) -> torch.Tensor | None:
