@@ -31,6 +31,8 @@ _MOST_WAIT_S = 1
 _MOST_RECEIPT_S = 10
 # Connections that wait for their next request are kept as long as pools elsewhere keep them at most.
 _KEPT_S = 75
+# A request whose replica went without a word is given to another one, once: it may be what ended the first.
+_RETRY_ON, _RETRIES = "conn-failure empty-response", 1
 _REFUSAL_FILE = "503.json"
 # HAProxy puts the request's id in. Either they wait too long, or no replica is there.
 _REFUSAL = (
@@ -44,10 +46,10 @@ _REQUEST_IDS = (
     "set-var(txn.request_id) uuid() if !{ var(txn.request_id) -m reg ^[A-Za-z0-9._-]{1,64}\\$ }",
     "set-header x-request-id %[var(txn.request_id)]",
 )
-# By these a client would tell Serve how long to wait, not to notice that nobody waits any more, and where to send a request.
+# By these a client would tell Serve how long to wait and where to send a request; whether anybody still waits, replicas see themselves.
 _SERVES_OWN = (
     "del-header x-request-timeout-seconds",
-    "del-header x-request-disconnect-disabled",
+    "set-header x-request-disconnect-disabled ?1",
     "del-header ^(serve|x)[-_](multiplexed[-_]model|session)[-_]id\\$ -m reg",
 )
 
@@ -139,6 +141,8 @@ def front_environment(folder: Path, fallback_port: int) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
         # While an answer is computed nothing is expected of the client, and it is not counted.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_MOST_RECEIPT_S),
+        "RAY_SERVE_HAPROXY_RETRY_ON": _RETRY_ON,
+        "RAY_SERVE_HAPROXY_RETRIES": str(_RETRIES),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(_DRAIN_S),
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(_LOOKED_AFTER_S),
         # One event loop in a replica: ours never blocks it.

@@ -36,6 +36,7 @@ from serving.explaining import MOST_SPANS, ExplainRequest, Explanation
 from serving.keys.guard import Guard, Message, Receive, Scope, Send, describe
 from serving.keys.ring import KeyRing
 from serving.keys.scopes import Wanted
+from serving.leaving import Leaving
 from serving.messages import FieldProblem, Health, Prediction, PredictRequest, Problem, VersionFacts, problem
 from serving.playground import ETAG, HEADERS, PAGE
 from serving.reading import check_limits, parse_body
@@ -144,6 +145,7 @@ def build_app(
         # Looks at the routes when it is made, which is at the first request.
         app.add_middleware(_guarded, ring=ring, routes=app.routes)
     app.add_middleware(RequestIds, announce=announce_ids)
+    app.add_middleware(Leaving)
     _add_operation(app, answering, metrics)
     for dialect in (open_inference, text_embeddings, vllm, mistral):
         dialect.add(app, answering)

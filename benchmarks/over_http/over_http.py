@@ -9,7 +9,8 @@ taking turns. The server's CPU is that of all its processes, Ray's and HAProxy's
 replicas, which share a GPU, and more who ask.
 
 With one text a request, requests then arrive at random: at 80 % of what was answered before, for latencies; at twice and five times that
-much, for what is still answered; and one by one right after that, until an answer is as quick as before.
+much, for what is still answered; and one by one right after that, until an answer is as quick as before. What all processes use while
+nobody asks is printed too: it is in every figure, and weighs more the slower the answers come.
 """
 
 import argparse
@@ -139,6 +140,14 @@ class Served:
         return Reading(texts / max(one.left_s + one.latency_s for one in sent), 1000 * (self.cpu_s() - cpu) / texts)
 
 
+def print_idle(served: Served, seconds: float) -> None:
+    """Print the CPU that is used while nobody asks."""
+    cpu, begun = served.cpu_s(), time.perf_counter()
+    time.sleep(seconds)  # the time itself is what is measured
+    cores = (served.cpu_s() - cpu) / (time.perf_counter() - begun)
+    print(f"while nobody asks all processes together use {cores:.2f} of a core", flush=True)
+
+
 def quantile(values: list[float], share: float) -> float:
     """Return a quantile, of sorted values the next one above."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
@@ -237,6 +246,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         def measure_bare() -> Reading:
             return Reading(*json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]))
 
+        print_idle(served, options.seconds)
         capacity = print_cost(served, measure_bare, options.rounds, options.seconds)
         # Of all lengths: a long text takes several times what most do.
         alone = served.send(1, 2 * options.seconds)

@@ -16,10 +16,10 @@ from tests.ports import port_shift
 pytestmark = pytest.mark.slow
 
 # Swaps, failed versions and scaling are tested in `integration/test_serving.py`.
-# To miss a replica that stands still takes Serve most of a minute.
 IDS = {
     "settings rolled out": "d1_rolling_update",
     "replica killed": "d5_replica_killed",
+    "replica stopped": "d6_replica_stands_still",
     "HAProxy killed": "d7_front_killed",
     "HAProxy's keeper killed": "d8_front_begins_anew",
     "controller killed": "d9_controller_killed",
@@ -33,7 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, make_checkpoint_in: Callable[
 
 
 @pytest.mark.parametrize("drill", [pytest.param(drill, id=IDS[drill.name]) for drill in DRILLS if drill.name in IDS])
-def test_d1_d5_d7_d8_d9_what_is_asked_meanwhile_is_answered(home: House, drill: Drill) -> None:
+def test_d1_d5_d6_d7_d8_d9_what_is_asked_meanwhile_is_answered(home: House, drill: Drill) -> None:
     told = run(drill, home)
     assert len(told.again.done) == told.again.begun > 20
     assert is_kept(drill, told), [one.error for one in [*told.once.failed, *told.again.failed]]

@@ -28,14 +28,16 @@ class Door:
     Attributes:
         port: On 127.0.0.1.
         seen: Method, path and body of each request.
-        headers: Of each of them, their names in small letters.
+        headers: Of each of them, names in small letters with their values.
         broken: Whether the front broke a connection to the replica off.
+        silent: So many requests the replica closes the connection on, without an answer.
     """
 
     port: int
     broken: threading.Event = field(default_factory=threading.Event)
     seen: list[tuple[str, str, bytes]] = field(default_factory=list)
-    headers: list[dict[str, str]] = field(default_factory=list)
+    headers: list[list[tuple[str, str]]] = field(default_factory=list)
+    silent: int = 0
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=10 * RECEIPT_S)
@@ -61,52 +63,69 @@ def read(connection: socket.socket) -> bytes:
     return content
 
 
+class Server(ThreadingHTTPServer):
+    """Behind the front, in place of a replica."""
+
+    daemon_threads = True
+
+    def __init__(self, door: Door) -> None:
+        super().__init__(("127.0.0.1", 0), Replica)
+        self.door = door
+
+    def handle_error(self, *_: object) -> None:
+        # A connection that the front broke off.
+        self.door.broken.set()
+
+
+class Replica(BaseHTTPRequestHandler):
+    """One connection from the front."""
+
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def answer(self, body: bytes) -> None:
+        door = self.server.door
+        if self.path != "/-/healthz":
+            door.seen.append((self.command, self.path, body))
+            door.headers.append([(name.lower(), value) for name, value in self.headers.items()])
+            if door.silent:
+                door.silent -= 1
+                self.close_connection = True
+                return
+        content = bytes(30_000_000) if self.path == "/large" else b"ok"
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def do_GET(self) -> None:
+        self.answer(b"")
+
+    def do_POST(self) -> None:
+        if self.headers.get("transfer-encoding"):
+            body = b""
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            body = self.rfile.read(int(self.headers.get("content-length", "0")))
+        self.answer(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
 @pytest.fixture
 def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
     found = Door(free_port(18_800))
-
-    class Replica(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def answer(self, body: bytes) -> None:
-            if self.path != "/-/healthz":
-                found.seen.append((self.command, self.path, body))
-                found.headers.append({name.lower(): value for name, value in self.headers.items()})
-            content = bytes(30_000_000) if self.path == "/large" else b"ok"
-            self.send_response(200)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def do_GET(self) -> None:
-            self.answer(b"")
-
-        def do_POST(self) -> None:
-            if self.headers.get("transfer-encoding"):
-                body = b""
-                while size := int(self.rfile.readline().split(b";")[0], 16):
-                    body += self.rfile.read(size)
-                    self.rfile.readline()
-                self.rfile.readline()
-            else:
-                body = self.rfile.read(int(self.headers.get("content-length", "0")))
-            self.answer(body)
-
-        def log_message(self, *_: object) -> None: ...
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_: object) -> None:
-            # A connection that the front broke off.
-            found.broken.set()
-
     monkeypatch.setattr(front, "_MOST_RECEIPT_S", RECEIPT_S)
     write_command(tmp_path)
-    with Server(("127.0.0.1", 0), Replica) as replica:
+    with Server(found) as replica:
         threading.Thread(target=replica.serve_forever, daemon=True).start()
         path = configuration(tmp_path, "127.0.0.1", found.port, replica.server_port)
-        path.write_text(path.read_text().replace("timeout client 5s", f"timeout client {RECEIPT_S}s").replace("maxconn 40", "maxconn 1000"))
+        text = path.read_text().replace("timeout client 5s", f"timeout client {RECEIPT_S}s").replace("maxconn 40", "maxconn 1000")
+        # Both of its replicas are this one.
+        path.write_text(text.replace(f"127.0.0.1:{replica.server_port + 1}", f"127.0.0.1:{replica.server_port}"))
         with subprocess.Popen([tmp_path / COMMAND_FILE, "-db", "-f", path], stderr=subprocess.DEVNULL) as running:
             try:
                 wait_until_open(found.port)
@@ -134,16 +153,23 @@ def test_e17_long_or_many_headers_are_refused_before_a_replica_sees_them(door: D
 @pytest.mark.parametrize(
     "name",
     [
-        *("X-Request-Timeout-Seconds", "x-request-disconnect-disabled", "X-Session-Id", "x_session_id"),
+        *("X-Request-Timeout-Seconds", "X-Session-Id", "x_session_id"),
         *("serve_multiplexed_model_id", "Serve-Multiplexed-Model-Id", "SERVE_multiplexed-model_id"),
     ],
 )
 def test_e17_headers_that_serve_would_obey_do_not_reach_a_replica(door: Door, name: str) -> None:
-    sent = f"{name}: ?1\r\nX-Client-Id: me\r\nContent-Length: 2\r\n\r\n{{}}".encode()
+    sent = f"{name}: mine\r\nX-Client-Id: me\r\nContent-Length: 2\r\n\r\n{{}}".encode()
     assert status(door.ask(HEAD + sent)) == 200
     (headers,) = door.headers
-    assert headers["x-client-id"] == "me"
-    assert "?1" not in headers.values()
+    assert ("x-client-id", "me") in headers
+    assert "mine" not in dict(headers).values()
+
+
+@pytest.mark.parametrize("said", [b"", b"X-Request-Disconnect-Disabled: ?0\r\n", b"x-request-disconnect-disabled: ?0\r\n" * 2])
+def test_e17_who_looks_for_clients_that_leave_is_not_theirs_to_say(door: Door, said: bytes) -> None:
+    assert status(door.ask(HEAD + said + b"Content-Length: 2\r\n\r\n{}")) == 200
+    (headers,) = door.headers
+    assert [value for name, value in headers if name == "x-request-disconnect-disabled"] == ["?1"]
 
 
 @pytest.mark.parametrize(
@@ -163,6 +189,19 @@ def test_e17_headers_that_serve_would_obey_do_not_reach_a_replica(door: Door, na
 def test_e18_framing_that_can_be_read_in_two_ways_is_refused(door: Door, request_: bytes) -> None:
     assert status(door.ask(HEAD + request_)) in (400, 422, 501)
     assert door.seen == []
+
+
+def test_d17_a_request_whose_replica_closes_the_connection_is_given_to_another(door: Door) -> None:
+    """As one does that has kept it for long enough, or is killed."""
+    door.silent = 1
+    assert status(door.ask(HEAD + b"Content-Length: 2\r\n\r\n{}")) == 200
+    assert door.seen == [("POST", "/v1/predict", b"{}")] * 2
+
+
+def test_d17_a_request_that_no_replica_survives_is_tried_twice_and_no_more(door: Door) -> None:
+    door.silent = 100
+    assert status(door.ask(HEAD + b"Content-Length: 2\r\n\r\n{}")) >= 500
+    assert door.seen == [("POST", "/v1/predict", b"{}")] * 2
 
 
 def test_e18_a_request_inside_a_body_is_a_body(door: Door) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -64,6 +65,12 @@ def send_many(url: str, count: int, concurrency: int) -> Run:
     run = Run("load", Load(url, ClosedLoop(concurrency), Bodies(TEXTS), count=count, is_watched=False))
     asyncio.run(send(run))
     return run
+
+
+def told(place: Place, series: str) -> float:
+    """Sum a series of the metrics."""
+    page = httpx.get(f"{place.settings.url}/metrics", trust_env=False, timeout=30.0).text
+    return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(f"twohead_{series}{{"))
 
 
 @pytest.fixture(scope="module")
@@ -155,19 +162,33 @@ def test_many_at_once_share_batches(served: Place) -> None:
     print(f"200 at once: mean batch {run.mean_batch_texts:.2f}, p99 {run.latency_ms(0.99):.0f} ms")
 
 
+def test_whoever_leaves_takes_their_texts_along(served: Place) -> None:
+    """Through HAProxy, which tells replicas not to ask Serve about it."""
+    body = json.dumps({"texts": ["master " * 60] * served.settings.max_texts}).encode()
+    head = f"POST /v1/predict HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+
+    def somebody_is_missed() -> bool:
+        asking = [socket.create_connection((served.settings.host, served.settings.port)) for _ in range(20)]
+        for connection in asking:
+            connection.sendall(head.encode() + body)
+        time.sleep(0.1)  # the front keeps those for itself who leave before it handed them on
+        for connection in asking:
+            connection.close()
+        return told(served, "cancelled_total") > 0
+
+    wait_until(somebody_is_missed, "nobody was missed")
+    assert len(send_many(served.settings.url, count=8, concurrency=2).answered) == 8
+
+
 def test_metrics_are_those_of_all_replicas(served: Place) -> None:
     with Client(served.settings.url) as client:
         client.predict(["nurse"] * 3)
 
-    def told(series: str) -> float:
-        page = httpx.get(f"{served.settings.url}/metrics", trust_env=False, timeout=30.0).text
-        return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(series + "{"))
-
     # Ray's exporter hears of figures some seconds after they were made.
-    wait_until(lambda: told("twohead_texts_total") >= 3, "the exporter never told of the texts")
-    assert told("twohead_answers_total") >= 6
-    assert told("twohead_queue_seconds_count") >= 1
-    assert told("twohead_batch_tokens_bucket") > told("twohead_batch_tokens_count") > 0
+    wait_until(lambda: told(served, "texts_total") >= 3, "the exporter never told of the texts")
+    assert told(served, "answers_total") >= 6
+    assert told(served, "queue_seconds_count") >= 1
+    assert told(served, "batch_tokens_bucket") > told(served, "batch_tokens_count") > 0
 
 
 def test_log_lines_are_objects_and_tell_the_version(served: Place) -> None:

@@ -33,7 +33,7 @@ def configuration(folder: Path, host: str, door: int = 8000, replica: int = 30_0
         frontend_host=host, frontend_port=door, metrics_port=9101, stats_port=8404, stats_uri="/stats", metrics_uri="/metrics",
         log_target="127.0.0.1:514", socket_path=str(folder / "a"), maxconn=40, nbthread=1, bufsize=16384, timeout_connect_s=5,
         timeout_client_s=5, timeout_server_s=5, timeout_http_request_s=5, timeout_http_keep_alive_s=5, timeout_queue_s=None,
-        retry_on="conn-failure", retries=None, balance_algorithm="leastconn", grpc_enabled=False, metrics_enabled=False,
+        retry_on=front._RETRY_ON, retries=front._RETRIES, balance_algorithm="leastconn", grpc_enabled=False, metrics_enabled=False,
         hard_stop_after_s=None, close_spread_time_s=None, enable_hap_optimization=False, tcp_nodelay=True,
         error_file_path=str(folder / "500.http"), inject_process_id_header=False,
     )  # fmt: skip
