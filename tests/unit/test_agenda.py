@@ -253,19 +253,42 @@ def test_a_search_that_is_killed_while_a_trial_climbs_knows_that_it_has_not_ende
     assert (found.state, found.depths, found.is_climbing) == ("", (5, 0), True)
 
 
+def died(trial_id: str, error: Exception, config: dict[str, Any], words: str = "") -> SimpleNamespace:
+    """What Tune hands over of a trial."""
+    return SimpleNamespace(trial_id=trial_id, config=config, get_pickled_error=lambda: error, get_error=lambda: words)
+
+
 def test_a_trial_that_died_is_told_and_one_that_recovers_works_in_smaller_parts(tmp_path: Path) -> None:
     agenda = make(tmp_path)
     recorder = Recorder(agenda)
     config = agenda.suggest("t0")
-    trial = SimpleNamespace(trial_id="t0", config=config, get_pickled_error=lambda: MemoryError())
+    trial = died("t0", MemoryError(), config)
     recorder.on_trial_recover(0, [], trial)
     assert config["parts"] == 2
     recorder.on_trial_error(0, [], trial)
     assert (agenda.histories["trial-0"].state, agenda.histories["trial-0"].error) == ("out of memory", "MemoryError")
     agenda.suggest("t1")
-    recorder.on_trial_error(0, [], SimpleNamespace(trial_id="t1", config={}, get_pickled_error=lambda: ValueError()))
-    assert agenda.histories["trial-1"].state == "died"
+    recorder.on_trial_error(0, [], died("t1", ValueError(), {}))
+    assert (agenda.histories["trial-1"].state, agenda.histories["trial-1"].error) == ("died", "ValueError")
     assert agenda.suggest("t2") == Searcher.FINISHED
+
+
+@pytest.mark.parametrize(
+    ("words", "state"),
+    [
+        (
+            "Failure # 1 (at noon)\nno\nFailure # 2 (at one)\n1 worker(s) were killed due to the node running low on memory.",
+            "out of memory",
+        ),
+        ("Failure # 1 (at noon)\nwere killed due to the node running low on memory\nFailure # 2 (at one)\nno", "died"),
+    ],
+)
+def test_the_last_error_counts_also_where_only_its_words_are_kept(tmp_path: Path, words: str, state: str) -> None:
+    agenda = make(tmp_path)
+    agenda.suggest("t0")
+    trial = died("t0", ValueError(), {}, words)
+    Recorder(agenda).on_trial_error(0, [], trial)
+    assert agenda.histories["trial-0"].state == state
 
 
 def test_the_logs_of_trials_that_a_search_leaves_behind_are_ended_once() -> None:

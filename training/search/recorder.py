@@ -13,6 +13,9 @@ from ray.tune.logger import LoggerCallback
 from training.search.agenda import Agenda
 from training.search.proposing.searcher import HAS_DIVERGED, HAS_NO_MEMORY, IS_LAST
 
+# Ray's words.
+_LOW_ON_MEMORY = "killed due to the node running low on memory"
+
 
 class Recorder(Callback):
     """Tells the agenda what Ray Tune reports.
@@ -39,12 +42,20 @@ class Recorder(Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Hear that a trial died for good."""
         try:
-            error = trial.get_pickled_error()
-            name = type(getattr(error, "cause", None) or error).__name__
+            name = _error_of(trial)
         except (OSError, EOFError, UnpicklingError):
             # Tune hands an error over through a file, which a full disk cuts short.
             name = "unknown error"
         self._agenda.ended(trial.trial_id, "out of memory" if "OutOfMemory" in name or name == "MemoryError" else "died", name)
+
+
+def _error_of(trial: Any) -> str:
+    """Name the last error of a trial that died."""
+    # The one with which Ray's monitor ends a process Tune keeps as words alone, and of earlier ones the object may still be there.
+    if _LOW_ON_MEMORY in (trial.get_error() or "").rpartition("Failure # ")[2]:
+        return "OutOfMemoryError"
+    error = trial.get_pickled_error()
+    return type(getattr(error, "cause", None) or error).__name__
 
 
 class OpenLogs(Callback):

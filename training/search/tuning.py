@@ -170,11 +170,17 @@ def _go_on(prepared: Prepared) -> str:
 @contextmanager
 def _told_how_to_go_on(prepared: Prepared) -> Iterator[None]:
     """Turn what a full disk or a lost cluster raises into an error that says how to go on."""
-    from ray.exceptions import RayError
+    from ray.exceptions import OutOfMemoryError, RayError
     from ray.tune.error import TuneError
 
     try:
         yield
+    except OutOfMemoryError as error:
+        hint = "set training.tuning.max_concurrent_trials or training.fit.batch_tokens lower"
+        raise TuningError(
+            f"search {prepared.name!r} cannot go on: a machine ran low on memory, and Ray ended what took most of it twice",
+            f"{hint}, then go on: python -m training tune --resume {prepared.name}",
+        ) from error
     except (TuneError, RayError, OSError, StorageError) as error:
         cause = str(error).strip().splitlines()[-1]
         hint = f"see to the cause, then go on: python -m training tune --resume {prepared.name}"
@@ -294,6 +300,8 @@ def _quieten() -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # A stopped trial's process gets this long before Tune gives it up, silently, with the trial after it: 2 s are few on a busy machine.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
+    # A task that is ended for want of memory is begun again without end, if Ray is not told otherwise.
+    os.environ.setdefault("RAY_task_oom_retries", "1")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
 
