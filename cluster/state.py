@@ -10,9 +10,13 @@ from cluster.connection import reach
 from cluster.dashboard import ask, list_nodes
 from cluster.facts import read_facts
 from cluster.machines.known import read_known
+from cluster.runtime_env import shown_bytes
 from cluster.searches import Search, Searches, best_by_job
 from cluster.served import Figures, exporters, read_figures, summed
 from cluster.settings import ClusterSettings
+
+# From here on Ray puts nothing more on a disk, and whoever wants it to waits or fails.
+_FULL_PERCENT = 95.0
 
 
 def state(settings: ClusterSettings, searches: Searches) -> dict[str, Any]:
@@ -36,7 +40,8 @@ def state(settings: ClusterSettings, searches: Searches) -> dict[str, Any]:
         usage = ask(url, "/api/cluster_status")["data"]["clusterStatus"] or {}
         jobs = ask(url, "/api/jobs/")
         applications = ask(url, "/api/serve/applications/")["applications"]
-        figures = _figures(url, applications)
+        summaries = ask(url, "/nodes?view=summary")["data"]["summary"]
+        figures = _figures(summaries, applications)
     alive = [node for node in known_nodes if node["state"] == "ALIVE"]
     told_jobs = sorted((_job(job) for job in jobs if job["submission_id"]), key=lambda job: -(job["started_at_s"] or 0))
     active = {job["id"] for job in told_jobs if job["state"] in ("PENDING", "RUNNING")}
@@ -52,7 +57,7 @@ def state(settings: ClusterSettings, searches: Searches) -> dict[str, Any]:
         "jobs": [job | {"best": best.get(job["id"])} for job in told_jobs],
         "searches": told_searches,
         "applications": told_applications,
-        "warnings": [*_lost(known_nodes, alive), *_failing(told_searches), *_unserved(told_applications)],
+        "warnings": [*_lost(known_nodes, alive), *_full(summaries), *_failing(told_searches), *_unserved(told_applications)],
     }
 
 
@@ -90,6 +95,19 @@ def _lost(nodes: list[dict[str, Any]], alive: list[dict[str, Any]]) -> list[str]
     there = {node["node_ip"] for node in alive}
     gone = sorted({node["node_ip"] for node in nodes if node["state"] == "DEAD"} - there)
     return [f"node {address} is lost" for address in gone]
+
+
+def _full(summaries: list[dict[str, Any]]) -> list[str]:
+    """Name the nodes whose disk has no room for what Ray keeps: logs, jobs' folders, spilled objects."""
+    found = []
+    for node in summaries:
+        # By place, whose name the dashboard garbles: the root, and Ray's own folder, which counts.
+        disks = dict(sorted((node.get("disk") or {}).items()))
+        disk = [*disks.values()][-1] if disks else {"percent": 0.0}
+        if disk["percent"] >= _FULL_PERCENT:
+            free = f"{disk['percent']:.0f} % full, {shown_bytes(disk['free'])} are free"
+            found.append(f"node {node['ip']}: the disk that Ray writes to is {free}; jobs and searches there fail until there is room")
+    return found
 
 
 def _failing(searches: list[dict[str, Any]]) -> list[str]:
@@ -131,12 +149,11 @@ def _job(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _figures(url: str, applications: dict[str, Any]) -> Figures:
+def _figures(summaries: list[dict[str, Any]], applications: dict[str, Any]) -> Figures:
     replicas = [one for found in applications.values() for deployment in found["deployments"].values() for one in deployment["replicas"]]
     if not replicas:
         return {}
-    nodes = ask(url, "/nodes?view=summary")["data"]["summary"]
-    return read_figures(exporters(nodes, {one["node_ip"] for one in replicas if one.get("node_ip")}))
+    return read_figures(exporters(summaries, {one["node_ip"] for one in replicas if one.get("node_ip")}))
 
 
 def _application(found: dict[str, Any], figures: Figures) -> dict[str, Any]:

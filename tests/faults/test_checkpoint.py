@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from cluster.storage import Storage, sha256_file
+from tests.disks import make_room, small_disk
 from training.checkpoint import copy_checkpoint, load_model, load_tokenizer, verify_checkpoint
 from training.errors import CheckpointError
 from training.manifest import UNSEALED, read_manifest, sealed
@@ -312,12 +313,7 @@ def test_c14_what_is_loaded_is_what_was_verified(registry: Registry, tiny_checkp
 
 
 def test_c15_a_full_disk_publishes_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(disk)], capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"a full disk needs the right to mount one: {mounted.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk", "32k") as disk:
         words = ["-m", "training", "publish", "--checkpoint", str(tiny_checkpoint), "--set", f"cluster.storage={disk}/storage"]
         done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 2
@@ -325,8 +321,6 @@ def test_c15_a_full_disk_publishes_nothing(tiny_checkpoint: Path, tmp_path: Path
         assert "Traceback" not in done.stderr
         registry = Registry(Storage(f"{disk}/storage"))
         assert registry.versions() == []
-        subprocess.run(["mount", "-o", "remount,size=64M", str(disk)], check=True)
+        make_room(disk)
         published = registry.publish(tiny_checkpoint)
         assert registry.versions() == [published]
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -1,6 +1,5 @@
 """More in Ray's object store than it holds: on a disk with room, and on one that is full."""
 
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from cluster.connection import connect
 from cluster.settings import ClusterSettings
+from tests.disks import small_disk
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -35,19 +35,16 @@ def test_b17_what_finds_no_room_is_spilled_and_read_again(tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def small_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let temporary files, Ray's among them, be on a disk of 200 megabytes; a longer path would be too long for Ray's sockets."""
-    disk = tempfile.mkdtemp()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200M", "tmpfs", disk], capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"a full disk needs the right to mount one: {mounted.stderr.strip()}")
-    monkeypatch.setattr(tempfile, "tempdir", disk)
-    yield
-    subprocess.run(["umount", "--lazy", disk], check=True)
-    Path(disk).rmdir()
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let temporary files, Ray's among them, be on a small disk; a longer path would be too long for Ray's sockets."""
+    with small_disk(Path(tempfile.mkdtemp()), "200M") as found:
+        monkeypatch.setattr(tempfile, "tempdir", str(found))
+        yield
+        monkeypatch.undo()
+    found.rmdir()
 
 
-@pytest.mark.usefixtures("small_disk")
+@pytest.mark.usefixtures("disk")
 def test_b18_when_that_disk_is_full_it_is_said_and_nobody_waits(tmp_path: Path) -> None:
     with connect(settings(tmp_path)):
         import ray

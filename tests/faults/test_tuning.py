@@ -1,5 +1,6 @@
 """Faults of a search, done to the real thing: a full disk, killed trials, a name that is taken, nothing that works."""
 
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ import pytest
 import yaml
 
 from cluster.facts import Facts
-from tests.small_searches import CLUSTER, attach, events_of, result_of, running_ray, start, training_here, write_table
+from tests.disks import make_room, small_disk
+from tests.small_searches import CLUSTER, attach, events_of, result_of, running_ray, start, training, training_here, write_table
 
 # In this process the libraries' own warnings would count as ours.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -50,19 +52,13 @@ WITHOUT_LADDER = {"num_samples": 4, "ladder": False, "max_concurrent_trials": 2,
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a disk of one megabyte."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(disk)], capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"a full disk needs the right to mount one: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "1M") as found:
+        yield found
 
 
-def test_b8_a_full_disk_stops_the_search_and_loses_nothing(write: Callable[..., Path], small_disk: Path) -> None:
-    storage = small_disk / "storage"
+def test_b8_a_full_disk_stops_the_search_and_loses_nothing(write: Callable[..., Path], disk: Path) -> None:
+    storage = disk / "storage"
     settings = write(storage)
     full = training_here(settings, "tune", "--name", "one")
     assert full.returncode == 2
@@ -70,7 +66,7 @@ def test_b8_a_full_disk_stops_the_search_and_loses_nothing(write: Callable[..., 
     assert "No space left on device" in full.stderr
     assert "tune --resume one" in full.stderr
     ended = [event for event in events_of(storage) if event["kind"] == "ended"]
-    subprocess.run(["mount", "-o", "remount,size=64M", str(small_disk)], check=True)
+    make_room(disk)
     resumed = training_here(settings, "tune", "--resume", "one")
     assert resumed.returncode == 0, resumed.stderr
     trials = {f"trial-{trial['position']}": trial for trial in result_of(storage)["trials"]}
@@ -109,6 +105,25 @@ def test_b2_and_b3_a_killed_trial_is_begun_again_but_not_for_ever(
     assert next(event for event in reversed(events) if event["kind"] == "ended")["state"] == state
     # One trial, and it died: no score at all is an error of its own.
     assert process.returncode == code
+
+
+@pytest.mark.parametrize("ladder", [True, False], ids=["first_rung", "trial"])
+def test_b4_what_memory_has_no_room_for_is_begun_again_once_and_said(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ladder: bool
+) -> None:
+    # Of this much of its memory any machine has more in use, so that Ray's monitor ends every worker it sees at work.
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.001")
+    storage = tmp_path / "storage"
+    settings = write(storage, tuning={"num_samples": 1, "ladder": ladder, "max_concurrent_trials": 1, "confirm_top": 0})
+    # A Ray of its own.
+    shutil.rmtree(storage / "cluster")
+    ended = training(settings, "tune", "--name", "one")
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    if ladder:
+        assert "a machine ran low on memory, and Ray ended what took most of it twice" in ended.stderr
+        assert "tune --resume one" in ended.stderr
+    else:
+        assert [event["state"] for event in events_of(storage) if event["kind"] == "ended"] == ["out of memory"]
 
 
 def test_b9_two_searches_of_one_name_do_not_mix(write: Callable[..., Path], tmp_path: Path) -> None:

@@ -210,6 +210,20 @@ def test_a_job_that_waits_for_room_is_not_waited_for() -> None:
     assert _jobs(api).stop("job-a").state == "STOPPED"
 
 
+def test_of_a_servers_traceback_its_cause_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = (
+        "Request failed with status code 500: Traceback (most recent call last):\n  File ...\nOSError: [Errno 28] No space left\n. \n."
+    )
+    api = FakeApi("job-a")
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError(answered)
+
+    monkeypatch.setattr(api, "get_job_logs", refuse)
+    with pytest.raises(ClusterError, match=r"^the cluster could not give the log: OSError: \[Errno 28\] No space left$"):
+        _jobs(api).log("job-a")
+
+
 def test_a_job_that_does_not_end_is_said() -> None:
     with pytest.raises(JobError) as raised:
         _jobs(FakeApi("job-a")).wait("job-a", patience_s=0.0)

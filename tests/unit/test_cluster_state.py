@@ -69,7 +69,15 @@ def test_the_state_tells_nodes_resources_jobs_searches_and_applications(monkeypa
         "/api/serve/applications/": {"applications": {"twohead": application}},
     }
     raylets = [{"nodeManagerAddress": f"10.0.0.{number}", "metricsExportPort": 9} for number in (1, 2)]
-    answers["/nodes?view=summary"] = {"data": {"summary": [{"raylet": raylet} for raylet in raylets]}}
+    disks = [
+        {"/": {"percent": 99.0, "free": 1}, "/tmp/ray": {"percent": 20.0, "free": 9}},
+        {"/": {"percent": 95.4, "free": 3 * 2**30}},
+        None,
+    ]
+    told_nodes = [
+        {"raylet": raylet, "ip": raylet["nodeManagerAddress"], "disk": disk} for raylet, disk in zip(raylets, disks, strict=False)
+    ]
+    answers["/nodes?view=summary"] = {"data": {"summary": [*told_nodes, {"raylet": {}}]}}
     _dashboard(monkeypatch, answers)
     line = 'ray_twohead_{}{{replica="a"}} {}\n'
     page = line.format("version", 3.0) + line.format("requests_per_second", 7.04) + line.format("queued_seconds", 0.5)
@@ -98,7 +106,8 @@ def test_the_state_tells_nodes_resources_jobs_searches_and_applications(monkeypa
         ("new", 2, 1, 1, 0.7, True),
         ("old", 1, 0, 0, 0.4, False),
     ]
-    assert found["warnings"] == ["node 10.0.0.3 is lost", "search new: 1 trials failed", "twohead/Heads: 1 of 2 replicas run"]
+    full = "node 10.0.0.2: the disk that Ray writes to is 95 % full, 3.0 GiB are free; jobs and searches there fail until there is room"
+    assert found["warnings"] == ["node 10.0.0.3 is lost", full, "search new: 1 trials failed", "twohead/Heads: 1 of 2 replicas run"]
     heads = {"running": 1, "target": 2, "versions": [3], "requests_per_second": 7.0, "queued_seconds": 0.5}
     assert found["applications"] == {"twohead": {"status": "DEPLOYING", "message": "", "replicas": {"Heads": heads}}}
     assert asked == ["10.0.0.2:9"]
@@ -110,6 +119,7 @@ def test_the_state_is_known_before_ray_has_counted(monkeypatch: pytest.MonkeyPat
         "/api/cluster_status": {"data": {"clusterStatus": None}},
         "/api/jobs/": [],
         "/api/serve/applications/": {"applications": {}},
+        "/nodes?view=summary": {"data": {"summary": []}},
     }
     _dashboard(monkeypatch, answers)
     found = state(ClusterSettings(address="http://head:8265"), Searches(Storage(str(tmp_path))))
