@@ -253,9 +253,9 @@ def test_a_search_that_is_killed_while_a_trial_climbs_knows_that_it_has_not_ende
     assert (found.state, found.depths, found.is_climbing) == ("", (5, 0), True)
 
 
-def died(trial_id: str, error: Exception, config: dict[str, Any], words: str = "") -> SimpleNamespace:
+def died(trial_id: str, error: Exception, config: dict[str, Any], error_file: Path | None = None) -> SimpleNamespace:
     """What Tune hands over of a trial."""
-    return SimpleNamespace(trial_id=trial_id, config=config, get_pickled_error=lambda: error, get_error=lambda: words)
+    return SimpleNamespace(trial_id=trial_id, config=config, get_pickled_error=lambda: error, error_file=error_file)
 
 
 def test_a_trial_that_died_is_told_and_one_that_recovers_works_in_smaller_parts(tmp_path: Path) -> None:
@@ -286,7 +286,8 @@ def test_a_trial_that_died_is_told_and_one_that_recovers_works_in_smaller_parts(
 def test_the_last_error_counts_also_where_only_its_words_are_kept(tmp_path: Path, words: str, state: str) -> None:
     agenda = make(tmp_path)
     agenda.suggest("t0")
-    trial = died("t0", ValueError(), {}, words)
+    (tmp_path / "error.txt").write_text(words)
+    trial = died("t0", ValueError(), {}, tmp_path / "error.txt")
     Recorder(agenda).on_trial_error(0, [], trial)
     assert agenda.histories["trial-0"].state == state
 

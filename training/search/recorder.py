@@ -4,6 +4,7 @@ It does not know what is written down of them.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -51,8 +52,10 @@ class Recorder(Callback):
 
 def _error_of(trial: Any) -> str:
     """Name the last error of a trial that died."""
-    # The one with which Ray's monitor ends a process Tune keeps as words alone, and of earlier ones the object may still be there.
-    if _LOW_ON_MEMORY in (trial.get_error() or "").rpartition("Failure # ")[2]:
+    # The one with which Ray's monitor ends a process Tune keeps as words alone, and of earlier ones the object may still be there. It
+    # writes them here first, and into the storage later.
+    words = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
+    if _LOW_ON_MEMORY in words.rpartition("Failure # ")[2]:
         return "OutOfMemoryError"
     error = trial.get_pickled_error()
     return type(getattr(error, "cause", None) or error).__name__
