@@ -101,10 +101,10 @@ def _full(summaries: list[dict[str, Any]]) -> list[str]:
     """Name the nodes whose disk has no room for what Ray keeps: logs, jobs' folders, spilled objects."""
     found = []
     for node in summaries:
-        # By place, whose name the dashboard garbles: the root, and Ray's own folder, which counts.
-        disks = dict(sorted((node.get("disk") or {}).items()))
-        disk = [*disks.values()][-1] if disks else {"percent": 0.0}
-        if disk["percent"] >= _FULL_PERCENT:
+        # By place, whose name the dashboard garbles: the root, and Ray's own folder, which counts and is the longer name.
+        disks = node.get("disk")
+        disk = disks[max(disks)] if disks else None
+        if disk and disk["percent"] >= _FULL_PERCENT:
             free = f"{disk['percent']:.0f} % full, {shown_bytes(disk['free'])} are free"
             found.append(f"node {node['ip']}: the disk that Ray writes to is {free}; jobs and searches there fail until there is room")
     return found

@@ -29,7 +29,7 @@ FEWEST_LABELS = 100
 FIRST_TOKENS, _BATCH_TOKENS = 2_048, 2_048
 # Whoever takes so many times as long as the best one for so many tokens is not asked for more: some processors multiply whole numbers
 # fifty times more slowly than others.
-_FAR_SLOWER, _FEW_TOKENS = 3.0, 128
+_FAR_SLOWER, _FEW_TOKENS = 3.0, 64
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _speed(engine: Engine, golden: Golden) -> float:
 def _speed_beside(best: Engine, best_tokens_per_s: float, engine: Engine, golden: Golden) -> float:
     """Return tokens per second; an estimate where an engine is far slower than the best one."""
     few = golden.divide(_FEW_TOKENS)[0].rows
-    times_as_long = seconds_of(engine.forward, few, engine.clock, rounds=1) / seconds_of(best.forward, few, best.clock)
+    times_as_long = seconds_of(engine.forward, few, engine.clock) / seconds_of(best.forward, few, best.clock)
     return best_tokens_per_s / times_as_long if times_as_long > _FAR_SLOWER else _speed(engine, golden)
 
 

@@ -114,10 +114,10 @@ def _batch(texts: Sequence[Text], size: int) -> list[Text]:
     return chosen
 
 
-def seconds_of(run: Callable[[Sequence[Text]], object], batch: Sequence[Text], clock: Clock, rounds: int = 3) -> float:
+def seconds_of(run: Callable[[Sequence[Text]], object], batch: Sequence[Text], clock: Clock) -> float:
     """Return what a batch takes, the best of some rounds after one that does not count; see `measure_costs`."""
     run(batch)
-    return min(_seconds(run, batch, clock) for _ in range(rounds))
+    return min(_seconds(run, batch, clock) for _ in range(3))
 
 
 def _seconds(run: Callable[[Sequence[Text]], object], batch: Sequence[Text], clock: Clock) -> float:

@@ -129,14 +129,14 @@ def test_the_first_texts_measure_and_the_others_judge(clock: list[float]) -> Non
     calibrate(made.__getitem__, list(made), GOLDEN, {})
     few, first, others = 5 + 9, 5 + 9 + 700 + 1_200, 300 + 40
     assert made["float32"].batches == [first] * 5 + [few] * 4
-    assert made["int8"].batches == [few] * 2 + [first] * 4 + [others]
+    assert made["int8"].batches == [few] * 4 + [first] * 4 + [others]
 
 
 def test_one_that_is_far_slower_is_asked_about_few_tokens_only(clock: list[float]) -> None:
     made = {name: FakeEngine(name, clock, speed) for name, speed in (("float32", 1e-3), ("int8", 1e-1))}
     best, trials = calibrate(made.__getitem__, list(made), GOLDEN, {})
     assert best is made["float32"]
-    assert made["int8"].batches == [5 + 9] * 2
+    assert made["int8"].batches == [5 + 9] * 4
     assert (trials[1].agreement, trials[1].tokens_per_s) == (None, pytest.approx(10))
 
 
