@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.dashboard import ask, prove_closed
+from cluster.dashboard import ask, prove_closed, require_control_service
 from cluster.errors import ClusterError
 from cluster.facts import read_facts
 from cluster.machines.known import read_known, token_file
@@ -102,6 +102,7 @@ def reach(settings: ClusterSettings) -> Iterator[str]:
             raise ClusterError("the machines of cluster.launcher are not up", "start them: python -m cluster up")
         with applied_to_ray(_remote_environment(settings)):
             ask(address, "/api/version")
+            require_control_service(address)
             yield address
         return
     facts = read_facts(settings)

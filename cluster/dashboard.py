@@ -7,6 +7,7 @@ import http.client
 import importlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +16,8 @@ from cluster.errors import ClusterError
 from cluster.session import TOKEN_VARIABLE
 
 ANSWER_TIMEOUT_S = 10.0
+# The dashboard gives the control service a tenth of a second, which a busy one may need more than once.
+_LOOKS, _LOOK_S = 3, 1.0
 
 
 def answer_status(url: str, method: str, path: str) -> int:
@@ -47,6 +50,23 @@ def ask(url: str, path: str) -> Any:
         return json.loads(body)
     except ValueError:
         raise ClusterError(f"{url}{path}: answered {status}, but must answer JSON", "is this the dashboard of a Ray cluster?") from None
+
+
+def require_control_service(url: str) -> None:
+    """Make sure that what a dashboard asks is there: without it most requests wait for minutes.
+
+    Raises:
+        ClusterError: It is not.
+    """
+    for look in range(_LOOKS):
+        if look:
+            time.sleep(_LOOK_S)  # nothing tells when it is there again
+        if _request(url, "GET", "/api/gcs_healthz", {})[0] != http.client.SERVICE_UNAVAILABLE:
+            return
+    raise ClusterError(
+        f"{url}: Ray's control service does not answer its dashboard; replicas go on answering for some minutes",
+        "with cluster.head_store it is begun anew by itself, once its Redis is there; otherwise bring the head back: python -m cluster up",
+    )
 
 
 def list_nodes(url: str) -> list[dict[str, Any]]:

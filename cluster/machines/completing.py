@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.front import SWITCH
-from cluster.machines import notice
+from cluster.machines import keeper, notice
 from cluster.machines.known import TOKEN_PLACE, token_file
 from cluster.session import LOOPBACK_VARIABLE, SETTLED
 from cluster.settings import ClusterSettings
 
 DASHBOARD_PORT = 8265
 NOTICE_PLACE = "~/.twohead-notice.py"
+KEEPER_PLACE = "~/.twohead-keeper.py"
+# Not the shell that says so.
+END_KEEPER = "pkill -f '[.]twohead-keeper' || true"
 # A machine without a way to the internet takes itself for 127.0.0.1: so it says which of its addresses leads to the head.
 _OWN_ADDRESS = (
     "$(python3 -c 'import socket as s; c = s.socket(s.AF_INET, s.SOCK_DGRAM); "
@@ -35,7 +38,8 @@ def completed(settings: ClusterSettings) -> dict[str, Any]:
     """Return the configuration of `cluster.launcher` as it goes to Ray.
 
     Every `ray start` gets the variables of a closed cluster and of `cluster.head_store`, unless it names them itself; where there is none,
-    the commands that start Ray; where no token is brought along, ours. Workers in a cloud that may take them away wait for its notice.
+    the commands that start Ray; where no token is brought along, ours. Workers in a cloud that may take them away wait for its notice; a
+    head that can come back has its processes started again where they end alone.
     """
     launcher: dict[str, Any] = copy.deepcopy(settings.launcher or {})
     watching: list[str] = []
@@ -56,6 +60,10 @@ def completed(settings: ClusterSettings) -> dict[str, Any]:
     for key, variables in (("head_start_ray_commands", heads), ("worker_start_ray_commands", everywhere)):
         commands = launcher.get(key) or own.get(key, [])
         launcher[key] = [_with(variables, command) for command in commands] + (watching if key.startswith("worker") else [])
+    if settings.head_store != "none":
+        mounts.setdefault(KEEPER_PLACE, keeper.__file__)
+        keeping = f"nohup python3 {KEEPER_PLACE} < /dev/null > /tmp/twohead-keeper.log 2>&1 &"
+        launcher["head_start_ray_commands"] = [END_KEEPER, *launcher["head_start_ray_commands"], keeping]
     return launcher
 
 

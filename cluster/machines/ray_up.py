@@ -20,7 +20,7 @@ from typing import Any
 from cluster.errors import ClusterError, SettingsError
 from cluster.facts import alone
 from cluster.machines import notice, probe
-from cluster.machines.completing import completed, dashboard_port
+from cluster.machines.completing import END_KEEPER, KEEPER_PLACE, completed, dashboard_port
 from cluster.machines.known import TOKEN_PLACE, Known, forget, known_folder, read_known, token_file, write_known
 from cluster.machines.launcher_file import check_launcher
 from cluster.session import write_token
@@ -33,6 +33,8 @@ LOG_FILE = "ray.log"
 # A cloud takes minutes to start a machine, and `pip` some to fill it.
 NODES_TIMEOUT_S = 1_200.0
 _CONNECT_S = 30
+# So long a control service that is started again may take.
+_CONTROL_S = 30.0
 _FOLDER_HINT = "what Ray's launcher says is kept there"
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 _AT_ONCE = 16
@@ -94,11 +96,13 @@ def _start(machines: "_Machines", say: Say) -> None:
 
 def _look_again(machines: "_Machines") -> dict[str, Any] | None:
     try:
-        return machines.look(wanted=0, patience_s=0)
+        found = machines.look(wanted=1, patience_s=_CONTROL_S)
     except ClusterError as error:
         # Nobody knows what runs there, and starting it anew would end that.
         hint = f"{error.hint}; where the head is gone for good, `python -m cluster down` forgets it"
         raise ClusterError(f"the head of {machines.name} is not reached: {error.message}", hint) from None
+    # Its dashboard may still answer where what it asks, the control service, has ended.
+    return found if found and found["alive"] else None
 
 
 def down(settings: ClusterSettings, say: Say) -> bool:
@@ -243,6 +247,9 @@ class _Machines:
 
     def end(self, say: Say) -> None:
         """End them all."""
+        if self._is_local and KEEPER_PLACE in self.launcher["file_mounts"]:
+            # It would take Ray's control service, ended first, for one that ended alone.
+            self._over_ssh(str(self.launcher["provider"]["head_ip"]), END_KEEPER)
         self.ray("down", "--yes")
         if not self._is_local:
             return

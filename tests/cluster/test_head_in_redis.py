@@ -1,5 +1,6 @@
-"""A head that keeps what it must know in a Redis: it loses its power, comes back, and no answer is lost."""
+"""A head that keeps what it must know in a Redis: it loses its power, or the Redis goes; both come back, and no answer is lost."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,25 +8,30 @@ import pytest
 
 from tests.cluster.conftest import Cluster, started
 from tests.cluster.hosts import NETWORK
-from tests.cluster.traffic import RATE, lose_the_head
+from tests.cluster.traffic import RATE, Traffic, door, lose_the_head, nodes, until
 
 pytestmark = pytest.mark.slow
 
 # The laptop is the third host, and has the Redis.
 REDIS = f"{NETWORK}.3"
+AWAY_S = 30
+# One replica on each: a host has two CPUs.
+DEPLOY = ("serving", "deploy", "--set", "serving.resources_per_replica.cpu=2")
+
+
+def start_redis(cluster: Cluster) -> None:
+    """Start it with what it knew before."""
+    keeps = ("--save", "", "--appendonly", "yes", "--dir", "/tmp", "--pidfile", "/tmp/redis.pid")
+    words = ("redis-server", "--bind", REDIS, "--protected-mode", "no", *keeps, "--daemonize", "yes")
+    assert cluster.laptop.run(*words).returncode == 0
 
 
 @pytest.fixture(scope="module")
 def cluster(make_checkpoint_in: Callable[..., Path]) -> Iterator[Cluster]:
-    def before(cluster: Cluster) -> None:
-        words = ("redis-server", "--bind", REDIS, "--protected-mode", "no", "--save", "", "--daemonize", "yes")
-        assert cluster.laptop.run(*words).returncode == 0
-
-    with started(["one", "two"], f"head_store: redis\nredis_address: {REDIS}:6379", before=before) as found:
+    with started(["one", "two"], f"head_store: redis\nredis_address: {REDIS}:6379", before=start_redis) as found:
         make_checkpoint_in(found.laptop.shared / "checkpoint")
         found.must("training", "publish", "--checkpoint", "/srv/checkpoint", "--promote")
-        # One on each: a host has two CPUs.
-        found.must("serving", "deploy", "--set", "serving.resources_per_replica.cpu=2")
+        found.must(*DEPLOY)
         found.open_doors()
         yield found
 
@@ -34,3 +40,29 @@ def test_the_head_lost_for_a_while_costs_no_answer(cluster: Cluster) -> None:
     told = lose_the_head(cluster, "two")
     assert told["lost"] == []
     assert told["asked"] > RATE * 20
+
+
+def test_the_redis_lost_for_a_while_costs_no_answer_and_nobody_has_to_bring_the_head_back(cluster: Cluster) -> None:
+    # Its door went with its power.
+    cluster.open_door("one")
+    with Traffic(cluster, RATE, door(cluster, "one"), door(cluster, "two")) as traffic:
+        assert cluster.laptop.run("sh", "-c", "kill -9 $(cat /tmp/redis.pid)").returncode == 0
+        began = time.monotonic()
+        until("the control service has ended", lambda: not _control_service(cluster), 20)
+        refused = cluster.run(*DEPLOY)
+        print(f"deploy after {time.monotonic() - began:.0f} s: {refused.stderr}")
+        assert refused.returncode == 2
+        assert "Ray's control service does not answer" in refused.stderr
+        time.sleep(max(AWAY_S - (time.monotonic() - began), 0.0))  # so long the Redis is away
+        start_redis(cluster)
+        until("both hosts are in again", lambda: cluster.run("cluster", "status").returncode == 0 and nodes(cluster) == 2, 120)
+        print(f"both in after {time.monotonic() - began:.0f} s")
+        cluster.must(*DEPLOY)
+        told = traffic.end()
+    print(f"Redis lost: {told}, all well {time.monotonic() - began:.0f} s after")
+    assert told["lost"] == []
+    assert told["asked"] > RATE * AWAY_S
+
+
+def _control_service(cluster: Cluster) -> str:
+    return cluster.nodes["one"].run("pgrep", "gcs_server").stdout

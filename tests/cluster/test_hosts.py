@@ -128,6 +128,20 @@ def test_a_host_lost_while_it_serves_costs_no_answer(cluster: Cluster) -> None:
     until("three nodes", lambda: nodes(cluster) == 3, 180)
 
 
+def test_a_host_drained_and_then_lost_costs_no_answer(cluster: Cluster) -> None:
+    cluster.open_door("two")
+    with Traffic(cluster, RATE, door(cluster, "two"), door(cluster, "three")) as traffic:
+        cluster.must("cluster", "drain", "three")
+        cluster.nodes["three"].lose()
+        until("the host is missed", lambda: nodes(cluster) == 2, 120)
+        told = traffic.end()
+    print(f"host drained and lost: {told}")
+    assert told["lost"] == []
+    cluster.nodes["three"].start()
+    until("three nodes", lambda: nodes(cluster) == 3, 180)
+    cluster.open_door("three")
+
+
 def test_the_head_lost_for_a_while_costs_no_answer(cluster: Cluster) -> None:
     told = lose_the_head(cluster, "three")
     assert told["lost"] == []

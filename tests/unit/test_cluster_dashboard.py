@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.connection import reach
-from cluster.dashboard import answer_status, ask, prove_closed
+from cluster.dashboard import answer_status, ask, prove_closed, require_control_service
 from cluster.errors import ClusterError
 from cluster.settings import ClusterSettings
 
@@ -16,10 +16,17 @@ TOKEN = "a" * 64
 
 
 class Dashboard(ThreadingHTTPServer):
-    """Answers like Ray's dashboard; `closed` says whether it wants the token."""
+    """Answers like Ray's dashboard.
+
+    Attributes:
+        closed: Whether it wants the token.
+        seen: With what it was asked for it.
+        control: What it says of the control service, the last for ever.
+    """
 
     closed = True
     seen: list[str]
+    control: tuple[int, ...] = (200,)
 
     @property
     def url(self) -> str:
@@ -30,6 +37,11 @@ class Answers(BaseHTTPRequestHandler):
     server: Dashboard
 
     def do_GET(self) -> None:
+        if self.path == "/api/gcs_healthz":
+            status, *rest = self.server.control
+            self.server.control = tuple(rest) or (status,)
+            self._answer(status, b"success")
+            return
         self.server.seen.append(self.headers.get("Authorization", ""))
         if self.path == "/text":
             self._answer(200, b"<html>")
@@ -124,3 +136,23 @@ def test_an_answer_that_is_no_json_is_said(dashboard: Dashboard) -> None:
         ask(dashboard.url, "/text")
     assert raised.value.message == f"{dashboard.url}/text: answered 200, but must answer JSON"
     assert raised.value.hint == "is this the dashboard of a Ray cluster?"
+
+
+def test_a_control_service_may_be_busy_but_not_away(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.dashboard._LOOK_S", 0.01)
+    dashboard.control = (503, 503, 200)
+    require_control_service(dashboard.url)
+    dashboard.control = (503,)
+    with pytest.raises(ClusterError) as raised:
+        require_control_service(dashboard.url)
+    assert "Ray's control service does not answer its dashboard" in raised.value.message
+    # One that knows no such page is not held up.
+    dashboard.control = (404,)
+    require_control_service(dashboard.url)
+
+
+def test_a_cluster_without_its_control_service_is_not_reached(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.dashboard._LOOK_S", 0.01)
+    dashboard.closed, dashboard.control = False, (503,)
+    with pytest.raises(ClusterError, match="control service"), reach(ClusterSettings(address=dashboard.url)):
+        pass

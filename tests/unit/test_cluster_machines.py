@@ -12,8 +12,8 @@ import pytest
 from cluster.connection import reach
 from cluster.errors import ClusterError, SettingsError
 from cluster.facts import alone
-from cluster.machines import ray_up
-from cluster.machines.completing import completed, dashboard_port
+from cluster.machines import keeper, ray_up
+from cluster.machines.completing import END_KEEPER, KEEPER_PLACE, completed, dashboard_port
 from cluster.machines.known import Known, known_folder, read_known, token_file, write_known
 from cluster.machines.probe import MARK
 from cluster.settings import ClusterSettings
@@ -75,11 +75,21 @@ def test_what_is_there_stays(home: Path) -> None:
 )
 def test_a_head_store_is_the_heads_alone(settings: dict[str, Any], expected: str) -> None:
     found = completed(make(**settings))
-    assert expected in found["head_start_ray_commands"][1]
+    (start,) = [command for command in found["head_start_ray_commands"] if "ray start" in command]
+    assert expected in start
     assert "RAY_gcs_storage" not in found["worker_start_ray_commands"][1]
     # With one, workers wait for their head.
     assert ("reconnect_timeout_s=600" in found["worker_start_ray_commands"][1]) == bool(settings)
-    assert ("RAY_REDIS" in found["head_start_ray_commands"][1]) == (settings.get("head_store") == "redis")
+    assert ("RAY_REDIS" in start) == (settings.get("head_store") == "redis")
+
+
+def test_a_head_that_can_come_back_has_a_keeper(home: Path) -> None:
+    assert not [command for command in completed(make())["head_start_ray_commands"] if KEEPER_PLACE in command]
+    found = completed(make(head_store="embedded"))
+    assert Path(found["file_mounts"][KEEPER_PLACE]) == Path(keeper.__file__)
+    end, _, _, begin = found["head_start_ray_commands"]
+    assert (end, KEEPER_PLACE in begin) == (END_KEEPER, True)
+    assert not [command for command in found["worker_start_ray_commands"] if KEEPER_PLACE in command]
 
 
 def test_a_cluster_is_remembered_by_its_name_and_by_nothing_else(home: Path) -> None:
@@ -169,6 +179,14 @@ def test_a_head_that_comes_back_is_not_taken_away_because_others_are_missing(cal
     assert calls == ["exec", "up", "exec"]
 
 
+def test_a_head_whose_dashboard_alone_answers_is_brought_back(calls: Calls) -> None:
+    calls.answers = [{"alive": 2, "stranger": 401}, {"alive": 0, "stranger": 401}, {"alive": 2, "stranger": 401}]
+    _up(make())
+    calls.clear()
+    assert _up(make())[1]
+    assert calls == ["exec", "up", "exec", "get-head-ip"]
+
+
 def test_a_head_that_is_not_reached_is_not_started_anew(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     calls.answers = [{"alive": 2, "stranger": 401}]
     _up(make())
@@ -225,6 +243,15 @@ def test_down_ends_every_host_and_forgets_the_token(calls: Calls, home: Path) ->
     assert calls == ["down", "ssh", "ssh"]
     assert not (home / ".twohead/clusters/lab").exists()
     assert not ray_up.down(make(), lambda _: None)
+
+
+def test_down_ends_the_keeper_first(calls: Calls) -> None:
+    calls.answers = [{"alive": 2, "stranger": 401}]
+    settings = make(head_store="embedded")
+    _up(settings)
+    calls.clear()
+    assert ray_up.down(settings, lambda _: None)
+    assert calls == ["ssh", "down", "ssh", "ssh"]
 
 
 def test_a_host_that_cannot_be_ended_is_named(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
