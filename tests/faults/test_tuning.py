@@ -38,7 +38,7 @@ def write(tmp_path: Path, make_encoder: Callable[..., Path], ray_that_is_up: Fac
             "encoder": {"name": str(make_encoder("bert")), "max_tokens": 16},
             "fit": {"epochs": 3, "encoder_learning_rate": 5e-3, "head_learning_rate": 2e-2, "batch_texts": 8},
             "search_space": {"encoder_learning_rate": {"low": 1e-3, "high": 1e-2, "log": True}},
-            "tuning": {"num_samples": 4, "max_concurrent_trials": 2, "confirm_top": 0},
+            "tuning": {"num_samples": 4, "max_concurrent_trials": 1, "confirm_top": 0},
         }
         path = tmp_path / "ray_config.yaml"
         path.write_text(yaml.safe_dump({"cluster": CLUSTER | {"storage": str(storage)}, "training": section | training}))
@@ -48,7 +48,7 @@ def write(tmp_path: Path, make_encoder: Callable[..., Path], ray_that_is_up: Fac
     return settings
 
 
-WITHOUT_LADDER = {"num_samples": 4, "ladder": False, "max_concurrent_trials": 2, "confirm_top": 0}
+WITHOUT_LADDER = {"num_samples": 4, "ladder": False, "max_concurrent_trials": 1, "confirm_top": 0}
 
 
 @pytest.fixture

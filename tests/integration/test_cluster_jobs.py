@@ -90,7 +90,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, make_encoder_in: Callable[..
         "encoder": {"name": str(make_encoder_in(folder / "encoder")), "max_tokens": 16},
         "fit": {"epochs": 3, "frozen_layers": 0, "batch_texts": 8},
         "search_space": {"encoder_learning_rate": {"low": 1e-3, "high": 1e-2, "log": True}},
-        "tuning": {"num_samples": 2, "ladder": False, "scheduler": "none", "confirm_top": 0},
+        "tuning": {"num_samples": 2, "ladder": False, "scheduler": "none", "confirm_top": 0, "max_concurrent_trials": 1},
     }
     cluster = {"num_cpus": 2, "object_store_bytes": 100_000_000, "dashboard_port": free_port(18_265 + port_shift())}
     (folder / "ray_config.yaml").write_text(yaml.safe_dump({"cluster": cluster, "training": training}))

@@ -118,7 +118,7 @@ def test_a_search_finds_publishes_and_repeats_trial_0(project: Callable[..., Pat
 def test_a_diverging_trial_is_counted_and_the_search_goes_on(attached: Callable[..., Path]) -> None:
     # The default configuration is sane; learning rates of 1e30 make the loss infinite at once.
     space = {"encoder_learning_rate": {"choices": [5e-3, 1e30, 2e30, 3e30]}, "head_learning_rate": 2e-2}
-    settings = attached(search_space=space, tuning={"num_samples": 6, "ladder": False, "max_concurrent_trials": 2, "confirm_top": 0})
+    settings = attached(search_space=space, tuning={"num_samples": 6, "ladder": False, "max_concurrent_trials": 1, "confirm_top": 0})
     refused = training_here(settings, "tune", "--name", "one")
     states = [trial["state"] for trial in result_of(storage_of(settings))["trials"]]
     assert "diverged" in states
@@ -248,7 +248,7 @@ def test_changed_data_is_not_resumed(attached: Callable[..., Path]) -> None:
     ids=["gp-hyperband", "random-pbt", "grid-none", "pareto-asha"],
 )
 def test_every_sampler_scheduler_and_mode_comes_to_an_end(attached: Callable[..., Path], tuning: dict[str, Any]) -> None:
-    settings = attached(tuning={"num_samples": 4, "max_concurrent_trials": 2, "confirm_top": 0} | tuning)
+    settings = attached(tuning={"num_samples": 4, "max_concurrent_trials": 1, "confirm_top": 0} | tuning)
     done = training_here(settings, "tune", "--name", "one")
     assert done.returncode == 0, done.stderr
     result = result_of(storage_of(settings))
@@ -264,7 +264,7 @@ def test_every_sampler_scheduler_and_mode_comes_to_an_end(attached: Callable[...
 
 
 def test_each_head_alone_is_compared_and_a_version_starts_the_next_search(attached: Callable[..., Path]) -> None:
-    settings = attached(tuning={"num_samples": 2, "max_concurrent_trials": 2, "confirm_top": 1, "confirm_seeds": 1})
+    settings = attached(tuning={"num_samples": 2, "max_concurrent_trials": 1, "confirm_top": 1, "confirm_seeds": 1})
     done = training_here(settings, "tune", "--name", "one", "--compare-single")
     assert done.returncode == 0, done.stderr
     single = [entry for entry in result_of(storage_of(settings))["comparisons"] if entry["against"] == "one model per head"]
