@@ -131,7 +131,7 @@ def test_a_host_lost_while_it_serves_costs_no_answer(cluster: Cluster) -> None:
 def test_a_host_drained_and_then_lost_costs_no_answer(cluster: Cluster) -> None:
     cluster.open_door("two")
     with Traffic(cluster, RATE, door(cluster, "two"), door(cluster, "three")) as traffic:
-        cluster.must("cluster", "drain", "three")
+        cluster.must("cluster", "drain", cluster.nodes["three"].address)
         cluster.nodes["three"].lose()
         until("the host is missed", lambda: nodes(cluster) == 2, 120)
         told = traffic.end()

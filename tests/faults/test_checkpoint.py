@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ import pytest
 
 from cluster.storage import Storage, sha256_file
 from tests.disks import make_room, small_disk
+from tests.s3 import new_folder, s3_server
 from training.checkpoint import copy_checkpoint, load_model, load_tokenizer, verify_checkpoint
 from training.errors import CheckpointError
 from training.manifest import UNSEALED, read_manifest, sealed
@@ -105,8 +106,22 @@ def test_c4_a_manifest_that_is_something_else_is_refused(tiny_checkpoint: Path, 
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
+def on_disk(tmp_path: Path) -> Registry:
     return Registry(Storage(str(tmp_path / "storage")))
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with s3_server() as found:
+        yield found
+
+
+@pytest.fixture(params=["disk", "s3"])
+def registry(request: pytest.FixtureRequest, on_disk: Registry) -> Registry:
+    """One on a disk, and one in a store of objects."""
+    if request.param == "disk":
+        return on_disk
+    return Registry(Storage(new_folder(request.getfixturevalue("bucket"))))
 
 
 # Publishes a checkpoint, and dies before a file of its choice is there.
@@ -130,13 +145,15 @@ Registry(storage).publish(Path(sys.argv[2]))
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 4])
-def test_c6_a_publisher_killed_at_any_file_leaves_nothing_visible(registry: Registry, tiny_checkpoint: Path, step: int) -> None:
+def test_c6_a_publisher_killed_at_any_file_leaves_nothing_visible(
+    registry: Registry, tiny_checkpoint: Path, step: int, tmp_path: Path
+) -> None:
     words = [sys.executable, "-c", PUBLISH, registry.storage.uri, str(tiny_checkpoint), str(step)]
     assert subprocess.run(words, cwd=ROOT, check=False).returncode == -signal.SIGKILL
     assert registry.versions() == []
     published = registry.publish(tiny_checkpoint)
     assert registry.versions() == [published]
-    verify_checkpoint(Path(registry.place(published)))
+    verify_checkpoint(registry.fetch(published, tmp_path / "first"))
     claims = [name for name in registry.storage.names("registry/versions") if name.endswith(".claim")]
     for name in claims:
         # All of them a day older.
@@ -149,7 +166,7 @@ def test_c6_a_publisher_killed_at_any_file_leaves_nothing_visible(registry: Regi
     assert registry.versions() == [published, latest]
     # What was left is gone, and what is whole is as old, and stays.
     assert [name for name in registry.storage.names("registry/versions") if name.isdigit()] == [f"{published:06d}", f"{latest:06d}"]
-    verify_checkpoint(Path(registry.place(published)))
+    verify_checkpoint(registry.fetch(published, tmp_path / "again"))
 
 
 # Promotes one version after the other, and says each move that it was told is done.
@@ -206,12 +223,13 @@ def test_c7_of_twelve_that_promote_at_once_half_are_killed_and_no_move_is_lost(r
 
 
 def test_c9_rolled_back_a_name_points_to_what_it_did(registry: Registry, make_checkpoint: Callable[[int], Path], tmp_path: Path) -> None:
-    first, second = (registry.publish(make_checkpoint(seed)) for seed in (1, 2))
+    made = make_checkpoint(1)
+    first, second = registry.publish(made), registry.publish(make_checkpoint(2))
     for version in (first, second, first):
         registry.promote(version)
     assert registry.resolve("production") == first
     fetched = registry.fetch(registry.resolve("production"), tmp_path / "fetched")
-    assert sha256_file(fetched / "weights.safetensors") == sha256_file(Path(registry.place(first)) / "weights.safetensors")
+    assert sha256_file(fetched / "weights.safetensors") == sha256_file(made / "weights.safetensors")
 
 
 def drop_a_class(folder: Path) -> None:
@@ -240,12 +258,12 @@ def lengthen_both(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", [drop_a_class, reverse_the_classes, forget_the_tokenizer, forget_the_heads, lengthen_both])
 def test_c10_and_c11_heads_that_do_not_fit_are_never_published(
-    registry: Registry, tiny_checkpoint: Path, damage: Callable[[Path], None]
+    on_disk: Registry, tiny_checkpoint: Path, damage: Callable[[Path], None]
 ) -> None:
     damage(tiny_checkpoint)
     with pytest.raises(CheckpointError):
-        registry.publish(tiny_checkpoint)
-    assert registry.versions() == []
+        on_disk.publish(tiny_checkpoint)
+    assert on_disk.versions() == []
 
 
 @pytest.mark.parametrize("name", ["model.bin", "weights.pt", "state.pkl", "modeling.py", ".hidden", "weights.safetensors.bak"])
@@ -302,11 +320,11 @@ def test_c14_what_is_no_plain_file_is_refused_and_not_read(
     assert not (tmp_path / "copy").exists()
 
 
-def test_c14_what_is_loaded_is_what_was_verified(registry: Registry, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    version = registry.publish(tiny_checkpoint)
-    fetched = registry.fetch(version, tmp_path / "fetched")
+def test_c14_what_is_loaded_is_what_was_verified(on_disk: Registry, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    version = on_disk.publish(tiny_checkpoint)
+    fetched = on_disk.fetch(version, tmp_path / "fetched")
     # Whoever may write in the storage changes the version, after it was verified and before it is loaded.
-    shutil.rmtree(registry.place(version))
+    shutil.rmtree(on_disk.place(version))
     assert verify_checkpoint(fetched) == read_manifest(fetched)
     assert load_tokenizer(fetched, read_manifest(fetched)).encode(["nurse"])[0].size
     load_model(fetched)
