@@ -42,7 +42,7 @@ FROM python:3.11-slim
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev wget && rm -rf /var/lib/apt/lists/*
 WORKDIR {folder}
 COPY requirements.lock pyproject.toml README.md ./
-RUN pip install --no-cache-dir "$(grep '^torch==' requirements.lock)" && pip install --no-cache-dir --no-deps -r requirements.lock
+RUN pip install --no-cache-dir "$(grep -o '^torch==[^ ]*' requirements.lock)" && pip install --no-cache-dir --no-deps -r requirements.lock
 COPY cluster cluster
 COPY training training
 COPY serving serving

@@ -56,13 +56,13 @@ def completed(settings: ClusterSettings) -> dict[str, Any]:
     heads = everywhere | _NOTICE | _head_store(settings)
     if isinstance(provider, dict) and provider.get("type") in notice.WARNING_S:
         mounts.setdefault(NOTICE_PLACE, notice.__file__)
-        watching = [f"nohup python3 {NOTICE_PLACE} {provider['type']} > /tmp/twohead-notice.log 2>&1 &"]
+        watching = [f"nohup python3 {NOTICE_PLACE} {provider['type']} > ~/.twohead-notice.log 2>&1 &"]
     for key, variables in (("head_start_ray_commands", heads), ("worker_start_ray_commands", everywhere)):
         commands = launcher.get(key) or own.get(key, [])
         launcher[key] = [_with(variables, command) for command in commands] + (watching if key.startswith("worker") else [])
     if settings.head_store != "none":
         mounts.setdefault(KEEPER_PLACE, keeper.__file__)
-        keeping = f"nohup python3 {KEEPER_PLACE} < /dev/null > /tmp/twohead-keeper.log 2>&1 &"
+        keeping = f"nohup python3 {KEEPER_PLACE} < /dev/null > ~/.twohead-keeper.log 2>&1 &"
         launcher["head_start_ray_commands"] = [END_KEEPER, *launcher["head_start_ray_commands"], keeping]
     return launcher
 
