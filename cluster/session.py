@@ -35,6 +35,8 @@ PORTS_TRIED = 50
 _POLL_S = 0.05
 # So many looks in a row find nothing before a session is over.
 _LAST_LOOKS = 3
+# A process that ends just now may still write into a folder that is being removed.
+_REMOVALS = 20
 _CONTROL_SERVICE = "gcs_server"
 # From Serve's own choice on. It is taken long after it is chosen, so that sessions that start together must not choose alike.
 _FALLBACK_PORT, _FALLBACK_PORTS = 8500, 1_000
@@ -113,7 +115,7 @@ class Session:
             ended += end_processes(rest, grace_s)
             looks = 0 if rest else looks + 1
             time.sleep(_POLL_S)  # nothing tells of a process that is not there yet
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.folder)
         return ended
 
 
@@ -256,6 +258,15 @@ def end_processes(processes: Iterable[Any], grace_s: float) -> int:
         pids = ", ".join(str(process.pid) for process in left)
         raise ClusterError(f"processes {pids}: did not end {grace_s:.0f} s after SIGKILL", "they wait for a disk or a device; see `ps`")
     return len(ended)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, again where something came into it meanwhile; what cannot be removed stays."""
+    for _ in range(_REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_POLL_S)  # nothing tells that the last one has written
 
 
 def _signal(processes: Iterable[Any], method: str) -> None:

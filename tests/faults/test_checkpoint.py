@@ -204,7 +204,11 @@ def test_c7_of_twelve_that_promote_at_once_half_are_killed_and_no_move_is_lost(r
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    seen = []
+    seen = [registry.history("production")]
+    # In a store behind HTTP, on a busy machine, the first move may take seconds.
+    deadline = time.monotonic() + 60
+    while len(seen[-1]) < len(processes) and time.monotonic() < deadline:
+        seen.append(registry.history("production"))
     for number, process in enumerate(processes):
         # At a moment of its own, in the middle of whatever it does.
         until = time.monotonic() + chance.random() / 10

@@ -357,9 +357,11 @@ def test_a_private_ray_does_not_outlive_its_command(private: Place, number: int)
     command = [sys.executable, "-m", "private", "wait"]
     # Ray's processes overwrite the beginning of their environment with a title; of a short one nothing is left.
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCE)}
-    with subprocess.Popen(
-        command, cwd=private.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+    said = private.folder / "said"
+    with (
+        said.open("w") as errors,
+        subprocess.Popen(command, cwd=private.folder, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
         assert process.stdout
         folder, url = process.stdout.readline().split()
         assert _request(Facts("", url, folder, "", (), "", 0.0), "POST", "/api/jobs/", "{}") == 401
@@ -370,4 +372,5 @@ def test_a_private_ray_does_not_outlive_its_command(private: Place, number: int)
         # The next command, of whatever folder, finds what nobody could clear away.
         sweep()
     assert _marked(folder) == []
-    assert not Path(folder).exists()
+    left = [str(path) for path in Path(folder).rglob("*")]
+    assert not Path(folder).exists(), (left[:20], said.read_text()[-2_000:])
