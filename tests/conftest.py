@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,16 @@ def make_checkpoint(tmp_path: Path) -> Callable[[int], Path]:
 def write_checkpoint_in() -> Callable[[Path], Path]:
     """Write such a checkpoint into a folder: for fixtures that live longer than a test."""
     return write_tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URI of a bucket on a server that speaks S3, which this process and those that it starts find."""
+    # Few tests need it, and it brings a client of S3 along.
+    from tests.s3 import s3_server
+
+    with s3_server() as found:
+        yield found
 
 
 METRICS = ("accuracy", "macro_f1", "weighted_f1", "log_loss", "majority_accuracy", "majority_macro_f1")

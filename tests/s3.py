@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+import s3fs
 
 from cluster.session import free_port
 from tests.ports import port_shift
@@ -26,6 +27,8 @@ def s3_server() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as here:
         for name, value in (account | {"AWS_ENDPOINT_URL": url}).items():
             here.setenv(name, value)
+        # Those of a server before know its port.
+        s3fs.S3FileSystem.clear_instance_cache()
         process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             _wait(process, f"{url}/{_BUCKET}")

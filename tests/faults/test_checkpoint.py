@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ import pytest
 
 from cluster.storage import Storage, sha256_file
 from tests.disks import make_room, small_disk
-from tests.s3 import new_folder, s3_server
+from tests.s3 import new_folder
 from training.checkpoint import copy_checkpoint, load_model, load_tokenizer, verify_checkpoint
 from training.errors import CheckpointError
 from training.manifest import UNSEALED, read_manifest, sealed
@@ -108,12 +108,6 @@ def test_c4_a_manifest_that_is_something_else_is_refused(tiny_checkpoint: Path, 
 @pytest.fixture
 def on_disk(tmp_path: Path) -> Registry:
     return Registry(Storage(str(tmp_path / "storage")))
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with s3_server() as found:
-        yield found
 
 
 @pytest.fixture(params=["disk", "s3"])

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,16 +12,10 @@ import yaml
 from cluster.session import free_port
 from cluster.storage import Storage
 from tests.ports import port_shift
-from tests.s3 import new_folder, s3_server
+from tests.s3 import new_folder
 from tests.small_searches import CLUSTER, ROOT, training, write_table
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with s3_server() as found:
-        yield found
 
 
 def test_a_search_its_version_and_an_answer_need_no_shared_disk(bucket: str, tmp_path: Path, make_encoder: Callable[..., Path]) -> None:
