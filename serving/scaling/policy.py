@@ -80,6 +80,8 @@ class Backlog:
         late = max(waiting - speed * running * self._target_s / 2, 0.0)
         urgent = min((asked + late / self._target_s) / speed, _MOST_AT_ONCE * running)
         wanted = max(replicas_for(max(_MEAN_SHARE * asked + growth, lately) / speed), math.ceil(urgent))
+        # At first, and after the controller was begun anew, reports tell of less than is asked: what runs was needed a moment ago.
+        state.setdefault("steps", {math.floor(now / _STEP_S): (0.0, 0, target)})
         wanted = self._held(state, now, asked / speed, wanted)
         if not context.capacity_adjusted_min_replicas and self._is_idle(state, now, asked, waiting):
             return 0, state
@@ -89,7 +91,7 @@ class Backlog:
         """Return what is wanted, what was a moment ago, or what the busiest time needed, whichever is most."""
         step, settle_s = math.floor(now / _STEP_S), min(_SETTLE_S, self._hold_s)
         steps: dict[int, tuple[float, int, int]] = {
-            at: known for at, known in state.get("steps", {}).items() if at >= step - self._hold_s / _STEP_S
+            at: known for at, known in state["steps"].items() if at >= step - self._hold_s / _STEP_S
         }
         total, count, most = steps.get(step, (0.0, 0, 0))
         steps[step] = (total + load, count + 1, max(most, wanted))

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.errors import Overloaded
@@ -86,6 +86,13 @@ def test_many_replicas_need_less_room_each() -> None:
     assert few / 4 > many / 400 > 1.0
 
 
+def test_what_runs_stays_until_reports_tell_of_all_that_is_asked() -> None:
+    # At first they tell of a part; so they do when the controller was begun anew, which forgets what was.
+    wanted = World(make(), running=40).seconds([30_000.0] * 120)
+    assert min(wanted[:25]) >= 40
+    assert min(wanted) == wanted[-1] == 36
+
+
 def test_a_jump_is_answered_at_once_and_not_overdone() -> None:
     world = World(make(), running=1)
     world.seconds([500.0] * 60)
@@ -148,6 +155,7 @@ def test_nothing_is_changed_while_nothing_is_known() -> None:
         assert make()(context)[0] == 3
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e6)), min_size=1, max_size=40))
 def test_whatever_comes_it_wants_a_whole_number_that_is_enough(seconds: list[tuple[float, float]]) -> None:
     world = World(make())
