@@ -5,10 +5,18 @@ one's own: replicas answer for ten more minutes, then all is lost. This file is 
 nothing but Python. A process is started again word for word, as Ray's own tests of a lost head do; where the raylet has ended too, Ray
 was stopped, and this ends as well.
 
+While the control service is away, two of the others do harm (Ray 2.60), and are kept from it. Ray's autoscaler takes every host that it
+has not heard of for 30 s for lost, which after such a time are all, and stops Ray there: it is ended, and begins anew when the hosts are
+in again. Parts of the dashboard ask again and again without a pause, each on a whole core, which the head's replicas miss: they are
+halted, and go on when it answers.
+
     python3 keeper.py
 """
 
+import contextlib
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,13 +27,21 @@ from pathlib import Path
 # What their programs or scripts end with. The control service first: the others end without it.
 CONTROL = "/gcs/gcs_server"
 RAYLET = "/raylet/raylet"
-OTHERS = ("/autoscaler/_private/monitor.py", "/dashboard/dashboard.py")
+AUTOSCALER = "/autoscaler/_private/monitor.py"
+DASHBOARD = "/dashboard/dashboard.py"
 # One of these variables has who keeps what it knows.
 _STORES = {b"RAY_REDIS_ADDRESS", b"RAY_gcs_storage_path"}
 _SESSION = b"--session-dir="
+_ADDRESS = b"--node-ip-address="
+_PORT = b"--gcs_server_port="
 _POLL_S = 1.0
 # Stopping Ray ends one process after the other: who is alone for so long was not stopped.
 _ALONE_S = 5.0
+# So long after the control service answers again all hosts have told it that they live.
+_SETTLED_S = 20.0
+# The dashboard begins a part anew that has told it nothing for five minutes: so often parts go on for so long.
+_BREATH_EVERY_S = 60.0
+_BREATH_S = 2.0
 
 
 @dataclass
@@ -50,9 +66,18 @@ class Process:
         """Tell whether it still runs."""
         return self.child.poll() is None if self.child else _began(self.pid) == self.began
 
+    def value(self, option: bytes) -> bytes:
+        """Return the value of an option of its command; nothing where it has none."""
+        return next((word.removeprefix(option) for word in self.words if word.startswith(option)), b"")
+
     def runs(self, part: str) -> bool:
         """Tell whether its program, or the script that it was given, has a path with this end."""
         return any(word.endswith(part.encode()) for word in self.words[:3])
+
+    def end(self) -> None:
+        """End it at once: it is not asked."""
+        if self.is_alive():
+            os.kill(self.pid, signal.SIGKILL)
 
     def again(self) -> "Process":
         """Start it again."""
@@ -75,34 +100,79 @@ def processes() -> Iterator[Process]:
 
 
 def of_the_head(running: Iterable[Process]) -> tuple[Process, list[Process]] | None:
-    """Return the raylet of the head that keeps what it knows, and the processes to be kept; None where there is no such head."""
+    """Return the raylet of the head that keeps what it knows, and its processes, the control service first; None without such a head."""
     running = list(running)
     controls = [one for one in running if one.runs(CONTROL) and _STORES & set(one.environment)]
     for control in controls:
-        session = next((word.removeprefix(_SESSION) for word in control.words if word.startswith(_SESSION)), b"no session")
+        session = control.value(_SESSION) or b"no session"
         same = [one for one in running if any(session in word for word in one.words)]
         raylets = [one for one in same if one.runs(RAYLET)]
         if raylets:
-            return raylets[0], [control, *(one for part in OTHERS for one in same if one.runs(part))]
+            return raylets[0], [control, *(one for part in (AUTOSCALER, DASHBOARD) for one in same if one.runs(part))]
     return None
 
 
-def keep(raylet: Process, kept: list[Process]) -> None:
-    """Start again whichever ends, until the raylet does; then end what was started here."""
-    alone_since: dict[int, float] = {}
-    while raylet.is_alive():
-        time.sleep(_POLL_S)  # none of them is a child of ours: nothing tells of its end
-        for place, process in enumerate(kept):
+class Keeper:
+    """Starts again whichever ends, as long as the raylet lives.
+
+    Args:
+        raylet: Of the head.
+        kept: The processes to be kept, the control service first.
+    """
+
+    def __init__(self, raylet: Process, kept: list[Process]) -> None:
+        self.raylet = raylet
+        self.kept = kept
+        self._alone_since: dict[int, float] = {}
+        # When the control service began to answer; None while it is away.
+        self._answers_since: float | None = -_SETTLED_S
+
+    def run(self) -> None:
+        """Keep them until the raylet ends; then end what was started here."""
+        try:
+            while self.raylet.is_alive():
+                time.sleep(_POLL_S)  # none of them is a child of ours: nothing tells of its end
+                self._look(time.monotonic())
+        finally:
+            self._signal_parts(signal.SIGCONT)
+            for process in self.kept:
+                if process.child:
+                    process.child.terminate()
+                    process.child.wait()
+
+    def _look(self, now: float) -> None:
+        control = self.kept[0]
+        if not control.is_alive():
+            self._answers_since = None
+        elif self._answers_since is None and _listens(control):
+            _say("the control service answers")
+            self._answers_since = now
+            self._signal_parts(signal.SIGCONT)
+        if self._answers_since is None:
+            self._calm(now)
+        settled = self._answers_since is not None and now - self._answers_since >= _SETTLED_S
+        for place, process in enumerate(self.kept):
             if process.is_alive():
-                alone_since.pop(place, None)
-            elif time.monotonic() - alone_since.setdefault(place, time.monotonic()) >= _ALONE_S:
-                print(f"{time.strftime('%F %T')} starting {process.words[0].decode()} again", flush=True)  # its only log
-                kept[place] = process.again()
-                del alone_since[place]
-    for process in kept:
-        if process.child:
-            process.child.terminate()
-            process.child.wait()
+                self._alone_since.pop(place, None)
+            elif now - self._alone_since.setdefault(place, now) >= _ALONE_S and (settled or process is control):
+                _say(f"starting {_name(process)} again")
+                self.kept[place] = process.again()
+                del self._alone_since[place]
+
+    def _calm(self, now: float) -> None:
+        for process in self.kept:
+            if process.runs(AUTOSCALER):
+                process.end()
+        breathes = now % _BREATH_EVERY_S < _BREATH_S
+        self._signal_parts(signal.SIGCONT if breathes else signal.SIGSTOP)
+
+    def _signal_parts(self, number: int) -> None:
+        # The dashboard itself goes on: it tells who asks that the control service is away.
+        for process in self.kept:
+            if process.runs(DASHBOARD):
+                for pid in list(_descendants(process.pid)):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
 
 
 def main() -> int:
@@ -111,8 +181,38 @@ def main() -> int:
     if found is None:
         print("no head of Ray that keeps what it knows runs here", file=sys.stderr)
         return 1
-    keep(*found)
+    # Who ends this lets it tidy up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    Keeper(*found).run()
     return 0
+
+
+def _say(what: str) -> None:
+    print(time.strftime("%F %T"), what, flush=True)  # its only log
+
+
+def _name(process: Process) -> str:
+    return next((part for part in (CONTROL, AUTOSCALER, DASHBOARD) if process.runs(part)), "?").rpartition("/")[2]
+
+
+def _listens(control: Process) -> bool:
+    """Tell whether a control service takes connections: first it looks for what it knew."""
+    address, port = control.value(_ADDRESS).decode(), control.value(_PORT).decode()
+    if not address or not int(port or 0):
+        return True  # nobody can tell where it listens
+    try:
+        with socket.create_connection((address, int(port)), _POLL_S):
+            return True
+    except OSError:
+        return False
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, thread.read_text().split()):
+                yield child
+                yield from _descendants(child)
 
 
 def _began(pid: int) -> str:

@@ -1,6 +1,6 @@
 """A head's own processes: which they are, which of them is started again, and when not."""
 
-import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.machines import keeper
-from cluster.machines.keeper import CONTROL, OTHERS, RAYLET, Process, keep, of_the_head, processes
+from cluster.machines.keeper import AUTOSCALER, CONTROL, DASHBOARD, RAYLET, Keeper, Process, of_the_head, processes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are found as Linux shows them")
 
@@ -25,9 +25,9 @@ def test_the_heads_processes_are_those_of_the_session_whose_control_service_keep
     assert of_the_head(alone) is None
     control = made(f"/ray{CONTROL}", "--session-dir=/tmp/b", pid=3, RAY_REDIS_ADDRESS="r:1")
     assert of_the_head([*alone, control]) is None
-    monitor, dashboard = (made("python", f"/ray{part}", "--logs=/tmp/b/logs", pid=pid) for pid, part in enumerate(OTHERS, start=4))
+    monitor, dashboard = (made("python", f"/ray{part}", "--logs=/tmp/b/logs", pid=pid) for pid, part in ((4, AUTOSCALER), (5, DASHBOARD)))
     raylet = made(f"/ray{RAYLET}", "--socket=/tmp/b/s", pid=6)
-    other = made("python", f"/ray{OTHERS[1]}", "--logs=/tmp/a/logs", pid=7)
+    other = made("python", f"/ray{DASHBOARD}", "--logs=/tmp/a/logs", pid=7)
     assert of_the_head([*alone, other, dashboard, control, raylet, monitor]) == (raylet, [control, monitor, dashboard])
 
 
@@ -37,45 +37,84 @@ def test_a_head_that_keeps_nothing_has_no_keeper(monkeypatch: pytest.MonkeyPatch
     assert "no head of Ray that keeps what it knows runs here" in capsys.readouterr().err
 
 
+# Each of them waits; a control service listens once it may, a dashboard has a part of its own.
+WAITS = """
+import os, socket, subprocess, sys, time
+part, folder, *options = sys.argv[1:]
+if part == "control":
+    while not os.path.exists(f"{folder}/may-listen"):
+        time.sleep(0.01)
+    port = int(options[-1].partition("=")[2])
+    listening = socket.create_server(("127.0.0.1", port))
+if part == "dashboard":
+    # As Ray's: each part is the child of a server that forks.
+    part = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    server = f"import subprocess, sys; subprocess.Popen({part}, stdin=subprocess.PIPE); sys.stdin.read()"
+    subprocess.Popen([sys.executable, "-c", server], stdin=subprocess.PIPE)
+time.sleep(600)
+"""
+
+
 class Head:
-    """A raylet and a control service that only wait, and who keeps them, a hundred times as fast."""
+    """A raylet, a control service, an autoscaler and a dashboard that only wait, and who keeps them, a hundred times as fast."""
 
     def __init__(self, folder: Path) -> None:
-        self.raylet = self._begin(folder / RAYLET[1:])
-        self.control = self._begin(folder / CONTROL[1:])
-        self.kept = [self._seen(self.control)]
-        self.keeping = threading.Thread(target=keep, args=(self._seen(self.raylet), self.kept))
+        self.folder = folder
+        self.may_listen = folder / "may-listen"
+        self.may_listen.touch()
+        self.raylet = self._begin(RAYLET, "raylet")
+        with socket.create_server(("127.0.0.1", 0)) as found:
+            port = found.getsockname()[1]
+        begun = [
+            self._begin(CONTROL, "control", "--node-ip-address=127.0.0.1", f"--gcs_server_port={port}"),
+            self._begin(AUTOSCALER, "autoscaler"),
+            self._begin(DASHBOARD, "dashboard"),
+        ]
+        self.control, self.autoscaler, self.dashboard = begun
+        self.kept = [self.seen(process.pid) for process in begun]
+        until(lambda: self.parts() == ["S", "S"])
+        self.keeping = threading.Thread(target=Keeper(self.seen(self.raylet.pid), self.kept).run)
         self.keeping.start()
 
-    @staticmethod
-    def _begin(program: Path) -> "subprocess.Popen[bytes]":
+    def _begin(self, place: str, *words: str) -> "subprocess.Popen[bytes]":
+        program = self.folder / place[1:]
         program.parent.mkdir(parents=True)
-        waits = shutil.which("sleep")
-        assert waits
-        program.symlink_to(waits)
-        return subprocess.Popen([str(program), "600"], env={"MARK": "mine"})
+        program.write_text(WAITS)
+        command = [sys.executable, str(program), words[0], str(self.folder), *words[1:]]
+        return subprocess.Popen(command, env={"MARK": "mine"})
 
     @staticmethod
-    def _seen(process: "subprocess.Popen[bytes]") -> Process:
-        return next(one for one in processes() if one.pid == process.pid)
+    def seen(pid: int) -> Process:
+        return next(one for one in processes() if one.pid == pid)
 
-    def until(self, is_so: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 30
-        while not is_so():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)  # the keeper tells nobody
+    def parts(self) -> list[str]:
+        """Return the states of what the dashboard has started, as Linux shows them."""
+        return [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in _below(self.dashboard.pid)]
 
     def end(self) -> None:
-        for process in (self.raylet, self.control):
+        for process in (self.raylet, self.control, self.autoscaler, self.dashboard):
             process.kill()
             process.wait()
         self.keeping.join(30)
+
+
+def _below(pid: int) -> list[int]:
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [found for child in children for found in (child, *_below(child))]
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # the keeper tells nobody
 
 
 @pytest.fixture
 def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
     monkeypatch.setattr(keeper, "_POLL_S", 0.01)
     monkeypatch.setattr(keeper, "_ALONE_S", 0.05)
+    monkeypatch.setattr(keeper, "_SETTLED_S", 0.2)
     found = Head(tmp_path)
     yield found
     found.end()
@@ -84,21 +123,21 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
 def test_who_ends_alone_is_started_again_word_for_word_each_time(head: Head, capsys: pytest.CaptureFixture[str]) -> None:
     first = head.kept[0]
     head.control.kill()
-    head.until(lambda: head.kept[0] is not first)
+    until(lambda: head.kept[0] is not first)
     second = head.kept[0]
     assert second.child
-    again = Head._seen(second.child)
+    again = head.seen(second.child.pid)
     assert (again.words, again.environment[b"MARK"]) == (first.words, b"mine")
     second.child.kill()
-    head.until(lambda: head.kept[0] is not second)
+    until(lambda: head.kept[0] is not second)
     assert head.kept[0].is_alive()
-    assert capsys.readouterr().out.count("again\n") == 2
+    assert capsys.readouterr().out.count("gcs_server again\n") == 2
 
 
 def test_what_was_started_again_ends_with_the_raylet(head: Head) -> None:
     first = head.kept[0]
     head.control.kill()
-    head.until(lambda: head.kept[0] is not first)
+    until(lambda: head.kept[0] is not first)
     child = head.kept[0].child
     assert child
     head.raylet.kill()
@@ -116,3 +155,44 @@ def test_where_ray_is_stopped_nothing_is_started_again(head: Head, capsys: pytes
     assert not head.keeping.is_alive()
     assert head.kept[0].child is None
     assert capsys.readouterr().out == ""
+
+
+def test_the_autoscaler_is_ended_while_the_control_service_is_away_and_begins_anew_when_all_is_settled(head: Head) -> None:
+    head.may_listen.unlink()
+    head.control.kill()
+    head.autoscaler.wait(30)
+    until(lambda: head.kept[0].child is not None)
+    # It runs, but does not listen yet: the hosts cannot tell it that they live.
+    time.sleep(0.5)  # longer than a settled control service would need
+    assert head.kept[1].child is None
+    head.may_listen.touch()
+    until(lambda: head.kept[1].child is not None)
+    assert head.kept[1].is_alive()
+
+
+def test_the_dashboards_parts_leave_the_cores_to_others_while_the_control_service_is_away(
+    head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "_BREATH_EVERY_S", 0.5)
+    monkeypatch.setattr(keeper, "_BREATH_S", 0.1)
+    head.may_listen.unlink()
+    head.control.kill()
+    until(lambda: head.parts() == ["T", "T"])
+    # From time to time they tell the dashboard that they live.
+    until(lambda: head.parts() == ["S", "S"])
+    until(lambda: head.parts() == ["T", "T"])
+    head.may_listen.touch()
+    until(lambda: head.kept[1].child is not None)
+    assert head.parts() == ["S", "S"]
+    time.sleep(0.6)  # longer than they were halted before
+    assert head.parts() == ["S", "S"]
+
+
+def test_the_dashboards_parts_go_on_where_the_keeper_ends(head: Head) -> None:
+    head.may_listen.unlink()
+    head.control.kill()
+    until(lambda: head.parts() == ["T", "T"])
+    head.raylet.kill()
+    head.raylet.wait()
+    head.keeping.join(30)
+    until(lambda: head.parts() == ["S", "S"])
