@@ -5,7 +5,7 @@ It does not know how the node goes afterwards, nor what is served.
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cluster.connection import reach
@@ -28,7 +28,7 @@ def drain(settings: ClusterSettings, name: str, within_s: int, say: Callable[[st
         say: Gets a line of progress.
 
     Raises:
-        ClusterError: There is no such node, it is the head, or replicas are still there in the end.
+        ClusterError: There is no such node, it is the head, or replicas are still there in the end, or do not answer on the others yet.
     """
     if settings.launcher is None:
         raise ClusterError(
@@ -40,9 +40,9 @@ def drain(settings: ClusterSettings, name: str, within_s: int, say: Callable[[st
         ray_up.drain(settings, node["node_id"], within_s)
         say(f"{name} takes nothing new; its replicas move …")
         deadline = time.monotonic() + within_s
-        while there := _replicas(url, node["node_id"]):
+        while missing := _missing(url, node["node_id"]):
             if time.monotonic() > deadline:
-                raise ClusterError(f"{name}: {there} replicas are still there after {within_s} s", "is there room for them elsewhere?")
+                raise ClusterError(f"{name}: after {within_s} s {missing}", "is there room for its replicas elsewhere?")
             time.sleep(_POLL_S)
     say(f"nothing is served from {name} any more; a trial there goes on elsewhere from its last epoch once the node is gone")
 
@@ -56,6 +56,26 @@ def _find(nodes: list[dict[str, Any]], name: str) -> dict[str, Any]:
     if found[0].get("is_head_node"):
         raise ClusterError(f"node {name!r}: is the head, which cannot go", "see cluster.head_store for how it is lost and comes back")
     return found[0]
+
+
+def _missing(url: str, node_id: str) -> str:
+    """Tell what the node still waits for; nothing where it may go."""
+    if there := _replicas(url, node_id):
+        return f"{there} replicas are still there"
+    # A replica that has moved to a node without one is not asked there before Serve's own door is open.
+    serve = ask(url, "/api/serve/applications/")
+    if serve.get("proxy_location") != "EveryNode":
+        return ""
+    proxies = serve.get("proxies") or {}
+    used = {replica["node_id"] for replica in _replicas_of(serve) if replica["node_id"] not in (None, node_id)}
+    closed = [other for other in used if (proxies.get(other) or {}).get("status") != "HEALTHY"]
+    return f"{len(closed)} nodes with replicas do not answer yet" if closed else ""
+
+
+def _replicas_of(serve: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for application in serve["applications"].values():
+        for deployment in application["deployments"].values():
+            yield from deployment["replicas"]
 
 
 def _replicas(url: str, node_id: str) -> int:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from serving.errors import AnswerError
 from serving.explaining import Explanation
 from serving.messages import Prediction, Problem, VersionFacts
-from serving.retrying import Attempts, Budget
+from serving.retrying import Attempts, Shared
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 # A machine that lost its power says nothing at all. The second call to it goes out after 1 s.
@@ -37,7 +37,7 @@ class Client:
     """Asks a served version.
 
     Args:
-        url: Where it is; of several addresses that lead to the same, the one that answered last is asked first.
+        url: Where it is; of several addresses that lead to the same, one that failed is not asked first again before it has answered.
         timeout_s: For one request, waits and retries included.
         retries: How often a request is sent again after 502, 503 or a broken connection; of all requests, one in ten.
         transport: In place of the network, for tests.
@@ -53,7 +53,7 @@ class Client:
         key: str | None = None,
     ) -> None:
         self._urls, self._timeout_s, self._retries = _urls(url), timeout_s, retries
-        self._budget, self._answered = Budget(), 0
+        self._shared = Shared(len(self._urls))
         headers = key_headers(key)
         self._http = [
             httpx.Client(base_url=one, headers=headers, transport=transport, trust_env=not is_on_this_machine(one)) for one in self._urls
@@ -114,7 +114,7 @@ class Client:
         return _accepted(self._send("GET", "/metrics", None)).text
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
-        attempts = Attempts(self._retries, self._timeout_s, self._budget, len(self._http), self._answered)
+        attempts = Attempts(self._retries, self._timeout_s, self._shared)
         while True:
             asked = attempts.address
             try:
@@ -126,7 +126,6 @@ class Client:
             else:
                 wait_s = attempts.after_response(response.status_code, response.headers.get("retry-after", ""))
                 if wait_s is None:
-                    self._answered = asked
                     return _accepted(response)
             time.sleep(wait_s)
 
@@ -143,7 +142,7 @@ class AsyncClient:
         key: str | None = None,
     ) -> None:
         self._urls, self._timeout_s, self._retries = _urls(url), timeout_s, retries
-        self._budget, self._answered = Budget(), 0
+        self._shared = Shared(len(self._urls))
         # httpx would keep at most 100 connections; how many requests run at once is the caller's choice.
         limits = httpx.Limits(max_connections=None)
         self._http = [
@@ -179,7 +178,7 @@ class AsyncClient:
         return _parsed(VersionFacts, await self._send("GET", "/v1/version", None))
 
     async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
-        attempts = Attempts(self._retries, self._timeout_s, self._budget, len(self._http), self._answered)
+        attempts = Attempts(self._retries, self._timeout_s, self._shared)
         while True:
             asked = attempts.address
             try:
@@ -191,7 +190,6 @@ class AsyncClient:
             else:
                 wait_s = attempts.after_response(response.status_code, response.headers.get("retry-after", ""))
                 if wait_s is None:
-                    self._answered = asked
                     return _accepted(response)
             await asyncio.sleep(wait_s)
 

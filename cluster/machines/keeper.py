@@ -7,8 +7,8 @@ was stopped, and this ends as well.
 
 While the control service is away, two of the others do harm (Ray 2.60), and are kept from it. Ray's autoscaler takes every host that it
 has not heard of for 30 s for lost, which after such a time are all, and stops Ray there: it is ended, and begins anew when the hosts are
-in again. Parts of the dashboard ask again and again without a pause, each on a whole core, which the head's replicas miss: they are
-halted, and go on when it answers.
+in again. Two parts of the dashboard ask again and again without a pause, each on a whole core, which the head's replicas miss: they are
+halted, and go on when it answers. The other parts go on: one of them tells who asks that the control service is away.
 
     python3 keeper.py
 """
@@ -31,6 +31,8 @@ AUTOSCALER = "/autoscaler/_private/monitor.py"
 DASHBOARD = "/dashboard/dashboard.py"
 # One of these variables has who keeps what it knows.
 _STORES = {b"RAY_REDIS_ADDRESS", b"RAY_gcs_storage_path"}
+# As they name their processes.
+_BUSY = ("ray-dashboard-NodeHead", "ray-dashboard-ServeHead")
 _SESSION = b"--session-dir="
 _ADDRESS = b"--node-ip-address="
 _PORT = b"--gcs_server_port="
@@ -167,12 +169,13 @@ class Keeper:
         self._signal_parts(signal.SIGCONT if breathes else signal.SIGSTOP)
 
     def _signal_parts(self, number: int) -> None:
-        # The dashboard itself goes on: it tells who asks that the control service is away.
         for process in self.kept:
             if process.runs(DASHBOARD):
                 for pid in list(_descendants(process.pid)):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, number)
+                    # It may have ended meanwhile.
+                    with contextlib.suppress(OSError):
+                        if Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").startswith(_BUSY):
+                            os.kill(pid, number)
 
 
 def main() -> int:

@@ -72,8 +72,14 @@ def door(cluster: Cluster, name: str) -> str:
     return f"http://{cluster.nodes[name].address}:{DOOR_PORT}"
 
 
+def raylets(cluster: Cluster) -> dict[str, str]:
+    """Return the process of Ray on every worker: where it is another one, all that ran there was lost."""
+    return {name: host.run("pgrep", "raylet").stdout for name, host in cluster.nodes.items() if name != "one"}
+
+
 def lose_the_head(cluster: Cluster, through: str) -> dict[str, Any]:
     """Let the head be without power for 20 s and bring it back, while a worker is asked; return what became of the requests."""
+    before = raylets(cluster)
     with Traffic(cluster, RATE, door(cluster, through)) as traffic:
         cluster.nodes["one"].lose()
         time.sleep(20)  # so long the head is away
@@ -82,4 +88,5 @@ def lose_the_head(cluster: Cluster, through: str) -> dict[str, Any]:
         until("all replicas run again", lambda: "running" in cluster.run("serving", "status").stdout.splitlines()[0], 240)
         told = traffic.end()
     print(f"head lost: {told}")
+    assert raylets(cluster) == before
     return told

@@ -48,9 +48,10 @@ if part == "control":
     listening = socket.create_server(("127.0.0.1", port))
 if part == "dashboard":
     # As Ray's: each part is the child of a server that forks.
-    part = [sys.executable, "-c", "import sys; sys.stdin.read()"]
-    server = f"import subprocess, sys; subprocess.Popen({part}, stdin=subprocess.PIPE); sys.stdin.read()"
-    subprocess.Popen([sys.executable, "-c", server], stdin=subprocess.PIPE)
+    read = "import sys; sys.stdin.read()"
+    parts = [(f"ray-dashboard-{name}-0 (python)", "-c", read) for name in ("NodeHead", "ReportHead", "ServeHead")]
+    begin = f"[subprocess.Popen(part, executable=sys.executable, stdin=subprocess.PIPE) for part in {parts}]"
+    subprocess.Popen([sys.executable, "-c", f"import subprocess, sys; begun = {begin}; sys.stdin.read()"], stdin=subprocess.PIPE)
 time.sleep(600)
 """
 
@@ -72,7 +73,7 @@ class Head:
         ]
         self.control, self.autoscaler, self.dashboard = begun
         self.kept = [self.seen(process.pid) for process in begun]
-        until(lambda: self.parts() == ["S", "S"])
+        until(lambda: self.parts() == "SSSS")
         self.keeping = threading.Thread(target=Keeper(self.seen(self.raylet.pid), self.kept).run)
         self.keeping.start()
 
@@ -87,9 +88,9 @@ class Head:
     def seen(pid: int) -> Process:
         return next(one for one in processes() if one.pid == pid)
 
-    def parts(self) -> list[str]:
-        """Return the states of what the dashboard has started, as Linux shows them."""
-        return [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in _below(self.dashboard.pid)]
+    def parts(self) -> str:
+        """Return the states of what the dashboard has started, as Linux shows them: of the server that forks, and its three parts."""
+        return "".join(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in _below(self.dashboard.pid))
 
     def end(self) -> None:
         for process in (self.raylet, self.control, self.autoscaler, self.dashboard):
@@ -177,22 +178,22 @@ def test_the_dashboards_parts_leave_the_cores_to_others_while_the_control_servic
     monkeypatch.setattr(keeper, "_BREATH_S", 0.1)
     head.may_listen.unlink()
     head.control.kill()
-    until(lambda: head.parts() == ["T", "T"])
+    until(lambda: head.parts() == "STST")
     # From time to time they tell the dashboard that they live.
-    until(lambda: head.parts() == ["S", "S"])
-    until(lambda: head.parts() == ["T", "T"])
+    until(lambda: head.parts() == "SSSS")
+    until(lambda: head.parts() == "STST")
     head.may_listen.touch()
     until(lambda: head.kept[1].child is not None)
-    assert head.parts() == ["S", "S"]
+    assert head.parts() == "SSSS"
     time.sleep(0.6)  # longer than they were halted before
-    assert head.parts() == ["S", "S"]
+    assert head.parts() == "SSSS"
 
 
 def test_the_dashboards_parts_go_on_where_the_keeper_ends(head: Head) -> None:
     head.may_listen.unlink()
     head.control.kill()
-    until(lambda: head.parts() == ["T", "T"])
+    until(lambda: head.parts() == "STST")
     head.raylet.kill()
     head.raylet.wait()
     head.keeping.join(30)
-    until(lambda: head.parts() == ["S", "S"])
+    until(lambda: head.parts() == "SSSS")

@@ -3,7 +3,7 @@
 import pytest
 
 from serving import retrying as module
-from serving.retrying import Attempts, Budget
+from serving.retrying import Attempts, Shared
 
 
 @pytest.fixture
@@ -14,7 +14,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def make(addresses: int = 1, first: int = 0, retries: int = 5, timeout_s: float = 60.0) -> Attempts:
-    return Attempts(retries, timeout_s, Budget(), addresses, first)
+    shared = Shared(addresses)
+    shared.first = first
+    return Attempts(retries, timeout_s, shared)
+
+
+def broke(addresses: int) -> Shared:
+    """Give a client whose budget is spent."""
+    shared = Shared(addresses)
+    while shared.budget.spend():
+        pass
+    return shared
 
 
 def test_one_address_gets_all_the_time(clock: list[float]) -> None:
@@ -45,10 +55,7 @@ def test_what_came_too_late_is_not_asked_for_again_where_there_is_nobody_else(cl
 
 
 def test_a_request_that_never_got_there_is_free_to_go_elsewhere(clock: list[float]) -> None:
-    budget = Budget()
-    while budget.spend():
-        pass
-    attempts = Attempts(0, 60.0, budget, 3, 0)
+    attempts = Attempts(0, 60.0, broke(3))
     assert attempts.after_failure(is_sent=False, is_late=True) == 0
     assert attempts.after_failure(is_sent=False, is_late=False) == 0
     assert attempts.address == 2
@@ -57,13 +64,37 @@ def test_a_request_that_never_got_there_is_free_to_go_elsewhere(clock: list[floa
 
 
 def test_a_request_that_may_have_got_there_is_paid_for(clock: list[float]) -> None:
-    budget = Budget()
-    while budget.spend():
-        pass
-    assert Attempts(5, 60.0, budget, 3, 0).after_failure(is_sent=True, is_late=False) is None
+    assert Attempts(5, 60.0, broke(3)).after_failure(is_sent=True, is_late=False) is None
 
 
 def test_nothing_is_sent_after_the_time_is_over(clock: list[float]) -> None:
     attempts = make(addresses=2)
     clock[0] += 61
     assert attempts.after_failure(is_sent=False, is_late=False) is None
+
+
+def test_a_proxy_before_nobody_costs_nothing_and_a_full_replica_does(clock: list[float]) -> None:
+    assert Attempts(0, 60.0, broke(2)).after_response(503, "") == 0
+    assert Attempts(5, 60.0, broke(2)).after_response(503, "1") is None
+    # What has a replica behind it may have had the request.
+    assert Attempts(5, 60.0, broke(2)).after_response(502, "") is None
+
+
+def test_an_address_that_failed_is_not_asked_first_again_until_it_has_answered(clock: list[float]) -> None:
+    shared = Shared(3)
+    begun_before = Attempts(5, 60.0, shared)
+    attempts = Attempts(5, 60.0, shared)
+    assert attempts.after_response(503, "") == 0
+    assert shared.first == 1
+    # One that began before and fails there too changes nothing any more.
+    assert begun_before.after_failure(is_sent=False, is_late=False) == 0
+    assert shared.first == 1
+    assert attempts.after_failure(is_sent=False, is_late=False) == 0
+    assert attempts.after_response(200, "") is None
+    assert shared.first == attempts.address == 2
+
+
+def test_a_refusal_that_is_handed_on_is_no_answer(clock: list[float]) -> None:
+    shared = broke(2)
+    assert Attempts(5, 60.0, shared).after_response(503, "1") is None
+    assert shared.first == 1
