@@ -77,10 +77,10 @@ def raylets(cluster: Cluster) -> dict[str, str]:
     return {name: host.run("pgrep", "raylet").stdout for name, host in cluster.nodes.items() if name != "one"}
 
 
-def lose_the_head(cluster: Cluster, through: str) -> dict[str, Any]:
-    """Let the head be without power for 20 s and bring it back, while a worker is asked; return what became of the requests."""
+def lose_the_head(cluster: Cluster, *through: str) -> dict[str, Any]:
+    """Let the head be without power for 20 s and bring it back, while workers are asked; return what became of the requests."""
     before = raylets(cluster)
-    with Traffic(cluster, RATE, door(cluster, through)) as traffic:
+    with Traffic(cluster, RATE, *(door(cluster, name) for name in through)) as traffic:
         cluster.nodes["one"].lose()
         time.sleep(20)  # so long the head is away
         cluster.nodes["one"].start()
