@@ -135,12 +135,12 @@ class Keeper:
             while self.raylet.is_alive():
                 time.sleep(_POLL_S)  # none of them is a child of ours: nothing tells of its end
                 self._look(time.monotonic())
-        finally:
-            self._signal_parts(signal.SIGCONT)
             for process in self.kept:
                 if process.child:
                     process.child.terminate()
                     process.child.wait()
+        finally:
+            self._signal_parts(signal.SIGCONT)
 
     def _look(self, now: float) -> None:
         control = self.kept[0]
@@ -184,7 +184,7 @@ def main() -> int:
     if found is None:
         print("no head of Ray that keeps what it knows runs here", file=sys.stderr)
         return 1
-    # Who ends this lets it tidy up.
+    # Who ends this lets it wake what it has halted.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     Keeper(*found).run()
     return 0

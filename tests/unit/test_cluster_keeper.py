@@ -197,3 +197,19 @@ def test_the_dashboards_parts_go_on_where_the_keeper_ends(head: Head) -> None:
     head.raylet.wait()
     head.keeping.join(30)
     until(lambda: head.parts() == "SSSS")
+
+
+def test_who_ends_the_keeper_alone_leaves_what_it_started(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    head.control.kill()
+    until(lambda: head.kept[0].child is not None)
+    started = head.kept[0].child
+    assert started
+
+    def told_to_end(now: float) -> None:
+        raise SystemExit
+
+    another = Keeper(head.seen(head.raylet.pid), head.kept)
+    monkeypatch.setattr(another, "_look", told_to_end)
+    with pytest.raises(SystemExit):
+        another.run()
+    assert started.poll() is None
