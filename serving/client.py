@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from serving import lost_hosts
 from serving.errors import AnswerError
 from serving.explaining import Explanation
 from serving.messages import Prediction, Problem, VersionFacts
@@ -56,7 +57,13 @@ class Client:
         self._shared = Shared(len(self._urls))
         headers = key_headers(key)
         self._http = [
-            httpx.Client(base_url=one, headers=headers, transport=transport, trust_env=not is_on_this_machine(one)) for one in self._urls
+            httpx.Client(
+                base_url=one,
+                headers=headers,
+                transport=transport or lost_hosts.transport(one),
+                trust_env=not is_on_this_machine(one),
+            )
+            for one in self._urls
         ]
 
     def __enter__(self) -> Self:
@@ -147,7 +154,11 @@ class AsyncClient:
         limits = httpx.Limits(max_connections=None)
         self._http = [
             httpx.AsyncClient(
-                base_url=one, headers=key_headers(key), transport=transport, limits=limits, trust_env=not is_on_this_machine(one)
+                base_url=one,
+                headers=key_headers(key),
+                transport=transport or lost_hosts.async_transport(one, limits),
+                limits=limits,
+                trust_env=not is_on_this_machine(one),
             )
             for one in self._urls
         ]

@@ -109,6 +109,15 @@ def _settings(head: str, workers: list[str], more: str, launcher: str) -> str:
     return SETTINGS.format(head=head, workers=workers, more=textwrap.indent(more, "  "), launcher=textwrap.indent(launcher, "    "))
 
 
+def require_hosts() -> None:
+    """Skip a test where this machine has no hosts; where changes are judged, fail."""
+    if missing := missing_programs():
+        why = f"these programs are missing: {', '.join(missing)}"
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+    if why := why_not():
+        pytest.skip(why)
+
+
 @contextmanager
 def started(names: Sequence[str], more: str = "", launcher: str = "", before: Callable[[Cluster], None] | None = None) -> Iterator[Cluster]:
     """Give hosts that `cluster up` made a cluster of; the first is the head.
@@ -119,12 +128,7 @@ def started(names: Sequence[str], more: str = "", launcher: str = "", before: Ca
         launcher: Settings of its launcher, as YAML.
         before: What to do before `up`.
     """
-    if missing := missing_programs():
-        why = f"these programs are missing: {', '.join(missing)}"
-        # Where changes are judged they are installed.
-        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
-    if why := why_not():
-        pytest.skip(why)
+    require_hosts()
     with hosts(*names, "laptop") as made:
         laptop = made.pop("laptop")
         head, *workers = (host.address for host in made.values())
