@@ -24,6 +24,8 @@ START_TIMEOUT_S = 120.0
 TOKEN_FILE = "token"  # noqa: S105  # the name of a file
 _POLL_S = 0.2
 _FOLDER_HINT = "cluster.storage must be a folder that you can write"
+# What Ray says of a node that was not up after 30 s, a figure that nobody can set (2.60).
+_TOO_SLOW = "The current node timed out during startup"
 _LASTING = ("gcs_server", "raylet")
 
 
@@ -38,6 +40,10 @@ class Launch:
 
     facts: Facts
     is_new: bool
+
+
+class _SlowStartError(ClusterError):
+    """Ray gave its start up, on a machine that was busy for so long."""
 
 
 def up(settings: ClusterSettings, say: Callable[[str], None] = print) -> Launch:
@@ -62,16 +68,11 @@ def up(settings: ClusterSettings, say: Callable[[str], None] = print) -> Launch:
         if facts:
             say("clearing away what is left of a cluster that died")
             _remove(settings, facts)
-        session = new_session(facts_folder(settings) / TOKEN_FILE)
-        draft = Facts("", "", str(session.folder), str(session.token_path), (), socket.gethostname(), time.time())
-        # Written before anything starts: what a killed `up` leaves behind is then found by the next one.
-        write_facts(settings, draft)
         try:
-            return Launch(_start(settings, session, say), is_new=True)
-        except BaseException:
-            # Also after Ctrl-C what came up so far must not stay.
-            _remove(settings, draft)
-            raise
+            return Launch(_begin(settings, say), is_new=True)
+        except _SlowStartError:
+            say("Ray was not up after the 30 s that it gives itself; trying once more …")
+            return Launch(_begin(settings, say), is_new=True)
 
 
 def down(settings: ClusterSettings) -> int | None:
@@ -105,6 +106,19 @@ def _remove(settings: ClusterSettings, facts: Facts) -> int:
     facts.session.token_path.unlink(missing_ok=True)
     (facts_folder(settings) / FACTS_FILE).unlink(missing_ok=True)
     return ended
+
+
+def _begin(settings: ClusterSettings, say: Callable[[str], None]) -> Facts:
+    session = new_session(facts_folder(settings) / TOKEN_FILE)
+    draft = Facts("", "", str(session.folder), str(session.token_path), (), socket.gethostname(), time.time())
+    # Written before anything starts: what a killed `up` leaves behind is then found by the next one.
+    write_facts(settings, draft)
+    try:
+        return _start(settings, session, say)
+    except BaseException:
+        # Also after Ctrl-C what came up so far must not stay.
+        _remove(settings, draft)
+        raise
 
 
 def _start(settings: ClusterSettings, session: Session, say: Callable[[str], None]) -> Facts:
@@ -152,7 +166,8 @@ def _run_ray_start(settings: ClusterSettings, session: Session, port: int) -> No
         raise ClusterError(f"`ray start` did not end within {START_TIMEOUT_S:.0f} s", "is the machine overloaded?") from None
     if done.returncode != 0:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no output"]
-        raise ClusterError(f"`ray start` ended with exit code {done.returncode}: {last[0]}", "see README.md, or start it by hand")
+        kind = _SlowStartError if _TOO_SLOW in last[0] else ClusterError
+        raise kind(f"`ray start` ended with exit code {done.returncode}: {last[0]}", "see README.md, or start it by hand")
 
 
 def _wait_for_node(url: str, deadline: float) -> None:

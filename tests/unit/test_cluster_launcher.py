@@ -89,6 +89,20 @@ def test_a_start_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert not Path(calls[0]["env"]["TWOHEAD_SESSION"]).exists()
 
 
+def test_a_start_that_ray_gave_up_is_tried_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = subprocess.CompletedProcess([], 1, "", "Exception: The current node timed out during startup. This could happen because …\n")
+    settings = ClusterSettings(storage=str(tmp_path))
+    calls = _ray_start(monkeypatch, slow)
+    lines: list[str] = []
+    with pytest.raises(ClusterError, match="`ray start` ended with exit code 1: Exception: The current node timed out"):
+        up(settings, lines.append)
+    sessions = [call["env"]["TWOHEAD_SESSION"] for call in calls]
+    assert len(set(sessions)) == len(calls) == 2
+    assert not any(Path(session).exists() for session in sessions)
+    assert "trying once more" in lines[1]
+    assert sorted(entry.name for entry in facts_folder(settings).iterdir()) == ["lock"]
+
+
 def test_ray_is_started_closed_and_with_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     calls = _ray_start(monkeypatch, subprocess.CompletedProcess([], 1, "", ""))
