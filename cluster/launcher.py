@@ -17,7 +17,7 @@ from cluster.connection import ADDRESS_VARIABLE
 from cluster.dashboard import ask, list_nodes, prove_closed
 from cluster.errors import ClusterError
 from cluster.facts import FACTS_FILE, Facts, alone, facts_folder, read_facts, write_facts
-from cluster.session import Session, applied_to_ray, client_environment, free_port, new_session
+from cluster.session import Session, applied_to_ray, client_environment, free_port, name_of, new_session
 from cluster.settings import ClusterSettings
 
 START_TIMEOUT_S = 120.0
@@ -133,7 +133,7 @@ def _start(settings: ClusterSettings, session: Session, say: Callable[[str], Non
         _wait_for_node(dashboard_url, deadline)
     prove_closed(dashboard_url)
     address = (session.ray_folder / "ray_current_cluster").read_text(encoding="utf-8").strip()
-    pids = tuple(process.pid for process in session.processes() if process.name() in _LASTING)
+    pids = tuple(process.pid for process in session.processes() if name_of(process) in _LASTING)
     facts = Facts(address, dashboard_url, str(session.folder), str(session.token_path), pids, socket.gethostname(), time.time())
     write_facts(settings, facts)
     return facts

@@ -106,7 +106,7 @@ class Session:
             ClusterError: A process is still there after SIGKILL.
         """
         # Ray's processes say goodbye to its control service, and wait long for an answer if that ended first.
-        servants = [process for process in self.processes() if _name(process) != _CONTROL_SERVICE]
+        servants = [process for process in self.processes() if name_of(process) != _CONTROL_SERVICE]
         ended = end_processes(servants, grace_s)
         # What was forked meanwhile goes with the control service. One look can miss a process that is just becoming another program.
         looks = 0
@@ -299,9 +299,18 @@ def is_marked(pid: int, folder: Path) -> bool:
     return _lives(process) and _belongs(process, folder)
 
 
-def _name(process: Any) -> str:
+def name_of(process: Any) -> str:
+    """Return a process's name, or nothing where it has ended: of those just found, Ray's workers may end at any moment."""
     try:
         return str(process.name())
+    except psutil.Error:
+        return ""
+
+
+def words_of(process: Any) -> str:
+    """Return what a process was called with, or nothing where it has ended."""
+    try:
+        return " ".join(process.cmdline())
     except psutil.Error:
         return ""
 

@@ -82,6 +82,8 @@ def training_here(settings: Path, *words: str) -> Done:
     """Run the command in this process."""
     from training.__main__ import make_parser
 
+    # What a test before has left is not this command's.
+    gc.collect()
     said, told = io.StringIO(), io.StringIO()
     with redirect_stdout(said), redirect_stderr(told):
         try:
@@ -93,7 +95,8 @@ def training_here(settings: Path, *words: str) -> Done:
         warnings.simplefilter("always", ResourceWarning)
         # A file that was left open is told of now, in the test that left it.
         gc.collect()
-    assert not [left.message for left in warned if "unclosed file" in str(left.message)]
+    if left := [str(one.message) for one in warned if "unclosed file" in str(one.message)]:
+        raise AssertionError(f"left open: {left}")
     return Done(code, said.getvalue(), told.getvalue())
 
 

@@ -7,14 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 
 from cluster.facts import read_facts
+from cluster.session import words_of
 from cluster.settings import ClusterSettings
 from tests.ports import port_shift
 
@@ -93,11 +96,12 @@ def kill_the_search(folder: Path) -> int:
     assert facts is not None
     victims = []
     for process in facts.session.processes():
-        words = " ".join(process.cmdline())
+        words = words_of(process)
         if "training tune --name ads" in words or words.startswith("ray::ImplicitFunc"):
             victims.append(process)
     for process in victims:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # a trial ends with its driver
+            process.kill()
     return len(victims)
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from benchmarks.drills.house import until
 from cluster.facts import Facts, read_facts
-from cluster.launcher import free_port
+from cluster.session import free_port, name_of
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 from serving.client import Client
@@ -48,7 +48,7 @@ def facts_of(folder: Path) -> Facts:
 
 def heads_processes(folder: Path) -> list[psutil.Process]:
     """The control service, which is what makes a head, and the processes that keep it."""
-    return [process for process in facts_of(folder).session.processes() if process.name() == "gcs_server"]
+    return [process for process in facts_of(folder).session.processes() if name_of(process) == "gcs_server"]
 
 
 @pytest.fixture

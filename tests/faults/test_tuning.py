@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from cluster.facts import Facts
+from cluster.session import words_of
 from tests.disks import make_room, small_disk
 from tests.small_searches import CLUSTER, attach, events_of, result_of, running_ray, start, training, training_here, write_table
 
@@ -87,7 +88,7 @@ def kill_trials(process: "subprocess.Popen[str]", facts: Facts, times: int) -> i
         if kills < times and " training  epoch 1" in line:
             for victim in facts.session.processes():
                 with suppress(psutil.NoSuchProcess):
-                    if "ImplicitFunc" in " ".join(victim.cmdline()) and victim.create_time() > begun_s:
+                    if "ImplicitFunc" in words_of(victim) and victim.create_time() > begun_s:
                         victim.kill()
                         kills += 1
     process.communicate(timeout=300)

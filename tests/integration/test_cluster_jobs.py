@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
@@ -18,7 +17,7 @@ from cluster.dashboard import ask
 from cluster.facts import Facts, read_facts
 from cluster.jobs import open_jobs
 from cluster.runtime_env import survey
-from cluster.session import applied_to_ray, client_environment, free_port
+from cluster.session import applied_to_ray, client_environment, free_port, name_of
 from cluster.settings import ClusterSettings
 from tests.ports import port_shift
 
@@ -158,14 +157,9 @@ def test_twenty_jobs_in_a_row_leave_nothing(place: Place) -> None:
     session = place.facts().session
 
     def processes() -> list[str]:
-        found = []
-        for process in session.processes():
-            try:
-                found.append(process.name())
-            except psutil.NoSuchProcess:
-                continue
+        names = [name_of(process) for process in session.processes()]
         # The pool of idle workers is Ray's own, and does not grow with jobs.
-        return sorted(name for name in found if not name.startswith("ray::IDLE"))
+        return sorted(name for name in names if name and not name.startswith("ray::IDLE"))
 
     def folders() -> set[str]:
         newest = (session.ray_folder / "session_latest").resolve()

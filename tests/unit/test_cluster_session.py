@@ -21,9 +21,11 @@ from cluster.session import (
     client_environment,
     end_processes,
     is_marked,
+    name_of,
     new_session,
     private_session,
     sweep,
+    words_of,
     write_token,
 )
 
@@ -126,6 +128,16 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     with pytest.raises(ClusterError, match=r"/none/twohead-\w+: No such file or directory$"):
         new_session()
+
+
+def test_what_was_found_and_has_ended_has_no_name(session: Session, start: Callable[..., subprocess.Popen[str]]) -> None:
+    mine = start(WILLING, **session.environment())
+    (found,) = session.processes()
+    assert name_of(found).startswith("python")
+    assert words_of(found).endswith("signal.pause()")
+    mine.kill()
+    mine.wait(10)
+    assert (name_of(found), words_of(found)) == ("", "")
 
 
 def test_a_session_finds_and_ends_its_own_processes_only(session: Session, start: Callable[..., subprocess.Popen[str]]) -> None:
