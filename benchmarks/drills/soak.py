@@ -3,10 +3,11 @@
     make soak
     python -m benchmarks.drills.soak --minutes 10
 
-A steady client asks at seven tenths of what the deployment can answer, measured first. Beside it, some send what is wrong and some hang up
-before their answer. Every half minute one thing is done to the deployment, in turn. At the end it prints requests, failures by cause, and
-how memory and open files grew after the warm-up; it fails where the steady client lost an answer while there was a door, where something
-was not whole again in time, or where memory grew too much.
+A crowd asks at seven tenths of what the deployment can answer while it changes, measured first, and sends each request once; our client
+asks beside it. Some send what is wrong, and some hang up before their answer. Half a minute after everything is as before, the next thing
+is done to the deployment. At the end it prints requests, failures by cause, and how memory and open files grew after the warm-up; it fails
+where an answer was lost while there was a door, where more of the crowd was refused than one request in a hundred, where something was not
+whole again in time, or where memory grew too much.
 """
 
 import argparse
@@ -17,23 +18,27 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import httpx
 import numpy as np
 import psutil
 
-from benchmarks.drills.asking import TEXTS, Asking, causes_of
-from benchmarks.drills.drills import change_settings, kill_a_replica, kill_the_controller, kill_the_front, swap
+from benchmarks.drills.asking import TEXTS, Asked, Asking, causes_of
+from benchmarks.drills.crowd import Crowd, Unanswered
+from benchmarks.drills.drills import RATE_PER_S, change_settings, kill_a_replica, kill_the_controller, kill_the_front, swap
 from benchmarks.drills.house import CONTROLLER, FRONT, FRONT_KEEPER, REPLICA, House, house
 from benchmarks.over_http.made import write_version
-from serving.client import AsyncClient
 
 REPLICAS, LOAD = 2, 0.7
 EVERY_S, SAMPLE_S = 30.0, 5.0
 WARM_SHARE = 0.2
+REFUSED, MOST_REFUSED = 503, 0.01
 MOST_SLOPE_MB, MOST_GROWTH_MB = 1.0, 100.0
 _ACTS = (swap, kill_a_replica, swap, kill_the_front, change_settings, kill_the_controller)
 _WRONG = (b"{}", b"[", b'{"texts": []}', b'{"texts": [""]}', b'{"texts": ["nurse"], "extra": 1}', b"\xff\xfe")
@@ -91,9 +96,17 @@ class Rude(threading.Thread):
 
     def __init__(self, url: str) -> None:
         super().__init__(daemon=True)
-        self._url, self.ending = url, threading.Event()
+        self._url, self._ending = url, threading.Event()
         self.refused: Counter[str] = Counter()
         self.left = 0
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ending.set()
+        self.join()
 
     def run(self) -> None:
         """Until told to end."""
@@ -103,7 +116,7 @@ class Rude(threading.Thread):
         headers = {"content-type": "application/json"}
         async with httpx.AsyncClient(base_url=self._url, trust_env=False, headers=headers, timeout=10.0) as client:
             for body in cycle(_WRONG):
-                if self.ending.is_set():
+                if self._ending.is_set():
                     return
                 try:
                     self.refused[str((await client.post("/v1/predict", content=body)).status_code)] += 1
@@ -120,62 +133,135 @@ class Rude(threading.Thread):
             self.left += 1
 
 
-def capacity_per_s(home: House, seconds: float = 10.0) -> float:
-    """Answers a second to eight callers in turn, by the steady client itself: on few cores it takes its share of them."""
-    return asyncio.run(_capacity_per_s(home.settings.url, seconds))
+@dataclass(frozen=True)
+class Done:
+    """One thing that was done to the deployment.
+
+    Attributes:
+        name: Of what was done.
+        begun: By `time.monotonic`.
+        ended: When all was as before, by the same.
+    """
+
+    name: str
+    begun: float
+    ended: float
 
 
-async def _capacity_per_s(url: str, seconds: float) -> float:
-    ended = time.monotonic() + seconds
+@dataclass
+class Life:
+    """What became of an hour.
 
-    async def ask(client: AsyncClient, caller: int) -> int:
-        answered = 0
-        while time.monotonic() < ended:
-            await client.predict([TEXTS[(caller + answered) % len(TEXTS)]])
-            answered += 1
-        return answered
+    Attributes:
+        crowd: Asked most of the requests, each once.
+        asking: Asked through our client.
+        rude: Sent what is wrong, and left.
+        seen: The deployment's processes.
+        done: To it.
+        late: What was not whole again in time.
+    """
 
-    async with AsyncClient(url, timeout_s=10.0) as client:
-        return sum(await asyncio.gather(*(ask(client, caller) for caller in range(8)))) / seconds
+    crowd: Crowd
+    asking: Asking
+    rude: Rude
+    seen: Seen = field(default_factory=Seen)
+    done: list[Done] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
+
+    def unexplained(self) -> tuple[list[Unanswered], list[Unanswered], list[Asked]]:
+        """Sort out what was lost although there was a door: refused ones of the crowd, lost ones of the crowd, of our client."""
+        shut = [(one.begun, one.ended) for one in self.done if one.name == kill_the_front.__name__]
+
+        def had_a_door(one: Unanswered | Asked) -> bool:
+            return all(one.ended < begun or one.begun > ended for begun, ended in shut)
+
+        crowd = [one for one in self.crowd.unanswered if had_a_door(one)]
+        refused = [one for one in crowd if one.status == REFUSED]
+        return refused, [one for one in crowd if one.status != REFUSED], [one for one in self.asking.failed if had_a_door(one)]
+
+    def is_good(self) -> bool:
+        """Tell whether all that is promised held."""
+        refused, lost, lost_by_ours = self.unexplained()
+        slope, growth = self.memory()
+        kept = not lost and not lost_by_ours and len(refused) <= MOST_REFUSED * self.crowd.answered
+        return kept and not self.late and slope <= MOST_SLOPE_MB and growth <= MOST_GROWTH_MB
+
+    def memory(self) -> tuple[float, float]:
+        """Return slope and growth after the warm-up."""
+        times = self.seen.times
+        warm = times[0] + WARM_SHARE * (times[-1] - times[0])
+        return self.seen.slope_mb(warm), self.seen.growth_mb(warm)
 
 
-def live(home: House, minutes: float, rate_per_s: float, late: list[str]) -> tuple[Asking, Rude, Seen, list[tuple[str, float, int]]]:
-    """Let it live; returns who asked, who was rude, what was seen, and what was done: name, seconds, requests lost meanwhile.
+def capacity_per_s(home: House) -> float:
+    """Answers a second to eight callers while another version is promoted: what it has left when new replicas start, on the same cores."""
+    began = time.monotonic()
+    with Crowd(home.settings.port) as crowd:
+        swap(home)
+    return crowd.answered / (time.monotonic() - began)
+
+
+def live(home: House, minutes: float, rate_per_s: float) -> Life:
+    """Let it live.
 
     Args:
         home: The deployment.
         minutes: How long.
-        rate_per_s: Of the steady client.
-        late: Takes what was not whole again in time.
+        rate_per_s: Of the crowd.
     """
-    seen, done, acts = Seen(), list[tuple[str, float, int]](), cycle(_ACTS)
-    rude = Rude(home.settings.url)
-    with Asking(home.settings.url, rate_per_s, 5) as asking:
-        rude.start()
+    acts = cycle(_ACTS)
+    crowd, asking, rude = Crowd(home.settings.port, rate_per_s), Asking(home.settings.url, RATE_PER_S, 5), Rude(home.settings.url)
+    life = Life(crowd, asking, rude)
+    with crowd, asking, rude:
         began = time.monotonic()
         sample, act = began, began + EVERY_S
         while time.monotonic() < began + minutes * 60:
             if time.monotonic() >= act:
-                what, lost, started = next(acts), len(asking.failed), time.monotonic()
-                try:
-                    what(home)
-                except TimeoutError as error:
-                    late.append(f"{what.__name__}: {error}")
-                done.append((what.__name__, time.monotonic() - started, len(asking.failed) - lost))
-                print(f"{(time.monotonic() - began) / 60:5.1f} min  {what.__name__}: {done[-1][1]:.1f} s, {done[-1][2]} lost", flush=True)
+                do(next(acts), home, life)
+                print(f"{(time.monotonic() - began) / 60:5.1f} min  {told_of(life.done[-1], life)}", flush=True)
                 act = time.monotonic() + EVERY_S
             if time.monotonic() >= sample:
-                seen.look(home)
+                life.seen.look(home)
                 sample = time.monotonic() + SAMPLE_S
             time.sleep(0.1)  # a schedule
-        rude.ending.set()
-        rude.join()
-    return asking, rude, seen, done
+    return life
 
 
-def unexplained(asking: Asking, done: list[tuple[str, float, int]]) -> int:
-    """Requests that the steady client lost although there was a door."""
-    return len(asking.failed) - sum(lost for name, _, lost in done if name == kill_the_front.__name__)
+def do(what: Callable[[House], None], home: House, life: Life) -> None:
+    """Do one thing, and write down how long it took until all was as before."""
+    begun = time.monotonic()
+    try:
+        what(home)
+    except TimeoutError as error:
+        life.late.append(f"{what.__name__}: {error}")
+    life.done.append(Done(what.__name__, begun, time.monotonic()))
+
+
+def told_of(done: Done, life: Life) -> str:
+    """Say what it cost."""
+    lost = [sum(one.ended >= done.begun for one in some) for some in (life.crowd.unanswered, life.asking.failed)]
+    return f"{done.name}: {done.ended - done.begun:.1f} s, not answered {lost[0]} of the crowd, {lost[1]} of our client's"
+
+
+def report(life: Life) -> str:
+    """Say what became of it."""
+    refused, lost, lost_by_ours = life.unexplained()
+    waits = np.array(life.crowd.waits_s)
+    slope, growth = life.memory()
+    quantiles = f"p50 {1000 * np.median(waits):.1f} ms, p99 {1000 * np.quantile(waits, 0.99):.0f} ms, longest {waits.max():.1f} s"
+    lines = [
+        f"crowd: {sum(life.crowd.statuses.values())} requests, {dict(life.crowd.statuses)}; {quantiles}",
+        f"while there was a door: {len(refused)} refused, {len(lost)} lost {dict(Counter(one.status for one in lost)) or ''}",
+        f"our client: {len(life.asking.done)} requests, {len(life.asking.failed)} not answered {dict(causes_of(life.asking.failed)) or ''}",
+        f"of them while there was a door: {len(lost_by_ours)}",
+        f"refused {dict(life.rude.refused)}; {life.rude.left} left before their answer",
+        f"after the first {WARM_SHARE:.0%}: memory {slope:+.2f} MB a minute, {growth:+.0f} MB in all; "
+        f"open files {life.seen.files[0]} to {life.seen.files[-1]}; who asked took {time.process_time():.0f} s of CPU",
+    ]
+    for name in dict.fromkeys(one.name for one in life.done):
+        times = [one.ended - one.begun for one in life.done if one.name == name]
+        lines.append(f"{name:<22}{len(times):>4} times, whole after {statistics.median(times):.1f} s, at most {max(times):.1f}")
+    return "\n".join([*lines, *(f"not whole in time: {one}" for one in life.late)])
 
 
 def main() -> int:
@@ -185,27 +271,11 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, house(write_version(Path(folder) / "made", "tiny"), REPLICAS) as home:
         capacity = capacity_per_s(home)
-        print(f"{capacity:.0f} answers a second at most, {LOAD * capacity:.0f} asked", flush=True)
-        late: list[str] = []
-        asking, rude, seen, done = live(home, options.minutes, LOAD * capacity, late)
-    warm = seen.times[0] + WARM_SHARE * (seen.times[-1] - seen.times[0])
-    slope, growth = seen.slope_mb(warm), seen.growth_mb(warm)
-    causes = causes_of(asking.failed)
-    waits = np.array([one.ended - one.begun for one in asking.done if not one.error])
-    print(
-        f"requests {len(asking.done)}, lost {len(asking.failed)} {dict(causes) or ''}; p50 {1000 * np.median(waits):.1f} ms, "
-        f"p99 {1000 * np.quantile(waits, 0.99):.0f} ms, longest {waits.max():.1f} s"
-    )
-    print(f"refused {dict(rude.refused)}; {rude.left} left before their answer")
-    print(
-        f"after the first {WARM_SHARE:.0%}: memory {slope:+.2f} MB a minute, {growth:+.0f} MB in all; "
-        f"open files {seen.files[0]} to {seen.files[-1]}"
-    )
-    for name in dict.fromkeys(name for name, _, _ in done):
-        times = [seconds for other, seconds, _ in done if other == name]
-        print(f"{name:<22}{len(times):>4} times, whole after {statistics.median(times):.1f} s, at most {max(times):.1f}")
-    print("\n".join(f"not whole in time: {one}" for one in late) or "always whole again in time")
-    return 1 if unexplained(asking, done) or late or slope > MOST_SLOPE_MB or growth > MOST_GROWTH_MB else 0
+        print(f"{capacity:.0f} answers a second while it changes, {LOAD * capacity:.0f} asked", flush=True)
+        life = live(home, options.minutes, LOAD * capacity)
+    print(report(life))
+    print("all that is promised held" if life.is_good() else "NOT all that is promised held")
+    return 0 if life.is_good() else 1
 
 
 if __name__ == "__main__":

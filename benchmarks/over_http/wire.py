@@ -13,6 +13,7 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ class Wire:
             due: When it should leave, by the clock.
         """
         body = number % len(self._requests)
-        status, timing = 0, ""
+        status, timing, writer = 0, "", None
         try:
             # One that idled for minutes may have been closed.
             while self._idle and self._idle[-1][0].at_eof():
@@ -70,8 +71,14 @@ class Wire:
             else:
                 self._idle.append((reader, writer))
         except (OSError, asyncio.IncompleteReadError):
-            pass
+            if writer:
+                writer.close()
         self.sent.append(Sent(due - self.begun, time.perf_counter() - due, status, body, timing))
+
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        while self._idle:
+            self._idle.pop()[1].close()
 
 
 async def _read_body(reader: asyncio.StreamReader, lines: dict[str, str]) -> None:
@@ -83,21 +90,21 @@ async def _read_body(reader: asyncio.StreamReader, lines: dict[str, str]) -> Non
     await reader.readline()
 
 
-async def closed_loop(wire: Wire, concurrency: int, seconds: float) -> None:
-    """Keep so many requests on their way."""
+async def closed_loop(wire: Wire, concurrency: int, goes_on: Callable[[], bool]) -> None:
+    """Keep so many requests on their way, for as long as it goes on."""
     numbers = iter(range(1 << 60))
 
     async def caller() -> None:
-        while time.perf_counter() < wire.begun + seconds:
+        while goes_on():
             await wire.ask(next(numbers), time.perf_counter())
 
     await asyncio.gather(*(caller() for _ in range(concurrency)))
 
 
-async def open_loop(wire: Wire, rate: float, seconds: float, seed: int) -> None:
-    """Let requests leave on a schedule."""
+async def open_loop(wire: Wire, rate: float, goes_on: Callable[[], bool], seed: int) -> None:
+    """Let requests leave on a schedule, for as long as it goes on."""
     gaps, due, number, tasks = random.Random(seed), time.perf_counter(), 0, set[asyncio.Task[None]]()
-    while due < wire.begun + seconds:
+    while goes_on():
         await asyncio.sleep(due - time.perf_counter())
         task = asyncio.create_task(wire.ask(number, due))
         tasks.add(task)
@@ -109,14 +116,19 @@ async def open_loop(wire: Wire, rate: float, seconds: float, seed: int) -> None:
 async def run(options: argparse.Namespace) -> list[Sent]:
     """Send all requests."""
     wire = Wire(options.port, options.path, options.bodies.read_bytes().splitlines())
+
+    def until(seconds: float) -> Callable[[], bool]:
+        return lambda: time.perf_counter() < wire.begun + seconds
+
     if options.rate:
-        flood = asyncio.create_task(open_loop(wire, options.rate, options.seconds, options.seed))
+        flood = asyncio.create_task(open_loop(wire, options.rate, until(options.seconds), options.seed))
         if options.then_one_by_one:
             await asyncio.sleep(options.seconds)
-            await closed_loop(wire, 1, options.seconds + options.then_one_by_one)
+            await closed_loop(wire, 1, until(options.seconds + options.then_one_by_one))
         await flood
     else:
-        await closed_loop(wire, options.concurrency, options.seconds)
+        await closed_loop(wire, options.concurrency, until(options.seconds))
+    wire.close()
     return wire.sent
 
 
