@@ -276,7 +276,7 @@ def validate_section(model: type[SectionT], tree: Mapping[str, Any], name: str, 
         return model.model_validate(tree.get(name) or {})
     except ValidationError as error:
         lines = [_finding(where, name, details) for details in error.errors(include_url=False)]
-        raise SettingsError("\n       ".join(lines), "`--help` of the command and README.md name the settings") from None
+        raise SettingsError("\n       ".join(lines), "docs/settings.md names them all") from None
 
 
 def _finding(where: str, section: str, details: Any) -> str:

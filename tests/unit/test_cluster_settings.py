@@ -192,7 +192,7 @@ def test_validation_lists_every_finding_by_its_dotted_key() -> None:
         "my.yaml: training.name is missing",
         "my.yaml: training.other is not a setting",
     ]
-    assert raised.value.hint == "`--help` of the command and README.md name the settings"
+    assert raised.value.hint == "docs/settings.md names them all"
 
 
 def test_a_validator_over_several_keys_speaks_for_itself() -> None:
