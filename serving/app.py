@@ -87,8 +87,6 @@ def _autoscaling(settings: ServingSettings) -> Config:
     chosen = settings.autoscaling
     config: Config = {
         "min_replicas": settings.min_replicas,
-        # A deployment has to show once that it answers.
-        "initial_replicas": max(settings.min_replicas, 1),
         "max_replicas": settings.max_replicas,
         "target_ongoing_requests": chosen.target_ongoing_requests,
         "upscale_delay_s": chosen.upscale_delay_s,
@@ -98,6 +96,9 @@ def _autoscaling(settings: ServingSettings) -> Config:
         # Ray calls this one deprecated, but the variables it names instead are read nowhere in 2.60.
         "metrics_interval_s": chosen.metrics_interval_s,
     }
+    if not settings.min_replicas:
+        # A deployment has to show once that it answers. Given, it is begun anew with so many at every change, however many are needed.
+        config["initial_replicas"] = 1
     if chosen.policy == "requests":
         return config
     own = {"target_p95_ms": chosen.target_p95_ms, "hold_s": chosen.downscale_delay_s, "idle_s": chosen.idle_s}

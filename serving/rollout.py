@@ -92,6 +92,7 @@ class Rollout:
         config = render(settings, arguments, self._runtime_env(settings))
         details = self._details()
         self._check_port(settings, details)
+        _begin_with_what_runs(config, details)
         self._put(_beside_others(config, details))
         self._wait(settings, arguments)
 
@@ -106,8 +107,8 @@ class Rollout:
         config: Config = application["deployed_app_config"]
         for deployment in config["deployments"]:
             if deployment["name"] == DEPLOYMENT:
-                # Where a deployment begins must lie between the two, and is read no more.
-                deployment["autoscaling_config"] |= {"min_replicas": minimum, "initial_replicas": maximum, "max_replicas": maximum}
+                # It goes on with the replicas it has, as far as these bounds allow.
+                deployment["autoscaling_config"] |= {"min_replicas": minimum, "max_replicas": maximum, "initial_replicas": None}
         self._put(_beside_others(_same_doors(details) | {"applications": [config]}, details))
         return self.status()
 
@@ -209,6 +210,16 @@ def _others(details: Config) -> list[Config]:
 def _same_doors(details: Config) -> Config:
     kept = {key: details[key] for key in ("proxy_location", "http_options", "grpc_options") if details.get(key)}
     return kept | {"logging_config": {"enable_access_log": False}}
+
+
+def _begin_with_what_runs(config: Config, details: Config) -> None:
+    """Where it is told how many replicas to begin with, let these be as many as are wanted now."""
+    running = (deployed(details) or {}).get("deployments", {}).get(DEPLOYMENT, {}).get("target_num_replicas", 0)
+    for application in config["applications"]:
+        for deployment in application["deployments"]:
+            scaling = deployment["autoscaling_config"]
+            if first := scaling.get("initial_replicas"):
+                scaling["initial_replicas"] = min(max(first, running), scaling["max_replicas"])
 
 
 def _raise_if_replaced(application: Config, ours: Arguments) -> None:

@@ -67,6 +67,9 @@ class Backlog:
         metrics: Mapping[str, Mapping[Any, Sequence[Any]]] = context.raw_metrics or {}
         _note_starts(state, now, running, target)
         speeds = [series[-1].value for series in metrics.get(SPEED, {}).values() if series and series[-1].value > 0.0]
+        if not running:
+            # Who comes back is not idle since the one before it went.
+            state["idle_since"] = None
         if not speeds or not running:
             # Nothing is known: before the first reports, or with no replica, which Serve itself starts when somebody asks.
             return target, state
@@ -83,7 +86,9 @@ class Backlog:
         # At first, and after the controller was begun anew, reports tell of less than is asked: what runs was needed a moment ago.
         state.setdefault("steps", {math.floor(now / _STEP_S): (0.0, 0, target)})
         wanted = self._held(state, now, asked / speed, wanted)
-        if not context.capacity_adjusted_min_replicas and self._is_idle(state, now, asked, waiting):
+        # One that has reported once does not tell yet what is asked of it.
+        is_quiet = bool(told) and all(len(series) > 1 for series in told) and not asked and not waiting
+        if not context.capacity_adjusted_min_replicas and self._is_idle(state, now, is_quiet):
             return 0, state
         return max(wanted, 1), state
 
@@ -100,8 +105,8 @@ class Backlog:
         busiest = max(total / count for total, count, _ in steps.values())
         return max([replicas_for(busiest), *(most for at, (_, _, most) in steps.items() if at >= step - settle_s / _STEP_S)])
 
-    def _is_idle(self, state: dict[str, Any], now: float, asked: float, waiting: float) -> bool:
-        if asked > 0.0 or waiting > 0.0:
+    def _is_idle(self, state: dict[str, Any], now: float, is_quiet: bool) -> bool:
+        if not is_quiet:
             state["idle_since"] = None
             return False
         state["idle_since"] = state.get("idle_since") or now

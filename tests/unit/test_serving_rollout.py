@@ -1,5 +1,6 @@
 import copy
 import socket
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ class FakeServe:
         self.status, self.message = status, message
         self.puts: list[dict[str, Any]] = []
         self.is_ended = False
+        self.wanted = 0
         self.error: Exception | None = None
 
     def get_serve_details(self) -> dict[str, Any]:
@@ -41,7 +43,7 @@ class FakeServe:
     def _described(self, config: dict[str, Any]) -> dict[str, Any]:
         running = sum(deployment["autoscaling_config"]["min_replicas"] for deployment in config.get("deployments", ()))
         replicas = [{"state": "RUNNING"}] * running
-        deployments = {"Replica": {"replicas": replicas, "message": self.message}}
+        deployments = {"Replica": {"replicas": replicas, "message": self.message, "target_num_replicas": self.wanted}}
         return {"status": self.status, "message": "Failed to update.", "deployed_app_config": config, "deployments": deployments}
 
     def deploy_applications(self, config: dict[str, Any]) -> None:
@@ -89,10 +91,49 @@ def test_scaling_changes_the_numbers_and_nothing_else(settings: ServingSettings)
     for put in (before, after):
         for deployment in put["applications"][1]["deployments"]:
             for name in ("min_replicas", "initial_replicas", "max_replicas"):
-                del deployment["autoscaling_config"][name]
+                deployment["autoscaling_config"].pop(name, None)
     # Anything else that changed would restart replicas.
     assert before["applications"] == after["applications"]
     assert before["http_options"] == after["http_options"]
+
+
+def wanted_after(put: dict[str, Any], before: int) -> int:
+    """How many replicas Serve's controller wants after a change, by its own code, where it wanted so many before."""
+    from ray.serve._private.autoscaling_state import DeploymentAutoscalingState
+    from ray.serve._private.common import DeploymentID
+    from ray.serve.config import AutoscalingConfig
+
+    (config,) = next(one for one in put["applications"] if one["name"] == "twohead")["deployments"]
+    scaling = AutoscalingConfig(**config["autoscaling_config"])
+    info = SimpleNamespace(
+        deployment_config=SimpleNamespace(autoscaling_config=scaling, gang_scheduling_config=None),
+        target_capacity=None, target_capacity_direction=None, config_changed=lambda _: True,
+    )  # fmt: skip
+    return DeploymentAutoscalingState(DeploymentID("Replica", "twohead")).register(info, before)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("minimum", "before", "after"), [(1, 3, 3), (1, -1, 1), (2, 1, 2), (0, 3, 3), (0, 0, 1), (0, -1, 1), (1, 9, 4)])
+def test_a_changed_deployment_goes_on_with_the_replicas_it_has(settings: ServingSettings, minimum: int, before: int, after: int) -> None:
+    serve = FakeServe()
+    rollout = made(serve)
+    if before >= 0:
+        rollout.deploy(settings, None)
+        serve.wanted = before
+    rollout.deploy(settings.model_copy(update={"min_replicas": minimum, "deadline_ms": 9_000}), None)
+    assert wanted_after(serve.puts[-1], before) == after
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("bounds", "before", "after"), [((1, 50), 1, 1), ((1, 50), 9, 9), ((4, 50), 1, 4), ((0, 2), 0, 0), ((1, 2), 8, 2)])
+def test_other_bounds_start_and_end_no_replica_within_them(
+    settings: ServingSettings, bounds: tuple[int, int], before: int, after: int
+) -> None:
+    serve = FakeServe()
+    rollout = made(serve)
+    rollout.deploy(settings, None)
+    rollout.scale(*bounds)
+    assert wanted_after(serve.puts[-1], before) == after
 
 
 def test_stopping_leaves_others_running(settings: ServingSettings) -> None:

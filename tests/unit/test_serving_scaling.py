@@ -146,6 +146,26 @@ def test_asking_in_time_keeps_the_last_one() -> None:
     assert set(world.seconds([100.0 if second % 15 == 0 else 0.0 for second in range(200)])) == {1}
 
 
+@pytest.mark.parametrize("is_seen_away", [True, False], ids=["seen without any", "come back at once"])
+def test_one_that_comes_back_stays_for_as_long_as_the_first(is_seen_away: bool) -> None:
+    world = World(make(hold_s=5.0, idle_s=20.0), minimum=0)
+    world.seconds([0.0] * 60)
+    assert world.running == 0
+    if is_seen_away:
+        world.seconds([0.0] * 60)
+    # Serve itself begins one when somebody asks; what it tells first is a single point.
+    world.running = world.target = 1
+    world.now += 1.0
+    context = SimpleNamespace(
+        policy_state=world.state, current_time=world.now, current_num_replicas=1, target_num_replicas=1, capacity_adjusted_min_replicas=0,
+        raw_metrics={WAITING: {1: [Told(world.now, 0.0)]}, ASKED: {1: [Told(world.now, 0.0)]}, SPEED: {1: [Told(world.now, SPEED_HERE)]}},
+    )  # fmt: skip
+    wanted, world.state = world.backlog(context)
+    assert wanted == 1
+    assert world.seconds([0.0] * 30)[:19] == [1] * 19
+    assert world.target == 0
+
+
 def test_nothing_is_changed_while_nothing_is_known() -> None:
     for running, metrics in ((0, {}), (3, {}), (3, None), (3, {SPEED: {1: []}}), (3, {SPEED: {1: [Told(1.0, 0.0)]}})):
         context = SimpleNamespace(
