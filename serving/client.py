@@ -127,7 +127,7 @@ class Client:
             try:
                 response = self._http[asked].request(method, path, json=body, timeout=_timeout(attempts.share_s))
             except httpx.TransportError as error:
-                wait_s = attempts.after_failure(is_sent=not isinstance(error, _UNSENT), is_late=isinstance(error, httpx.TimeoutException))
+                wait_s = attempts.after_failure(is_sent=not isinstance(error, _UNSENT), is_late=lost_hosts.is_late(error))
                 if wait_s is None:
                     raise _unreachable(self._urls[asked], error) from error
             else:
@@ -195,7 +195,7 @@ class AsyncClient:
             try:
                 response = await self._http[asked].request(method, path, json=body, timeout=_timeout(attempts.share_s))
             except httpx.TransportError as error:
-                wait_s = attempts.after_failure(is_sent=not isinstance(error, _UNSENT), is_late=isinstance(error, httpx.TimeoutException))
+                wait_s = attempts.after_failure(is_sent=not isinstance(error, _UNSENT), is_late=lost_hosts.is_late(error))
                 if wait_s is None:
                     raise _unreachable(self._urls[asked], error) from error
             else:
@@ -265,5 +265,5 @@ def _timeout(seconds: float) -> httpx.Timeout:
 
 
 def _unreachable(url: str, error: httpx.TransportError) -> AnswerError:
-    reason = "no answer in time" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
+    reason = "no answer in time" if lost_hosts.is_late(error) else str(error) or type(error).__name__
     return AnswerError(f"{url}: {reason}", hint="is it running? python -m serving run")

@@ -5,6 +5,7 @@ there (tcp(7): TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT) and bound how long what
 A machine that lives acknowledges however long its answer takes. It knows neither requests nor answers.
 """
 
+import errno
 import socket
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -37,6 +38,17 @@ def async_transport(url: str, limits: httpx.Limits) -> httpx.AsyncHTTPTransport 
         limits: Of connections.
     """
     return None if _has_proxy(url) else httpx.AsyncHTTPTransport(socket_options=socket_options(), limits=limits)
+
+
+def is_late(error: httpx.TransportError) -> bool:
+    """Tell whether an answer is late; where the system has given a connection up, which also ends as a timeout, nobody is there."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno == errno.ETIMEDOUT:
+            return False
+        # httpcore takes the cause away, and the context stays.
+        cause = cause.__cause__ or cause.__context__
+    return isinstance(error, httpx.TimeoutException)
 
 
 def _has_proxy(url: str) -> bool:

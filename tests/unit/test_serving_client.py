@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import json
 from collections.abc import Callable
 from typing import Any
@@ -175,6 +176,13 @@ def test_a_timeout_is_not_retried(ask: Ask, waits: list[float]) -> None:
     with pytest.raises(AnswerError, match="no answer in time"):
         ask([httpx.ReadTimeout("")])
     assert waits == []
+
+
+def test_a_connection_that_the_system_has_given_up_is_retried(ask: Ask, waits: list[float]) -> None:
+    gone = httpx.ReadTimeout("timed out")
+    gone.__cause__ = TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+    prediction, seen = ask([gone, httpx.Response(200, json=PREDICTION)])
+    assert (prediction.version, len(seen), len(waits)) == (7, 2, 1)
 
 
 @pytest.mark.parametrize("status", [400, 422, 500, 504])

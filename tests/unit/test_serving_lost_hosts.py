@@ -3,6 +3,7 @@
 What the options do, `tests/cluster/test_lost_host.py` tries.
 """
 
+import errno
 import socket
 import threading
 from collections.abc import Iterator
@@ -27,9 +28,14 @@ class Answers(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class Patient(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of a client that hangs up before it has read all."""
+
+
 @pytest.fixture
 def url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+    with Patient(("127.0.0.1", 0), Answers) as server:
         threading.Thread(target=server.serve_forever).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
@@ -66,3 +72,16 @@ def test_where_a_proxy_stands_between_httpx_makes_the_connection(variable: str, 
     assert lost_hosts.async_transport("https://texts.example", httpx.Limits()) is None
     monkeypatch.setenv("NO_PROXY", "texts.example")
     assert lost_hosts.transport("https://texts.example") is not None
+
+
+@pytest.mark.parametrize(("number", "is_late"), [(errno.ETIMEDOUT, False), (None, True)])
+def test_what_the_system_gave_up_is_not_late(url: str, monkeypatch: pytest.MonkeyPatch, number: int | None, is_late: bool) -> None:
+    def recv(self: socket.socket, size: int) -> bytes:
+        raise TimeoutError(number, "timed out") if number else TimeoutError("timed out")
+
+    with httpx.Client(transport=lost_hosts.transport(url)) as client:
+        # Only the client reads so.
+        monkeypatch.setattr(socket.socket, "recv", recv, raising=False)
+        with pytest.raises(httpx.ReadTimeout) as raised:
+            client.get(url)
+    assert lost_hosts.is_late(raised.value) is is_late
