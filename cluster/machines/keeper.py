@@ -79,7 +79,8 @@ class Process:
     def end(self) -> None:
         """End it at once: it is not asked."""
         if self.is_alive():
-            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def again(self) -> "Process":
         """Start it again."""
@@ -128,19 +129,25 @@ class Keeper:
         self._alone_since: dict[int, float] = {}
         # When the control service began to answer; None while it is away.
         self._answers_since: float | None = -_SETTLED_S
+        # Pid → when it began, of those that stand still by our doing.
+        self._halted: dict[int, str] = {}
 
     def run(self) -> None:
         """Keep them until the raylet ends; then end what was started here."""
+        # A keeper before this one may have left them halted.
+        self._wake_parts()
         try:
             while self.raylet.is_alive():
                 time.sleep(_POLL_S)  # none of them is a child of ours: nothing tells of its end
                 self._look(time.monotonic())
+            # Once the dashboard has ended nobody finds them.
+            self._wake_parts()
             for process in self.kept:
                 if process.child:
                     process.child.terminate()
                     process.child.wait()
         finally:
-            self._signal_parts(signal.SIGCONT)
+            self._wake_parts()
 
     def _look(self, now: float) -> None:
         control = self.kept[0]
@@ -149,7 +156,7 @@ class Keeper:
         elif self._answers_since is None and _listens(control):
             _say("the control service answers")
             self._answers_since = now
-            self._signal_parts(signal.SIGCONT)
+            self._wake_parts()
         if self._answers_since is None:
             self._calm(now)
         settled = self._answers_since is not None and now - self._answers_since >= _SETTLED_S
@@ -165,17 +172,28 @@ class Keeper:
         for process in self.kept:
             if process.runs(AUTOSCALER):
                 process.end()
-        breathes = now % _BREATH_EVERY_S < _BREATH_S
-        self._signal_parts(signal.SIGCONT if breathes else signal.SIGSTOP)
+        if now % _BREATH_EVERY_S < _BREATH_S:
+            self._wake_parts()
+        else:
+            for pid in self._parts():
+                self._halted[pid] = _began(pid)
+                _send(pid, signal.SIGSTOP)
 
-    def _signal_parts(self, number: int) -> None:
+    def _wake_parts(self) -> None:
+        halted = [pid for pid, began in self._halted.items() if _began(pid) == began]
+        for pid in {*halted, *self._parts()}:
+            _send(pid, signal.SIGCONT)
+        self._halted.clear()
+
+    def _parts(self) -> list[int]:
+        found = []
         for process in self.kept:
-            if process.runs(DASHBOARD):
-                for pid in list(_descendants(process.pid)):
-                    # It may have ended meanwhile.
-                    with contextlib.suppress(OSError):
-                        if Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").startswith(_BUSY):
-                            os.kill(pid, number)
+            for pid in list(_descendants(process.pid)) if process.runs(DASHBOARD) else ():
+                # It may have ended meanwhile.
+                with contextlib.suppress(OSError):
+                    if Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").startswith(_BUSY):
+                        found.append(pid)
+        return found
 
 
 def main() -> int:
@@ -188,6 +206,12 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     Keeper(*found).run()
     return 0
+
+
+def _send(pid: int, number: int) -> None:
+    # It may have ended meanwhile.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _say(what: str) -> None:

@@ -1,5 +1,7 @@
 """A head's own processes: which they are, which of them is started again, and when not."""
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -213,3 +215,32 @@ def test_who_ends_the_keeper_alone_leaves_what_it_started(head: Head, monkeypatc
     with pytest.raises(SystemExit):
         another.run()
     assert started.poll() is None
+
+
+def test_parts_are_woken_though_their_dashboard_has_ended(head: Head) -> None:
+    parts = _below(head.dashboard.pid)
+    head.may_listen.unlink()
+    head.control.kill()
+    until(lambda: head.parts() == "STST")
+    head.dashboard.kill()
+    head.dashboard.wait()
+    assert any(keeper._began(pid) for pid in parts)
+    head.may_listen.touch()
+    # Awake, they see that nobody needs them.
+    until(lambda: not any(keeper._began(pid) for pid in parts))
+
+
+def test_a_keeper_wakes_what_one_before_it_has_halted(head: Head) -> None:
+    _, first, *_ = _below(head.dashboard.pid)
+
+    def is_halted() -> bool:
+        # The first keeper may just have begun, and wakes it.
+        os.kill(first, signal.SIGSTOP)
+        return "T" in head.parts()
+
+    until(is_halted)
+    keeping = threading.Thread(target=Keeper(head.seen(head.raylet.pid), head.kept).run)
+    keeping.start()
+    until(lambda: head.parts() == "SSSS")
+    head.raylet.kill()
+    keeping.join(30)
