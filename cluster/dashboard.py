@@ -75,7 +75,24 @@ def list_nodes(url: str) -> list[dict[str, Any]]:
     Raises:
         ClusterError: As `ask`.
     """
-    found: list[dict[str, Any]] = ask(url, "/api/v0/nodes")["data"]["result"]["result"]
+    return list_state(url, "nodes")
+
+
+def list_state(url: str, what: str) -> list[dict[str, Any]]:
+    """Return what Ray's state API lists.
+
+    Args:
+        url: Of the dashboard.
+        what: Its path below the API, with filters.
+
+    Raises:
+        ClusterError: As `ask`, or what knows it does not answer the dashboard.
+    """
+    answer = ask(url, f"/api/v0/{what}")
+    # Where the source of a list does not answer, there is a message in its place.
+    found: list[dict[str, Any]] | None = ((answer.get("data") or {}).get("result") or {}).get("result")
+    if found is None:
+        raise ClusterError(f"{url}: {answer.get('msg') or 'Ray lists nothing'}", "ask again in a moment")
     return found
 
 

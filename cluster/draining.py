@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from cluster.connection import reach
-from cluster.dashboard import ask, list_nodes
+from cluster.dashboard import ask, list_nodes, list_state
 from cluster.errors import ClusterError
 from cluster.machines import notice, ray_up
 from cluster.settings import ClusterSettings
@@ -40,7 +40,7 @@ def drain(settings: ClusterSettings, name: str, within_s: int, say: Callable[[st
         ray_up.drain(settings, node["node_id"], within_s)
         say(f"{name} takes nothing new; its replicas move …")
         deadline = time.monotonic() + within_s
-        while missing := _missing(url, node["node_id"]):
+        while missing := _looked(url, node["node_id"]):
             if time.monotonic() > deadline:
                 raise ClusterError(f"{name}: after {within_s} s {missing}", "is there room for its replicas elsewhere?")
             time.sleep(_POLL_S)
@@ -56,6 +56,14 @@ def _find(nodes: list[dict[str, Any]], name: str) -> dict[str, Any]:
     if found[0].get("is_head_node"):
         raise ClusterError(f"node {name!r}: is the head, which cannot go", "see cluster.head_store for how it is lost and comes back")
     return found[0]
+
+
+def _looked(url: str, node_id: str) -> str:
+    """Look once; a cluster that is busy moving may be late with one answer."""
+    try:
+        return _missing(url, node_id)
+    except ClusterError as error:
+        return error.message
 
 
 def _missing(url: str, node_id: str) -> str:
@@ -81,5 +89,5 @@ def _replicas_of(serve: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _replicas(url: str, node_id: str) -> int:
     wanted = {"node_id": node_id, "state": "ALIVE"}
     filters = "".join(f"&filter_keys={key}&filter_predicates=%3D&filter_values={value}" for key, value in wanted.items())
-    actors = ask(url, f"/api/v0/actors?limit=10000{filters}")["data"]["result"]["result"]
+    actors = list_state(url, f"actors?limit=10000{filters}")
     return sum(actor["class_name"].startswith(_REPLICA) for actor in actors)

@@ -144,7 +144,8 @@ class Host:
         if self._process is None:
             return
         _ip("link", "set", "eth0", "down", namespace=self.namespace)
-        os.kill(self.first_pid, signal.SIGKILL)
+        if self._process.poll() is None:
+            os.kill(self.first_pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
         with self.log.open("ab") as log:

@@ -30,17 +30,19 @@ class Traffic:
         program = textwrap.dedent(TRAFFIC)
         command = cluster.laptop.command("python", "-c", program, str(rate), *urls, environment={"PYTHONPATH": str(SOURCE)})
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert self._process.stdout
-        assert self._process.stdout.readline() == "asking\n"
 
     def __enter__(self) -> "Traffic":
+        assert self._process.stdout
+        if self._process.stdout.readline() != "asking\n":
+            self.__exit__()
+            raise AssertionError("it does not ask")
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
             # A test that failed: nothing it began goes on beside the next one.
             self._stop()
-            self._process.communicate(timeout=120)
+        self._process.communicate(timeout=120)
 
     def _stop(self) -> None:
         # The command enters the laptop's own processes: its signal reaches nsenter, not Python.
@@ -65,7 +67,9 @@ def until(what: str, is_so: Callable[[], bool], patience_s: float) -> float:
 
 
 def nodes(cluster: Cluster) -> int:
-    return int(json.loads(cluster.must("cluster", "status", "--json"))["nodes"])
+    """Return how many there are; none where the cluster does not answer just now."""
+    done = cluster.run("cluster", "status", "--json")
+    return int(json.loads(done.stdout)["nodes"]) if done.returncode == 0 else 0
 
 
 def door(cluster: Cluster, name: str) -> str:
@@ -85,7 +89,7 @@ def lose_the_head(cluster: Cluster, *through: str) -> dict[str, Any]:
         time.sleep(20)  # so long the head is away
         cluster.nodes["one"].start()
         assert "bringing back lab" in cluster.must("cluster", "up")
-        until("all replicas run again", lambda: "running" in cluster.run("serving", "status").stdout.splitlines()[0], 240)
+        until("all replicas run again", lambda: "running" in cluster.run("serving", "status").stdout.partition("\n")[0], 240)
         told = traffic.end()
     print(f"head lost: {told}")
     assert raylets(cluster) == before

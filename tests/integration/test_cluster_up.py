@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -25,6 +25,7 @@ from cluster.facts import Facts, read_facts
 from cluster.session import MARK_VARIABLE, free_port, name_of, sweep, words_of
 from cluster.settings import ClusterSettings
 from tests.ports import port_shift
+from tests.running import running
 from tests.unit.test_cluster_watching import TOLD
 
 pytestmark = pytest.mark.slow
@@ -70,15 +71,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 def _request(facts: Facts, method: str, path: str, body: str = "", **headers: str) -> int:
     connection = http.client.HTTPConnection(urlsplit(facts.dashboard_url).netloc, timeout=10)
-    connection.request(method, path, body, {"Content-Type": "application/json"} | headers)
-    status = connection.getresponse().status
-    connection.close()
-    return status
+    with closing(connection):
+        connection.request(method, path, body, {"Content-Type": "application/json"} | headers)
+        return connection.getresponse().status
 
 
 def _listening(pids: set[int]) -> set[str]:
     """The addresses that processes listen on, from the kernel's own tables."""
-    links = [link.readlink() for pid in pids for link in Path(f"/proc/{pid}/fd").glob("*") if link.is_symlink()]
+    links = []
+    for link in (link for pid in pids for link in Path(f"/proc/{pid}/fd").glob("*")):
+        with suppress(OSError):  # closed meanwhile
+            links.append(link.readlink())
     sockets = {link.name.removeprefix("socket:[").rstrip("]") for link in links if link.name.startswith("socket:[")}
     found = set()
     for table in ("tcp", "tcp6"):
@@ -197,12 +200,12 @@ def test_a_long_job_is_stopped_in_peace(place: Place) -> None:
     job_id = place.run("submit", "--no-wait", "--", "python", "long.py").stdout.strip()
     command = [sys.executable, "-m", "cluster", "logs", "-f", job_id]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    follower = subprocess.Popen(command, cwd=place.folder, env=environment, stdout=subprocess.PIPE, text=True)
-    assert follower.stdout
-    while follower.stdout.readline() != "at work\n":
-        assert follower.poll() is None
-    assert place.run("stop", job_id).stdout == f"job {job_id}: STOPPED\n"
-    rest = follower.communicate(timeout=60)[0].splitlines()
+    with running(command, cwd=place.folder, env=environment) as follower:
+        assert follower.stdout
+        while follower.stdout.readline() != "at work\n":
+            assert follower.poll() is None
+        assert place.run("stop", job_id).stdout == f"job {job_id}: STOPPED\n"
+        rest = follower.communicate(timeout=60)[0].splitlines()
     # Ray writes the command into the log too, and on a busy machine it gets there after the command's first words.
     assert [line for line in rest if not line.startswith("Running entrypoint for job")] == ["put away", f"job {job_id}: STOPPED"]
     assert follower.returncode == 1
@@ -229,19 +232,20 @@ def test_a_job_waits_for_its_node_and_for_its_cpus(place: Place) -> None:
 
 def test_a_job_whose_supervisor_dies_is_failed(place: Place) -> None:
     job = place.run("submit", "--no-wait", "--", "python", "-c", "import signal; print('here', flush=True); signal.pause()").stdout.strip()
-    followed = subprocess.Popen(
-        [sys.executable, "-m", "cluster", "logs", "-f", job],
-        cwd=place.folder, env={**os.environ, "PYTHONPATH": str(SOURCE)}, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert followed.stdout
-    # Ray's own lines about its start stand before.
-    assert "here\n" in iter(followed.stdout.readline, "")
-    (supervisor,) = [one for one in place.facts().session.processes() if name_of(one).startswith("ray::JobSupervisor")]
-    supervisor.kill()
-    assert f"job {job}: FAILED" in followed.communicate(timeout=120)[0]
+    command = [sys.executable, "-m", "cluster", "logs", "-f", job]
+    with running(command, cwd=place.folder, env={**os.environ, "PYTHONPATH": str(SOURCE)}) as followed:
+        assert followed.stdout
+        # Ray's own lines about its start stand before.
+        assert "here\n" in iter(followed.stdout.readline, "")
+        (supervisor,) = [one for one in place.facts().session.processes() if name_of(one).startswith("ray::JobSupervisor")]
+        supervisor.kill()
+        assert f"job {job}: FAILED" in followed.communicate(timeout=120)[0]
     assert followed.returncode == 1
-    # What it ran went with it.
-    assert not [one for one in place.facts().session.processes() if "signal.pause()" in words_of(one)]
+    # What it ran goes with it: Ray's watcher looks every second.
+    deadline = time.monotonic() + 30
+    while [one for one in place.facts().session.processes() if "signal.pause()" in words_of(one)]:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)  # a process that ends tells nobody
 
 
 def test_exporters_tell_what_the_dashboard_asks_for(place: Place) -> None:
@@ -258,8 +262,8 @@ def told_by(targets: list[str]) -> set[str]:
     pages = []
     for target in targets:
         # Two of them have one port on a machine, which another cluster may have taken.
-        with suppress(httpx.ConnectError):
-            pages.append(httpx.get(f"http://{target}/metrics").text)
+        with suppress(httpx.TransportError):
+            pages.append(httpx.get(f"http://{target}/metrics", timeout=30, trust_env=False).text)
     return {line.split()[2] for page in pages for line in page.splitlines() if line.startswith("# TYPE ")}
 
 
@@ -291,9 +295,10 @@ def test_down_ends_this_cluster_and_leaves_another_alone(place: Place, tmp_path:
 
 def test_up_takes_the_next_port_and_clears_away_a_dead_cluster(tmp_path: Path) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        # Below those that connections take by themselves: the next ones are free, too.
+        port = free_port(18_300 + port_shift())
+        taken.bind(("127.0.0.1", port))
         taken.listen()
-        port = taken.getsockname()[1]
         (tmp_path / "ray_config.yaml").write_text(SMALL % port)
         place = Place(tmp_path)
         done = place.run("up")
@@ -372,7 +377,12 @@ def test_a_private_ray_does_not_outlive_its_command(private: Place, number: int)
         process.wait(60)
     if number == signal.SIGKILL:
         # The next command, of whatever folder, finds what nobody could clear away.
-        sweep()
+        deadline = time.monotonic() + 30
+        while _marked(folder):
+            # One that runs beside this may be sweeping it just now.
+            assert time.monotonic() < deadline
+            sweep()
+            time.sleep(0.1)
     assert _marked(folder) == []
     left = [str(path) for path in Path(folder).rglob("*")]
     assert not Path(folder).exists(), (left[:20], said.read_text()[-2_000:])

@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 from cluster.connection import reach
-from cluster.dashboard import answer_status, ask, prove_closed, require_control_service
+from cluster.dashboard import answer_status, ask, list_nodes, list_state, prove_closed, require_control_service
 from cluster.errors import ClusterError
 from cluster.settings import ClusterSettings
 
 TOKEN = "a" * 64
+LISTS = {
+    "/api/v0/nodes": b'{"result": true, "msg": "", "data": {"result": {"total": 1, "result": [{"node_id": "n1"}]}}}',
+    "/api/v0/actors": b'{"result": false, "msg": "Failed to query the data source.", "data": {"result": null}}',
+}
 
 
 class Dashboard(ThreadingHTTPServer):
@@ -50,7 +54,7 @@ class Answers(BaseHTTPRequestHandler):
         elif self.server.closed and self.headers["Authorization"] != f"Bearer {TOKEN}":
             self._answer(403, b"no")
         else:
-            self._answer(200, b'{"ray_version": "2"}')
+            self._answer(200, LISTS.get(self.path, b'{"ray_version": "2"}'))
 
     do_POST = do_GET  # noqa: N815
 
@@ -136,6 +140,13 @@ def test_an_answer_that_is_no_json_is_said(dashboard: Dashboard) -> None:
         ask(dashboard.url, "/text")
     assert raised.value.message == f"{dashboard.url}/text: answered 200, but must answer JSON"
     assert raised.value.hint == "is this the dashboard of a Ray cluster?"
+
+
+def test_a_list_that_rays_source_does_not_give_is_said(dashboard: Dashboard) -> None:
+    dashboard.closed = False
+    assert list_nodes(dashboard.url) == [{"node_id": "n1"}]
+    with pytest.raises(ClusterError, match=r"Failed to query the data source\."):
+        list_state(dashboard.url, "actors")
 
 
 def test_a_control_service_may_be_busy_but_not_away(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,6 +172,7 @@ def test_a_process_that_survives_sigkill_is_named(monkeypatch: pytest.MonkeyPatc
         def kill(self) -> None: ...
 
     monkeypatch.setattr(module, "_lives", lambda process: True)
+    monkeypatch.setattr(module, "END_GRACE_S", 0.0)
     with pytest.raises(ClusterError) as raised:
         end_processes([Immortal()], 0.0)
     assert raised.value.message == "processes 77: did not end 0 s after SIGKILL"
