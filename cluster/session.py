@@ -57,6 +57,9 @@ SETTLED = {
     # What is not shipped stands in cluster.exclude, and only there.
     "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": "",
 }
+# A machine without power acknowledges nothing. Connections to it are closed after so long (gRPC makes this TCP_USER_TIMEOUT), not after the
+# two minutes that Ray gives them; until then a replica stands still that answers a request which came in through that machine.
+BETWEEN_MACHINES = {"RAY_grpc_client_keepalive_timeout_ms": "5000"}
 
 
 def client_environment(token_path: Path) -> dict[str, str]:

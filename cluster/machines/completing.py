@@ -12,7 +12,7 @@ from typing import Any
 from cluster.front import SWITCH
 from cluster.machines import keeper, notice
 from cluster.machines.known import TOKEN_PLACE, token_file
-from cluster.session import LOOPBACK_VARIABLE, SETTLED
+from cluster.session import BETWEEN_MACHINES, LOOPBACK_VARIABLE, SETTLED
 from cluster.settings import ClusterSettings
 
 DASHBOARD_PORT = 8265
@@ -50,7 +50,7 @@ def completed(settings: ClusterSettings) -> dict[str, Any]:
     launcher["setup_commands"] = [closed, *(launcher.get("setup_commands") or [])]
     provider = launcher.get("provider")
     own = _own_commands(provider) if isinstance(provider, dict) else {}
-    everywhere = {name: value for name, value in SETTLED.items() if name != LOOPBACK_VARIABLE} | {SWITCH: "0"}
+    everywhere = {name: value for name, value in SETTLED.items() if name != LOOPBACK_VARIABLE} | {SWITCH: "0"} | BETWEEN_MACHINES
     if settings.head_store != "none":
         everywhere |= _PATIENCE
     heads = everywhere | _NOTICE | _head_store(settings)

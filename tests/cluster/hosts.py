@@ -121,6 +121,11 @@ class Host:
             time.sleep(0.05)  # sshd says it in a file, and has no other event for it
 
     @property
+    def is_on(self) -> bool:
+        """Whether it has power."""
+        return self._process is not None
+
+    @property
     def first_pid(self) -> int:
         """Its process number one, as this machine counts."""
         assert self._process

@@ -6,15 +6,17 @@ import signal
 import subprocess
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.cluster.conftest import DOOR_PORT, Cluster
-from tests.cluster.hosts import SOURCE
-from tests.cluster.programs import TRAFFIC
+from tests.cluster.hosts import SOURCE, Host
+from tests.cluster.programs import TRAFFIC, UNFINISHED
 
 RATE = 20
+SERVE_LOGS = "/tmp/ray/session_latest/logs/serve/{controller,proxy}_*.log"
 
 
 class Traffic:
@@ -27,6 +29,7 @@ class Traffic:
     """
 
     def __init__(self, cluster: Cluster, rate: float, *urls: str) -> None:
+        self._cluster = cluster
         program = textwrap.dedent(TRAFFIC)
         command = cluster.laptop.command("python", "-c", program, str(rate), *urls, environment={"PYTHONPATH": str(SOURCE)})
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -55,7 +58,30 @@ class Traffic:
         out, err = self._process.communicate(timeout=120)
         assert self._process.returncode == 0, err
         told: dict[str, Any] = json.loads(out)
+        if told["lost"]:
+            self._tell_why()
         return told
+
+    def _tell_why(self) -> None:
+        """Print what is served from where, and what Serve's own processes wrote last: once the hosts are gone nobody can ask."""
+        print(self._cluster.run("serving", "status").stdout, self._cluster.run("cluster", "status").stdout, sep="\n")
+        for name, host in self._cluster.nodes.items():
+            if host.is_on:
+                print(f"--- {name}", host.run("bash", "-c", f"tail -n 60 {SERVE_LOGS}").stdout, sep="\n")
+
+
+@contextmanager
+def unfinished(host: Host) -> Iterator[None]:
+    """Let requests be on their way through a host, which is lost in the block."""
+    with subprocess.Popen(host.command("python", "-c", textwrap.dedent(UNFINISHED)), stdout=subprocess.PIPE, text=True) as asking:
+        assert asking.stdout
+        said = asking.stdout.readline()
+        try:
+            assert said == "begun\n"
+            yield
+        finally:
+            # It ends with its host.
+            host.lose()
 
 
 def until(what: str, is_so: Callable[[], bool], patience_s: float) -> float:
