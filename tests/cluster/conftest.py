@@ -52,7 +52,6 @@ serving:
   min_replicas: 2
   max_replicas: 2
   ready_timeout_s: 300
-  receipt_ms: 5000
 """
 
 

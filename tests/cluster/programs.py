@@ -54,17 +54,6 @@ ASK = """
     print(json.dumps({"version": prediction.version, "heads": sorted(prediction.answers[0].heads)}))
 """
 
-# Begins requests at this host's own Serve whose bodies do not end: after `serving.receipt_ms` a replica, on whichever host, tells so.
-UNFINISHED = """
-    import signal, socket
-    head = "POST /v1/predict HTTP/1.1\\r\\nhost: here\\r\\ncontent-type: application/json\\r\\ncontent-length: 100\\r\\n\\r\\n{"
-    begun = [socket.create_connection(("127.0.0.1", 8000)) for _ in range(8)]
-    for one in begun:
-        one.sendall(head.encode())
-    print("begun", flush=True)
-    signal.pause()
-"""
-
 # Asks so often, by several addresses, until it is told to end, and prints what became of every request.
 TRAFFIC = """
     import asyncio, collections, json, signal, sys, time

@@ -12,7 +12,7 @@ import pytest
 from tests.cluster.conftest import Cluster, started
 from tests.cluster.hosts import NETWORK
 from tests.cluster.programs import ASK, CALLS, STRANGER
-from tests.cluster.traffic import RATE, Traffic, door, lose_the_head, nodes, unfinished, until
+from tests.cluster.traffic import RATE, Traffic, door, lose_the_head, nodes, until
 
 pytestmark = pytest.mark.slow
 
@@ -117,8 +117,7 @@ def test_the_best_is_served_from_every_host(cluster: Cluster) -> None:
 
 
 def test_a_host_lost_while_it_serves_costs_no_answer(cluster: Cluster) -> None:
-    # A replica elsewhere that has something to say about a request which came in here must not stand still because nobody hears it.
-    with unfinished(cluster.nodes["two"]), Traffic(cluster, RATE, door(cluster, "two"), door(cluster, "three")) as traffic:
+    with Traffic(cluster, RATE, door(cluster, "two"), door(cluster, "three")) as traffic:
         cluster.nodes["two"].lose()
         noticed_s = until("the host is missed", lambda: nodes(cluster) == 2, 120)
         told = traffic.end()

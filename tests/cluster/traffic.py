@@ -6,14 +6,13 @@ import signal
 import subprocess
 import textwrap
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.cluster.conftest import DOOR_PORT, Cluster
-from tests.cluster.hosts import SOURCE, Host
-from tests.cluster.programs import TRAFFIC, UNFINISHED
+from tests.cluster.hosts import SOURCE
+from tests.cluster.programs import TRAFFIC
 
 RATE = 20
 SERVE_LOGS = "/tmp/ray/session_latest/logs/serve/{controller,proxy}_*.log"
@@ -68,20 +67,6 @@ class Traffic:
         for name, host in self._cluster.nodes.items():
             if host.is_on:
                 print(f"--- {name}", host.run("bash", "-c", f"tail -n 60 {SERVE_LOGS}").stdout, sep="\n")
-
-
-@contextmanager
-def unfinished(host: Host) -> Iterator[None]:
-    """Let requests be on their way through a host, which is lost in the block."""
-    with subprocess.Popen(host.command("python", "-c", textwrap.dedent(UNFINISHED)), stdout=subprocess.PIPE, text=True) as asking:
-        assert asking.stdout
-        said = asking.stdout.readline()
-        try:
-            assert said == "begun\n"
-            yield
-        finally:
-            # It ends with its host.
-            host.lose()
 
 
 def until(what: str, is_so: Callable[[], bool], patience_s: float) -> float:
