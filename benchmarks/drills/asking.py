@@ -37,8 +37,25 @@ def causes_of(failed: Sequence[Asked]) -> Counter[str]:
     return Counter(re.sub(r" \(request .*", "", one.error) for one in failed)
 
 
+class Beside:
+    """What goes on beside a block, in a thread, until that is told to end."""
+
+    def __enter__(self) -> Self:
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._go_on()), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ending.set()
+        self._thread.join()
+
+    async def _go_on(self) -> None:
+        raise NotImplementedError
+
+
 @dataclass
-class Asking:
+class Asking(Beside):
     """Ask from a thread for the length of a block.
 
     Attributes:
@@ -56,16 +73,6 @@ class Asking:
     done: list[Asked] = field(default_factory=list)
     begun: int = 0
 
-    def __enter__(self) -> Self:
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._ask_until_the_end()), daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._ending.set()
-        self._thread.join()
-
     @property
     def in_flight(self) -> int:
         """Requests that wait for their answer now."""
@@ -81,7 +88,7 @@ class Asking:
         answered = sorted(one.ended for one in self.done if not one.error)
         return max((later - earlier for earlier, later in pairwise(answered)), default=0.0)
 
-    async def _ask_until_the_end(self) -> None:
+    async def _go_on(self) -> None:
         start = time.monotonic()
         async with AsyncClient(self.url, timeout_s=30.0, retries=self.retries) as client, asyncio.TaskGroup() as group:
             for number in count():

@@ -2,15 +2,13 @@
 
 import asyncio
 import json
-import threading
 import time
 from array import array
 from collections import Counter
 from collections.abc import Coroutine
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
-from benchmarks.drills.asking import TEXTS
+from benchmarks.drills.asking import TEXTS, Beside
 from benchmarks.over_http.wire import Wire, closed_loop, open_loop
 
 TALLY_S = 1.0
@@ -30,7 +28,7 @@ class Unanswered(NamedTuple):
     status: int
 
 
-class Crowd:
+class Crowd(Beside):
     """Ask from a thread for the length of a block.
 
     Args:
@@ -50,23 +48,13 @@ class Crowd:
         self.unanswered: list[Unanswered] = []
         self._wire = Wire(port, "/v1/predict", [json.dumps({"texts": [text]}).encode() for text in TEXTS])
         self._rate_per_s, self._seed = rate_per_s, seed
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._ending.set()
-        self._thread.join()
 
     @property
     def answered(self) -> int:
         """How many requests were."""
         return self.statuses[200]
 
-    async def _run(self) -> None:
+    async def _go_on(self) -> None:
         asking = asyncio.create_task(self._ask())
         while not asking.done():
             await asyncio.wait([asking], timeout=TALLY_S)

@@ -15,21 +15,18 @@ import asyncio
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import httpx
 import numpy as np
 import psutil
 
-from benchmarks.drills.asking import TEXTS, Asked, Asking, causes_of
+from benchmarks.drills.asking import TEXTS, Asked, Asking, Beside, causes_of
 from benchmarks.drills.crowd import Crowd, Unanswered
 from benchmarks.drills.drills import RATE_PER_S, change_settings, kill_a_replica, kill_the_controller, kill_the_front, swap
 from benchmarks.drills.house import CONTROLLER, FRONT, FRONT_KEEPER, REPLICA, House, house
@@ -86,7 +83,7 @@ class Seen:
         return statistics.median(values[-tenth:]) - statistics.median(values[:tenth])
 
 
-class Rude(threading.Thread):
+class Rude(Beside):
     """Sends what is wrong, and leaves before answers come.
 
     Attributes:
@@ -95,24 +92,11 @@ class Rude(threading.Thread):
     """
 
     def __init__(self, url: str) -> None:
-        super().__init__(daemon=True)
-        self._url, self._ending = url, threading.Event()
+        self._url = url
         self.refused: Counter[str] = Counter()
         self.left = 0
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._ending.set()
-        self.join()
-
-    def run(self) -> None:
-        """Until told to end."""
-        asyncio.run(self._run())
-
-    async def _run(self) -> None:
+    async def _go_on(self) -> None:
         headers = {"content-type": "application/json"}
         async with httpx.AsyncClient(base_url=self._url, trust_env=False, headers=headers, timeout=10.0) as client:
             for body in cycle(_WRONG):
