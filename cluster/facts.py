@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from cluster.session import PREFIX, Session, is_marked
+from cluster.processes import is_marked
+from cluster.session import PREFIX, Session
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 

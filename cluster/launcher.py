@@ -17,7 +17,8 @@ from cluster.connection import ADDRESS_VARIABLE
 from cluster.dashboard import ask, list_nodes, prove_closed
 from cluster.errors import ClusterError
 from cluster.facts import FACTS_FILE, Facts, alone, facts_folder, read_facts, write_facts
-from cluster.session import Session, applied_to_ray, client_environment, free_port, name_of, new_session
+from cluster.processes import name_of
+from cluster.session import Session, applied_to_ray, client_environment, free_port, new_session
 from cluster.settings import ClusterSettings
 
 START_TIMEOUT_S = 120.0

@@ -1,7 +1,7 @@
-"""One Ray that we start ourselves: its folder, its token, its environment and its processes.
+"""One Ray that we start ourselves: its folder, its token, its environment and its end.
 
-Every process of a session inherits `TWOHEAD_SESSION`, the path of the session's own folder; by that mark, never by a
-name alone, its processes are found again and ended. It does not know why a session was started nor for how long.
+Every process of a session inherits a mark (see `processes`), by which it is found again and ended. It does not know why a session was
+started nor for how long.
 """
 
 import fcntl
@@ -10,10 +10,9 @@ import os
 import secrets
 import shutil
 import socket
-import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +22,12 @@ import psutil
 
 from cluster.errors import ClusterError
 from cluster.front import front_environment, write_command
+from cluster.processes import END_GRACE_S, MARK_VARIABLE, belongs, end_processes, name_of
 
-MARK_VARIABLE = "TWOHEAD_SESSION"
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"  # noqa: S105  # the name of a variable
 LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 PREFIX = "twohead-"
 OWNER_FILE = "owner.lock"
-END_GRACE_S = 10.0
 SWEEP_GRACE_S = 0.5
 PORTS_TRIED = 50
 _POLL_S = 0.05
@@ -94,7 +92,7 @@ class Session:
         """Find the processes that carry this session's mark, as `psutil.Process`; never this one or its parents."""
         myself = psutil.Process()
         spared = {myself.pid, *(parent.pid for parent in myself.parents())}
-        return [process for process in psutil.process_iter() if process.pid not in spared and _belongs(process, self.folder)]
+        return [process for process in psutil.process_iter() if process.pid not in spared and belongs(process, self.folder)]
 
     def end(self, grace_s: float = END_GRACE_S) -> int:
         """End every process of this session and remove its folder.
@@ -247,24 +245,6 @@ def _heed_environment() -> None:
     raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
-def end_processes(processes: Iterable[Any], grace_s: float) -> int:
-    """Send SIGTERM, wait, send SIGKILL to what is left, and wait for that.
-
-    Raises:
-        ClusterError: A process is still there after SIGKILL.
-    """
-    ended = list(processes)
-    _signal(ended, "terminate")
-    left = _outlasting(ended, grace_s)
-    _signal(left, "kill")
-    # A busy machine takes its time to end even what is killed.
-    after_s = max(grace_s, END_GRACE_S)
-    if left := _outlasting(left, after_s):
-        pids = ", ".join(str(process.pid) for process in left)
-        raise ClusterError(f"processes {pids}: did not end {after_s:.0f} s after SIGKILL", "they wait for a disk or a device; see `ps`")
-    return len(ended)
-
-
 def _remove(folder: Path) -> None:
     """Remove a folder, again where something came into it meanwhile; what cannot be removed stays."""
     for _ in range(_REMOVALS):
@@ -272,68 +252,3 @@ def _remove(folder: Path) -> None:
         if not folder.exists():
             return
         time.sleep(_POLL_S)  # nothing tells that the last one has written
-
-
-def _signal(processes: Iterable[Any], method: str) -> None:
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            getattr(process, method)()
-
-
-def _outlasting(processes: list[Any], grace_s: float) -> list[Any]:
-    # Not psutil.wait_procs: orphans that nobody reaps stay as zombies in many containers, and it would wait for them.
-    deadline = time.monotonic() + grace_s
-    while (left := [process for process in processes if _lives(process)]) and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
-    return left
-
-
-def _lives(process: Any) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def is_marked(pid: int, folder: Path) -> bool:
-    """Tell whether a process lives and belongs to the session with this folder."""
-    try:
-        process = psutil.Process(pid)
-    except psutil.Error:
-        return False
-    return _lives(process) and _belongs(process, folder)
-
-
-def name_of(process: Any) -> str:
-    """Return a process's name, or nothing where it has ended: of those just found, Ray's workers may end at any moment."""
-    try:
-        return str(process.name())
-    except psutil.Error:
-        return ""
-
-
-def words_of(process: Any) -> str:
-    """Return what a process was called with, or nothing where it has ended."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
-def _belongs(process: Any, folder: Path) -> bool:
-    try:
-        return _has_mark(process, folder) or _is_titled_and_writes_to(process, folder)
-    except (psutil.Error, OSError):
-        return False
-
-
-def _has_mark(process: Any, folder: Path) -> bool:
-    if sys.platform != "linux":
-        return bool(process.environ().get(MARK_VARIABLE) == str(folder))
-    # Not psutil's environ(), which stops at the first gap, see below.
-    return f"{MARK_VARIABLE}={folder}".encode() in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-
-
-def _is_titled_and_writes_to(process: Any, folder: Path) -> bool:
-    # A process of Ray that gives itself a title overwrites the beginning of its environment, and a short one wholly.
-    return bool(str(process.name()).startswith("ray::")) and any(file.path.startswith(f"{folder}/") for file in process.open_files())

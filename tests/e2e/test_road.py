@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from cluster.facts import read_facts
-from cluster.session import words_of
+from cluster.processes import words_of
 from cluster.settings import ClusterSettings
 from tests.ports import port_shift
 

@@ -17,7 +17,8 @@ import yaml
 
 from benchmarks.drills.house import until
 from cluster.facts import Facts, read_facts
-from cluster.session import free_port, name_of
+from cluster.processes import name_of
+from cluster.session import free_port
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 from serving.client import Client

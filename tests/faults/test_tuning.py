@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cluster.facts import Facts
-from cluster.session import words_of
+from cluster.processes import words_of
 from tests.disks import make_room, small_disk
 from tests.small_searches import CLUSTER, attach, events_of, result_of, running_ray, start, training, training_here, write_table
 

@@ -22,7 +22,8 @@ import pytest
 import yaml
 
 from cluster.facts import Facts, read_facts
-from cluster.session import MARK_VARIABLE, free_port, name_of, sweep, words_of
+from cluster.processes import MARK_VARIABLE, name_of, words_of
+from cluster.session import free_port, sweep
 from cluster.settings import ClusterSettings
 from tests.ports import port_shift
 from tests.running import running

@@ -10,22 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from cluster import processes
 from cluster import session as module
 from cluster.errors import ClusterError
+from cluster.processes import MARK_VARIABLE, end_processes, is_marked, name_of, words_of
 from cluster.session import (
-    MARK_VARIABLE,
     OWNER_FILE,
     Session,
     applied,
     applied_to_ray,
     client_environment,
-    end_processes,
-    is_marked,
-    name_of,
     new_session,
     private_session,
     sweep,
-    words_of,
     write_token,
 )
 
@@ -171,8 +168,8 @@ def test_a_process_that_survives_sigkill_is_named(monkeypatch: pytest.MonkeyPatc
         def terminate(self) -> None: ...
         def kill(self) -> None: ...
 
-    monkeypatch.setattr(module, "_lives", lambda process: True)
-    monkeypatch.setattr(module, "END_GRACE_S", 0.0)
+    monkeypatch.setattr(processes, "_lives", lambda process: True)
+    monkeypatch.setattr(processes, "END_GRACE_S", 0.0)
     with pytest.raises(ClusterError) as raised:
         end_processes([Immortal()], 0.0)
     assert raised.value.message == "processes 77: did not end 0 s after SIGKILL"
