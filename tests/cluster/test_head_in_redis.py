@@ -8,7 +8,8 @@ import pytest
 
 from tests.cluster.conftest import Cluster, started
 from tests.cluster.hosts import NETWORK
-from tests.cluster.traffic import RATE, Traffic, door, lose_the_head, nodes, raylets, until
+from tests.cluster.traffic import RATE, Traffic, door, lose_the_head, nodes, raylets
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 

@@ -18,6 +18,7 @@ from serving.loading.texts import Bodies
 from serving.rollout import Rollout
 from serving.settings import AutoscalingSettings, ServingSettings
 from tests.ports import port_shift
+from tests.waiting import until
 from training.registry import Registry
 
 pytestmark = pytest.mark.slow
@@ -26,14 +27,6 @@ pytestmark = pytest.mark.slow
 SLOW = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536}
 TEXTS = ["the nurse and the teacher " * 10, "the driver " * 25]
 PATIENCE_S = 150.0
-
-
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    """Poll another process, with an end."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +68,11 @@ def test_more_work_brings_a_replica_and_less_takes_it_away(rollout: tuple[Rollou
     sender = threading.Thread(target=repeat)
     sender.start()
     try:
-        wait_until(lambda: deployed.status().running == 2, "the second replica never came")
+        until("the second replica comes", lambda: deployed.status().running == 2, PATIENCE_S)
     finally:
         stop.set()
         sender.join()
-    wait_until(lambda: deployed.status().replicas == {"RUNNING": 1}, "the second replica never went")
+    until("the second replica goes", lambda: deployed.status().replicas == {"RUNNING": 1}, PATIENCE_S)
     assert sum(len(run.answered) for run in runs) == 48 * len(runs) > 0
     assert not [run.errors for run in runs if run.errors]
 
@@ -87,7 +80,7 @@ def test_more_work_brings_a_replica_and_less_takes_it_away(rollout: tuple[Rollou
 def test_all_go_when_nobody_asks_and_the_next_request_waits_for_one(rollout: tuple[Rollout, ServingSettings]) -> None:
     deployed, settings = rollout
     deployed.scale(0, 2)
-    wait_until(lambda: not deployed.status().replicas, "the last replica never went")
+    until("the last replica goes", lambda: not deployed.status().replicas, PATIENCE_S)
     began = time.monotonic()
     with Client(settings.url, timeout_s=PATIENCE_S) as client:
         assert len(client.predict(TEXTS).answers) == 2

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,12 @@ import yaml
 from cluster.dashboard import ask
 from cluster.facts import Facts, read_facts
 from cluster.jobs import open_jobs
+from cluster.processes import name_of
 from cluster.runtime_env import survey
-from cluster.session import applied_to_ray, client_environment, free_port, name_of
+from cluster.session import applied_to_ray, client_environment, free_port
 from cluster.settings import ClusterSettings
 from tests.ports import port_shift
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -100,13 +101,6 @@ def place(tmp_path_factory: pytest.TempPathFactory, make_encoder_in: Callable[..
     found.run("down")
 
 
-def _until(what: str, is_so: Callable[[], bool], patience_s: float = 120) -> None:
-    deadline = time.monotonic() + patience_s
-    while not is_so():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.2)  # a folder tells of nothing by itself
-
-
 def test_a_search_whose_trials_all_fail_is_a_failed_job_that_says_why(place: Place) -> None:
     space = "training.search_space={encoder_learning_rate: {choices: [1.0e+30, 2.0e+30]}, head_learning_rate: 1.0e+30}"
     more = ("--set", space, "--set", "training.fit.encoder_learning_rate=1e30", "--set", "training.fit.head_learning_rate=1e30")
@@ -122,7 +116,7 @@ def test_a_stopped_job_is_resumed_where_it_was(place: Place) -> None:
     tune = ("python", "-m", "training", "tune")
     more = ("--set", "training.fit.epochs=40", "--set", "training.fit.patience=40")
     job = place.run("submit", "--no-wait", "--", *tune, "--name", "one", *more).stdout.strip()
-    _until("an epoch is written down", lambda: any(event["kind"] == "epoch" for event in place.events("one")))
+    until("an epoch is written down", lambda: any(event["kind"] == "epoch" for event in place.events("one")))
     found = json.loads(place.run("status", "--json").stdout)
     search = next(one for one in found["searches"] if one["name"] == "one")
     assert (search["jobs"], search["is_running"]) == ([job], True)
@@ -171,11 +165,11 @@ def test_twenty_jobs_in_a_row_leave_nothing(place: Place) -> None:
         told = place.ask("/api/v0/placement_groups")["data"]["result"]["result"]
         return [group for group in told if group["state"] != "REMOVED"]
 
-    _until("the first job has left", lambda: groups() == [] and not any("Supervisor" in name for name in processes()))
+    until("the first job has left", lambda: groups() == [] and not any("Supervisor" in name for name in processes()))
     was, had = processes(), folders()
     with open_jobs(place.settings) as jobs:
         shipment = survey(place.settings, place.folder)
         submitted = [jobs.submit(["python", "careless.py"], shipment) for _ in range(20)]
         assert [jobs.wait(job, 300).state for job in submitted] == ["SUCCEEDED"] * 20
-    _until("their processes and placement groups go", lambda: processes() == was and groups() == [], 60)
+    until("their processes and placement groups go", lambda: processes() == was and groups() == [], 60)
     assert folders() == had

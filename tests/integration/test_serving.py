@@ -32,6 +32,7 @@ from serving.loading.texts import Bodies
 from serving.rollout import Rollout
 from serving.settings import CanarySettings, ServingSettings, ShadowSettings
 from tests.ports import port_shift
+from tests.waiting import until
 from training.registry import Registry
 
 pytestmark = pytest.mark.slow
@@ -51,14 +52,6 @@ class Place:
     registry: Registry
     rollout: Rollout
     dashboard_url: str
-
-
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    """Poll another process, with an end."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.2)
 
 
 def send_many(url: str, count: int, concurrency: int) -> Run:
@@ -176,7 +169,7 @@ def test_whoever_leaves_takes_their_texts_along(served: Place) -> None:
             connection.close()
         return told(served, "cancelled_total") > 0
 
-    wait_until(somebody_is_missed, "nobody was missed")
+    until("somebody is missed", somebody_is_missed)
     assert len(send_many(served.settings.url, count=8, concurrency=2).answered) == 8
 
 
@@ -185,7 +178,7 @@ def test_metrics_are_those_of_all_replicas(served: Place) -> None:
         client.predict(["nurse"] * 3)
 
     # Ray's exporter hears of figures some seconds after they were made.
-    wait_until(lambda: told(served, "texts_total") >= 3, "the exporter never told of the texts")
+    until("the exporter tells of the texts", lambda: told(served, "texts_total") >= 3)
     assert told(served, "answers_total") >= 6
     assert told(served, "queue_seconds_count") >= 1
     assert told(served, "batch_tokens_bucket") > told(served, "batch_tokens_count") > 0
@@ -208,11 +201,11 @@ def test_log_lines_are_objects_and_tell_the_version(served: Place) -> None:
 
 def test_scaling_up_and_down_loses_nothing(served: Place, under_load: list[Run]) -> None:
     served.rollout.scale(2, 2)
-    wait_until(lambda: served.rollout.status().running == 2, "the second replica never ran")
+    until("the second replica runs", lambda: served.rollout.status().running == 2)
     served.rollout.scale(1, 1)
-    wait_until(lambda: served.rollout.status().replicas == {"RUNNING": 1}, "the second replica never went")
+    until("the second replica goes", lambda: served.rollout.status().replicas == {"RUNNING": 1})
     sent = len(under_load)
-    wait_until(lambda: len(under_load) > sent + 1, "no requests after scaling")
+    until("requests go on after scaling", lambda: len(under_load) > sent + 1)
 
 
 def test_a_promoted_version_is_followed_without_a_pause(
@@ -222,7 +215,7 @@ def test_a_promoted_version_is_followed_without_a_pause(
         before = client.predict(TEXTS[:1])
         version = served.registry.publish(make_checkpoint(1))
         served.registry.promote(version)
-        wait_until(lambda: client.version().version == version, "the new version never answered")
+        until("the new version answers", lambda: client.version().version == version)
         after = client.predict(TEXTS[:1])
     assert (before.version, after.version) == (version - 1, version)
     assert before.answers != after.answers
@@ -238,7 +231,7 @@ def test_a_broken_version_never_answers(served: Place, under_load: list[Run], ma
         weights.unlink()
         weights.write_bytes(content)
         served.registry.promote(broken)
-        wait_until(lambda: client.version().last_failure is not None, "the failure was never told")
+        until("the failure is told", lambda: client.version().last_failure is not None)
         facts = client.version()
         assert facts.last_failure is not None
         assert (facts.version, facts.last_failure.version) == (good, broken)
@@ -276,7 +269,7 @@ def test_a_candidate_that_agrees_takes_over_and_one_that_does_not_goes(
         tried = served.settings.model_copy(update=settings)
         served.rollout.deploy(tried, None)
         with Client(url) as client:
-            wait_until(lambda: (told := client.version().candidate) is not None and told.ready, "the candidate was never loaded")
+            until("the candidate is loaded", lambda: (told := client.version().candidate) is not None and told.ready)
         send_many(url, count=60, concurrency=4)
         return command.conclude(served.cluster, tried, when, 20, PATIENCE_S / 60)
 
@@ -291,7 +284,7 @@ def test_a_candidate_that_agrees_takes_over_and_one_that_does_not_goes(
     assert served.registry.resolve(name) == twin
     assert f"version {twin} stays" in capsys.readouterr().out
     with Client(url) as client:
-        wait_until(lambda: (told := client.version()).candidate is None and told.version == twin, "the trial goes on")
+        until("the trial ends", lambda: (told := client.version()).candidate is None and told.version == twin)
 
 
 def test_with_keys_a_replica_answers_who_has_one(served: Place) -> None:
@@ -315,7 +308,7 @@ def test_with_keys_a_replica_answers_who_has_one(served: Place) -> None:
                 return error.status == 401
             return False
 
-        wait_until(is_out, "a revoked key still opens")
+        until("a revoked key opens no more", is_out)
 
 
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, tiny_checkpoint: Path) -> None:
