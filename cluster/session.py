@@ -56,8 +56,9 @@ SETTLED = {
     "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": "",
 }
 # A machine without power acknowledges nothing. Connections to it are closed after so long (gRPC makes this TCP_USER_TIMEOUT), not after the
-# two minutes that Ray gives them; until then a replica stands still that answers a request which came in through that machine.
-BETWEEN_MACHINES = {"RAY_grpc_client_keepalive_timeout_ms": "5000"}
+# two minutes that Ray gives them. A replica that answers through a proxy there stands still, for everybody, until Ray's own way of handing
+# an answer over is acknowledged or that machine is declared dead; handed over by gRPC, as in Serve's throughput mode, it does not.
+BETWEEN_MACHINES = {"RAY_grpc_client_keepalive_timeout_ms": "5000", "RAY_SERVE_PROXY_USE_GRPC": "1"}
 
 
 def client_environment(token_path: Path) -> dict[str, str]:

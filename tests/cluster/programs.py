@@ -1,13 +1,14 @@
 """Programs that tests send to hosts: they need nothing of the tests' own."""
 
-# Tries everything that a stranger could call on one port: the Jobs API, and Ray's own services over gRPC.
+# Tries everything that a stranger could call on one port: the Jobs API, and Ray's and Serve's own services over gRPC.
 STRANGER = """
     import http.client, json, sys
     import grpc
 
-    METHODS = ["NodeInfoGcsService/GetAllNodeInfo", "JobInfoGcsService/GetAllJobInfo", "NodeManagerService/GetNodeStats",
-               "ObjectManagerService/Pull", "CoreWorkerService/PushTask", "RayletDriver/ClusterInfo", "ReporterService/HealthCheck",
-               "LogService/ListLogs", "RuntimeEnvGcsService/PinRuntimeEnvURI"]
+    METHODS = ["rpc.NodeInfoGcsService/GetAllNodeInfo", "rpc.JobInfoGcsService/GetAllJobInfo", "rpc.NodeManagerService/GetNodeStats",
+               "rpc.ObjectManagerService/Pull", "rpc.CoreWorkerService/PushTask", "rpc.RayletDriver/ClusterInfo",
+               "rpc.ReporterService/HealthCheck", "rpc.LogService/ListLogs", "rpc.RuntimeEnvGcsService/PinRuntimeEnvURI",
+               "serve.ASGIService/HandleRequest"]
 
     def over_http(host, port, headers):
         found = {}
@@ -28,7 +29,7 @@ STRANGER = """
         with grpc.insecure_channel(f"{host}:{port}") as channel:
             for method in METHODS:
                 try:
-                    channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=5, metadata=metadata)
+                    channel.unary_unary(f"/ray.{method}")(b"", timeout=5, metadata=metadata)
                     found[method] = "OK"
                 except grpc.RpcError as error:
                     found[method] = error.code().name
@@ -90,4 +91,26 @@ TRAFFIC = """
         print(json.dumps({"asked": number, "lost": lost, "longest_s": max(waits)}))
 
     asyncio.run(main(float(sys.argv[1]), sys.argv[2:]))
+"""
+
+# Begins a request every five seconds and ends none, until its host is lost: three are always on their way.
+UNFINISHED = """
+    import socket, time
+
+    LINES = ["POST /v1/predict HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Content-Length: 100", "", "{"]
+
+    def begin():
+        begun = socket.create_connection(("127.0.0.1", 8000))
+        begun.sendall("\\r\\n".join(LINES).encode())
+        return begun
+
+    kept = []
+    while True:
+        try:
+            kept = [*kept[-2:], begin()]
+        except OSError:
+            # What answers there may be gone already, while its host is drained.
+            pass
+        print("begun", len(kept), flush=True)
+        time.sleep(5)
 """

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from tests.cluster.conftest import Cluster, started
-from tests.cluster.hosts import NETWORK
+from tests.cluster.hosts import NETWORK, Host
 from tests.cluster.programs import ASK, CALLS, STRANGER
-from tests.cluster.traffic import RATE, Traffic, door, lose_the_head, nodes, until
+from tests.cluster.traffic import RATE, Traffic, door, lose_the_head, nodes, unfinished
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -66,10 +67,14 @@ def test_every_host_is_in_and_the_token_is_its_owners(cluster: Cluster) -> None:
     assert "cluster is up already" in cluster.must("cluster", "up")
 
 
+def _open_ports(host: Host) -> set[str]:
+    listening = [line.split()[3] for line in host.run("ss", "-tlnH").stdout.splitlines()]
+    return {address.rpartition(":")[2] for address in listening if "127.0.0.1" not in address} - {"22"}
+
+
 def test_no_port_lets_a_stranger_in(cluster: Cluster) -> None:
     for name, host in cluster.nodes.items():
-        listening = [line.split()[3] for line in host.run("ss", "-tlnH").stdout.splitlines()]
-        ports = {address.rpartition(":")[2] for address in listening if "127.0.0.1" not in address} - {"22"}
+        ports = _open_ports(host)
         # At least the two of a raylet, two of its agent's, the one for environments; each is asked without a token and with a wrong one.
         assert _require_closed(cluster, name, cluster.python(STRANGER, host.address, *sorted(ports))) >= 5 * 2
 
@@ -111,7 +116,12 @@ def test_a_host_lost_while_it_trains_costs_its_trial_an_epoch(cluster: Cluster) 
 
 def test_the_best_is_served_from_every_host(cluster: Cluster) -> None:
     assert "production → version 1" in cluster.must("training", "publish", "--promote")
+    before = {name: _open_ports(host) for name, host in cluster.nodes.items()}
     cluster.must("serving", "deploy")
+    # Serve's controller, its proxies and each replica have opened ports too.
+    for name, host in cluster.nodes.items():
+        ports = _open_ports(host) - before[name]
+        assert _require_closed(cluster, name, cluster.python(STRANGER, host.address, *sorted(ports))) >= 2
     for url in cluster.open_doors():
         assert cluster.python(ASK, url) == {"version": 1, "heads": ["category", "education"]}
 
@@ -130,7 +140,8 @@ def test_a_host_lost_while_it_serves_costs_no_answer(cluster: Cluster) -> None:
 
 def test_a_host_drained_and_then_lost_costs_no_answer(cluster: Cluster) -> None:
     cluster.open_door("two")
-    with Traffic(cluster, RATE, door(cluster, "two"), door(cluster, "three")) as traffic:
+    # What is on its way keeps the drained host's proxy there, and a replica elsewhere that tells it something may not wait for an answer.
+    with unfinished(cluster.nodes["three"]), Traffic(cluster, RATE, door(cluster, "two"), door(cluster, "three")) as traffic:
         cluster.must("cluster", "drain", cluster.nodes["three"].address)
         cluster.nodes["three"].lose()
         until("the host is missed", lambda: nodes(cluster) == 2, 120)

@@ -6,16 +6,25 @@ import signal
 import subprocess
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.cluster.conftest import DOOR_PORT, Cluster
-from tests.cluster.hosts import SOURCE
-from tests.cluster.programs import TRAFFIC
+from tests.cluster.hosts import SOURCE, Host
+from tests.cluster.programs import TRAFFIC, UNFINISHED
+from tests.running import running
+from tests.waiting import until
 
 RATE = 20
 SERVE_LOGS = "/tmp/ray/session_latest/logs/serve/{controller,proxy}_*.log"
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    # The command enters its host's own processes: a signal to it reaches nsenter, not Python.
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGTERM)
 
 
 class Traffic:
@@ -43,17 +52,12 @@ class Traffic:
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
             # A test that failed: nothing it began goes on beside the next one.
-            self._stop()
+            _stop(self._process)
         self._process.communicate(timeout=120)
-
-    def _stop(self) -> None:
-        # The command enters the laptop's own processes: its signal reaches nsenter, not Python.
-        for child in Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split():
-            os.kill(int(child), signal.SIGTERM)
 
     def end(self) -> dict[str, Any]:
         """Stop asking, and return what became of all requests."""
-        self._stop()
+        _stop(self._process)
         out, err = self._process.communicate(timeout=120)
         assert self._process.returncode == 0, err
         told: dict[str, Any] = json.loads(out)
@@ -69,12 +73,16 @@ class Traffic:
                 print(f"--- {name}", host.run("bash", "-c", f"tail -n 60 {SERVE_LOGS}").stdout, sep="\n")
 
 
-def until(what: str, is_so: Callable[[], bool], patience_s: float) -> float:
-    began = time.monotonic()
-    while not is_so():
-        assert time.monotonic() - began < patience_s, f"not within {patience_s:.0f} s: {what}"
-        time.sleep(0.5)  # neither Ray nor a folder tells of it by itself
-    return time.monotonic() - began
+@contextmanager
+def unfinished(host: Host) -> Iterator[None]:
+    """Keep requests on their way through a host that never end, until the block ends or the host is lost."""
+    with running(host.command("python", "-c", textwrap.dedent(UNFINISHED))) as process:
+        assert process.stdout
+        try:
+            assert process.stdout.readline() == "begun 1\n"
+            yield
+        finally:
+            _stop(process)
 
 
 def nodes(cluster: Cluster) -> int:

@@ -137,6 +137,7 @@ def test_what_is_set_is_in_it() -> None:
     assert [(one["minReplicas"], one["maxReplicas"]) for one in (trials, replicas)] == [(0, 16), (2, 8)]
     assert {"name": "TWOHEAD_STORAGE", "value": "s3://bucket/twohead"} in container["env"]
     assert {"name": "RAY_grpc_client_keepalive_timeout_ms", "value": "5000"} in container["env"]
+    assert {"name": "RAY_SERVE_PROXY_USE_GRPC", "value": "1"} in container["env"]
     # What leaves a pod is waited for before the pod is ended.
     leave_s = int(container["lifecycle"]["preStop"]["exec"]["command"][-1])
     assert trials["template"]["spec"]["terminationGracePeriodSeconds"] > leave_s

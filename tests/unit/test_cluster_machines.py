@@ -41,7 +41,7 @@ def test_what_is_missing_is_added(home: Path) -> None:
         stop, start = found[key]
         assert stop == "ray stop"
         assert "; env RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 " in start
-        assert " RAY_grpc_client_keepalive_timeout_ms=5000 " in start
+        assert {"RAY_grpc_client_keepalive_timeout_ms=5000", "RAY_SERVE_PROXY_USE_GRPC=1"} < set(start.split())
         assert option in start
     assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in json.dumps(found)
 
