@@ -6,13 +6,17 @@ reads its figures through that socket alone, so the command written here takes b
 and starts nothing that would listen to other machines. The same command puts an end to waiting: a replica gets no more requests at once
 than it can make use of, and whoever waits for long is refused here, where that costs least. Whoever sends or reads so slowly that it can
 only be meant to hold a connection, loses it. Where most connections are taken, none is kept after its answer: else those that idle would
-shut out everybody else. It does not know what is served, nor who may ask: whoever serves on an address that others reach sees to that.
+shut out everybody else. Replicas stay where Serve takes them out while it builds their application anew (`kept`). It does not know what is
+served, nor who may ask: whoever serves on an address that others reach sees to that.
 """
 
 import importlib.util
 import os
 import shlex
+import sys
 from pathlib import Path
+
+from cluster import kept
 
 # Ray's own switch: "0" in the environment keeps Serve's own proxy.
 SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
@@ -64,6 +68,9 @@ for word in "$@"; do
   before=$word
 done
 umask 077
+if ! {python} -I -S {kept} "$file" "$file.kept" >&2; then
+  echo "no replica is kept while Serve builds its application" >&2
+fi
 most=$(sed -n 's/^ *maxconn \\([0-9]*\\)$/\\1/p' "$file" | head -n 1)
 sed -e '/^frontend prometheus/,/^ *no log/d' -e '/^listen stats/,$d' \\
   -e '/^ *log 127\\.0\\.0\\.1:514 /d' -e 's/ mode 666 / mode 600 /' \\
@@ -109,6 +116,8 @@ def write_command(folder: Path) -> None:
     receipt = f"\\n    http-request wait-for-body time {_MOST_RECEIPT_S}s if METH_POST"
     command = _COMMAND.format(
         program=shlex.quote(str(program)),
+        python=shlex.quote(sys.executable),
+        kept=shlex.quote(kept.__file__),
         refusal=refusal,
         unknown=unknown,
         headers=headers,

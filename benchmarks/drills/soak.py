@@ -178,10 +178,10 @@ class Life:
 
 
 def capacity_per_s(home: House) -> float:
-    """Answers a second to eight callers while another version is promoted: what it has left when new replicas start, on the same cores."""
+    """Answers a second to eight callers while settings are rolled out: what it has left when new replicas start, on the same cores."""
     began = time.monotonic()
     with Crowd(home.settings.port) as crowd:
-        swap(home)
+        change_settings(home)
     return crowd.answered / (time.monotonic() - began)
 
 

@@ -26,7 +26,9 @@ from cluster.session import free_port
 SERVE = Path(str(importlib.util.find_spec("ray").origin)).parent / "serve/_private"  # type: ignore[union-attr]  # it is installed
 
 
-def configuration(folder: Path, host: str, door: int = 8000, replica: int = 30_000, fallback: int = 8500, *, is_known: bool = True) -> Path:
+def configuration(
+    folder: Path, host: str, door: int = 8000, replica: int = 30_000, fallback: int = 8500, *, is_known: bool = True, replicas: int = 2
+) -> Path:
     """Write what Ray's own template makes; before Serve has told what is deployed, it knows no application."""
     template = runpy.run_path(str(SERVE / "haproxy_templates.py"))["HAPROXY_CONFIG_TEMPLATE"]
     config = SimpleNamespace(
@@ -41,7 +43,7 @@ def configuration(folder: Path, host: str, door: int = 8000, replica: int = 30_0
     environment.filters["haproxy_fmt"] = str
     routes = SimpleNamespace(status=200, routes_content_type="text/plain", routes_message="none")
     (folder / "500.http").write_text("HTTP/1.1 500 Internal Server Error\r\n\r\n")
-    servers = [SimpleNamespace(name=f"replica{number}", host="127.0.0.1", port=replica + number) for number in range(2)]
+    servers = [SimpleNamespace(name=f"replica{number}", host="127.0.0.1", port=replica + number) for number in range(replicas)]
     backend = SimpleNamespace(
         name="http-app", path_prefix="/", servers=servers, fallback_server=SimpleNamespace(name="proxy", host="127.0.0.1", port=fallback),
         app_name="app", timeout_connect_s=None, timeout_server_s=None, timeout_client_s=None, timeout_http_request_s=None,
@@ -100,6 +102,28 @@ def test_waiting_has_an_end_in_front_of_the_replicas(folder: Path) -> None:
     assert "timeout queue 1s" in lines
     assert "http-request set-priority-class int(-1) if { path_beg /health }" in lines
     assert not [line for line in lines if line.startswith("errorfile 503")]
+
+
+def test_replicas_stay_while_serve_builds_their_application_anew(folder: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Replica) as replica:
+        threading.Thread(target=replica.serve_forever, daemon=True).start()
+        call(folder, "-f", str(configuration(folder, "127.0.0.1", replica=replica.server_port, replicas=1)))
+        path = configuration(folder, "127.0.0.1", replicas=0)
+        assert "server replica0" not in path.read_text()
+        assert call(folder, "-f", str(path)).returncode == 0
+        assert f"    server replica0 127.0.0.1:{replica.server_port} check maxconn 512\n" in path.read_text()
+        replica.shutdown()
+    call(folder, "-f", str(configuration(folder, "127.0.0.1", replicas=0)))
+    assert "server replica0" not in path.read_text()
+
+
+def test_without_memory_the_door_opens_all_the_same(folder: Path) -> None:
+    path = configuration(folder, "127.0.0.1")
+    (folder / "cfg.kept").mkdir()
+    done = call(folder, "-f", str(path))
+    assert done.returncode == 0
+    assert "no replica is kept while Serve builds its application" in done.stderr
+    assert "server replica0 127.0.0.1:30000 check maxconn 512" in path.read_text()
 
 
 @pytest.mark.parametrize("host", ["*", "0.0.0.0", "::", "[::]", ""])  # must be refused
