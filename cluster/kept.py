@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+# Sections begin without a space; a remark may, too.
+_SECTION = re.compile(r"^(?=[^\s#])", re.MULTILINE)
 _SERVER = re.compile(r"^ *server \S+ (\S+) check(?!.* backup$)")
 _CHECK = re.compile(r"^ *option httpchk GET (\S+)$")
 _PATIENCE_S = 1.0
@@ -36,7 +38,7 @@ def complete(text: str, known: Mapping[str, list[str]], lives: Lives) -> tuple[s
     Returns:
         The configuration, and the replicas of each of its backends.
     """
-    blocks = re.split(r"^(?=\S)", text, flags=re.MULTILINE)
+    blocks = _SECTION.split(text)
     named = {name: place for place, block in enumerate(blocks) if (name := _name(block)) is not None}
     found: Servers = {name: [line for line in blocks[place].splitlines() if _SERVER.match(line)] for name, place in named.items()}
     taken = {_address(line) for lines in found.values() for line in lines}

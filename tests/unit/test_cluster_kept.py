@@ -19,6 +19,7 @@ backend default_backend
     http-request return status 404
 backend {name}
     option httpchk GET /-/healthz
+# A remark in a section.
     default-server inter 5s
 {servers}    server proxy 127.0.0.1:8500 check backup
 listen stats
