@@ -17,6 +17,7 @@ from serving.errors import NotReady
 from serving.follower import Follower
 from serving.keys.ring import KeyRing
 from serving.keys.store import KeyStore
+from serving.listening import listen_to_this_machine_alone
 from serving.observing.logs import log_with_serve
 from serving.observing.metrics import PUBLISH_EVERY_S, Figures, gather
 from serving.observing.tracing import Traced, add_tracing, make_tracer
@@ -41,6 +42,9 @@ class Replica:
     async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         # The thread that hands batches to the engine must not wait for the event loop's longest turn, 5 ms by default, at every step.
         sys.setswitchinterval(_SWITCH_S)
+        import ray
+
+        listen_to_this_machine_alone(ray.util.get_node_ip_address())
         checked = Arguments.model_validate(arguments)
         settings = checked.settings
 

@@ -16,8 +16,10 @@ from itertools import takewhile
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
+from cluster.processes import name_of
 from cluster.session import free_port
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
@@ -133,6 +135,14 @@ def test_answers_equal_the_saved_model_alone_and_in_a_batch(served: Place, tmp_p
             expected = torch.softmax(values[0], dim=-1).tolist()
             assert list(batched.heads[head].scores.values()) == pytest.approx(expected, abs=1e-4)
             assert list(single.answers[0].heads[head].scores.values()) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.usefixtures("served")
+def test_replicas_and_serves_own_processes_listen_to_this_machine_alone() -> None:
+    found = [one for one in psutil.Process().children(recursive=True) if name_of(one).startswith(("ray::Serve", "haproxy"))]
+    listening = {(name_of(one), port.laddr.ip) for one in found for port in one.net_connections("tcp") if port.status == psutil.CONN_LISTEN}
+    assert {name[:15] for name, _ in listening} >= {"ray::ServeRepli", "haproxy"}
+    assert {address for _, address in listening} <= {"127.0.0.1", "::ffff:127.0.0.1"}, listening
 
 
 def test_surface_behind_the_proxy(served: Place) -> None:
