@@ -98,11 +98,14 @@ class Step:
         return next((at for at, count, _ in self.replicas if at >= after_s and count == running), None)
 
 
-def measure(folder: Path, shape: str, rate: float, seconds: tuple[float, float, float], scaling: AutoscalingSettings) -> Step:
+def measure(
+    folder: Path, shape: str, precision: str, rate: float, seconds: tuple[float, float, float], scaling: AutoscalingSettings
+) -> Step:
     """Serve and send."""
     cluster = ClusterSettings(storage=str(folder / "storage"), num_cpus=4, num_gpus=0, object_store_bytes=100_000_000)
     # On two cores a replica that starts takes half of them from the one that answers: nobody is refused meanwhile.
-    settings = ServingSettings(port=free_port(18_000), max_replicas=2, precision="int8", max_queue_s=MAX_QUEUE_S, autoscaling=scaling)
+    settings = ServingSettings(port=free_port(18_000), max_replicas=2, max_queue_s=MAX_QUEUE_S, autoscaling=scaling)
+    settings = ServingSettings.model_validate(settings.model_dump() | {"precision": precision})
     with connect(cluster) as connection:
         rollout = Rollout.at(connection.dashboard_url, cluster, lambda _: None)
         rollout.deploy(settings, None)
@@ -186,6 +189,7 @@ def predict(step: Step, tokens: list[int], scaling: AutoscalingSettings, until_s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="base")
+    parser.add_argument("--precision", default="int8", help="of the encoder; where int8 is slow, float32 with fewer requests")
     parser.add_argument("--rate", type=float, default=6.0, help="requests a second before the step")
     parser.add_argument("--seconds", type=float, nargs=3, default=(60.0, 150.0, 120.0), help="before, in and after it")
     parser.add_argument("--out", type=Path, required=True)
@@ -201,7 +205,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     steps = {}
     for name, scaling in (("ours", OURS), ("Serve's default", SERVES)):
-        step = steps[name] = measure(folder, options.shape, options.rate, tuple(options.seconds), scaling)
+        step = steps[name] = measure(folder, options.shape, options.precision, options.rate, tuple(options.seconds), scaling)
         down = step.first_s(1, step.ends_s)
         row = (
             name, len(step.sent), step.failed, f"{step.back_after_s():.0f} s",
