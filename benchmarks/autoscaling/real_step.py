@@ -104,8 +104,9 @@ def measure(
     """Serve and send."""
     cluster = ClusterSettings(storage=str(folder / "storage"), num_cpus=4, num_gpus=0, object_store_bytes=100_000_000)
     # On two cores a replica that starts takes half of them from the one that answers: nobody is refused meanwhile.
-    settings = ServingSettings(port=free_port(18_000), max_replicas=2, max_queue_s=MAX_QUEUE_S, autoscaling=scaling)
-    settings = ServingSettings.model_validate(settings.model_dump() | {"precision": precision})
+    settings = ServingSettings.model_validate(
+        {"port": free_port(18_000), "max_replicas": 2, "precision": precision, "max_queue_s": MAX_QUEUE_S, "autoscaling": scaling}
+    )
     with connect(cluster) as connection:
         rollout = Rollout.at(connection.dashboard_url, cluster, lambda _: None)
         rollout.deploy(settings, None)
