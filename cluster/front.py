@@ -16,11 +16,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from cluster import kept
-
 # Ray's own switch: "0" in the environment keeps Serve's own proxy.
 SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 COMMAND_FILE = "haproxy"
+# Not imported: it is run by itself, before HAProxy.
+_KEPT = Path(__file__).with_name("kept.py")
 # A replica that goes waits this long for the front to hear of it; Ray's default is 30 s.
 _DRAIN_S = 2
 # A front that is gone is looked for so often, and missed the third time; with Ray's default nobody is answered for half a minute.
@@ -117,7 +117,7 @@ def write_command(folder: Path) -> None:
     command = _COMMAND.format(
         program=shlex.quote(str(program)),
         python=shlex.quote(sys.executable),
-        kept=shlex.quote(kept.__file__),
+        kept=shlex.quote(str(_KEPT)),
         refusal=refusal,
         unknown=unknown,
         headers=headers,
