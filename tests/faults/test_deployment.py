@@ -1,14 +1,16 @@
 """A real deployment that is changed, and loses processes, while it is asked; `python -m benchmarks.drills` does the same many times."""
 
+import csv
+import socket
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 
 from benchmarks.drills.asking import Asking
-from benchmarks.drills.drills import DRILLS, RATE_PER_S, Drill, is_kept, run
-from benchmarks.drills.house import PATIENCE_S, House, house, until
+from benchmarks.drills.drills import DRILLS, RATE_PER_S, Drill, change_settings, is_kept, run
+from benchmarks.drills.house import FRONT, PATIENCE_S, House, house, until
 from cluster.errors import ClusterError
 from serving.status import deployed
 from tests.ports import port_shift
@@ -54,6 +56,35 @@ def test_d12_of_two_deployments_the_last_one_wins_and_the_first_is_told(home: Ho
     assert deployed_deadline(home) == last.deadline_ms
     assert asking.failed == []
     assert len(asking.done) == asking.begun > 20
+
+
+def test_d1_the_front_has_replicas_all_the_while(home: House) -> None:
+    # Serve names none while it builds the application anew; its own proxy would answer, eight times as dear.
+    with Asking(home.settings.url, RATE_PER_S, 5) as asking, ThreadPoolExecutor(1) as elsewhere:
+        rollout = elsewhere.submit(change_settings, home)
+        seen = []
+        while not rollout.done():
+            seen.append(servers(home))
+            wait([rollout], 0.05)
+        rollout.result()
+    replicas = [{name for name in one if name.startswith("SERVE_REPLICA_")} for one in seen]
+    assert all(replicas)
+    assert len(set.union(*replicas)) >= 2 * home.settings.min_replicas
+    assert [one for one in seen if sum(asked for name, asked in one.items() if not name.startswith("SERVE_REPLICA_"))] == []
+    assert asking.failed == []
+
+
+def servers(home: House) -> dict[str, int]:
+    """Ask HAProxy to whom it may give requests: name → requests that it was given since it began."""
+    command = home.processes(FRONT)[-1].cmdline()
+    with socket.socket(socket.AF_UNIX) as asked:
+        # As `cluster.front` names it, beside the configuration.
+        asked.connect(str(Path(command[command.index("-f") + 1]).with_name("a")))
+        asked.sendall(b"show stat\n")
+        told = asked.makefile(encoding="utf-8").read()
+    rows = csv.DictReader(told.removeprefix("# ").splitlines())
+    mine = [row for row in rows if row["pxname"] == "http-twohead" and row["svname"] != "BACKEND"]
+    return {row["svname"]: int(row["stot"]) for row in mine}
 
 
 def deployed_deadline(home: House) -> int:
