@@ -55,9 +55,10 @@ class House:
         return found
 
     def is_whole(self) -> bool:
-        """Tell whether all replicas run, no other one does, and the front answers."""
+        """Tell whether all replicas run, no other one does, and the front answers, by one door."""
         status = self.rollout.status()
-        return status.state == "RUNNING" and status.replicas == {"RUNNING": status.min_replicas} and self.is_ready()
+        runs = status.state == "RUNNING" and status.replicas == {"RUNNING": status.min_replicas}
+        return runs and self.is_ready() and self.has_one_door()
 
     def is_ready(self) -> bool:
         """Tell whether the front answers, and that a replica is ready."""
@@ -65,6 +66,20 @@ class House:
             return httpx.get(f"{self.settings.url}/health/ready", trust_env=False, timeout=2.0).status_code == 200
         except httpx.TransportError:
             return False
+
+    def has_one_door(self) -> bool:
+        """Tell whether no HAProxy is about to go that still listens beside its successor.
+
+        While one takes over, requests come to both, and the first that is begun after a loss knows of no replica.
+        """
+        listening = 0
+        for process in self.processes(FRONT):
+            try:
+                found = process.net_connections("tcp")
+            except psutil.NoSuchProcess:
+                continue
+            listening += any(one.status == psutil.CONN_LISTEN and one.laddr.port == self.settings.port for one in found)
+        return listening <= 1
 
     def answers_with(self, version: int) -> bool:
         """Tell whether several requests in a row are answered by a version."""

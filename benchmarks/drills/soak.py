@@ -16,8 +16,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -37,6 +37,7 @@ EVERY_S, SAMPLE_S = 30.0, 5.0
 WARM_SHARE = 0.2
 REFUSED, MOST_REFUSED = 503, 0.01
 MOST_SLOPE_MB, MOST_GROWTH_MB = 1.0, 100.0
+_MOST_TOLD = 20
 _ACTS = (swap, kill_a_replica, swap, kill_the_front, change_settings, kill_the_controller)
 _WRONG = (b"{}", b"[", b'{"texts": []}', b'{"texts": [""]}', b'{"texts": ["nurse"], "extra": 1}', b"\xff\xfe")
 
@@ -47,40 +48,65 @@ class Seen:
 
     Attributes:
         times: By `time.monotonic`.
-        megabytes: Resident, all of them together.
-        files: Open in all of them.
+        after: How many things had been done to it by then.
+        megabytes: Kind of process → resident, all of that kind together, at each time.
+        files: The same, how many were open.
     """
 
     times: list[float] = field(default_factory=list)
-    megabytes: list[float] = field(default_factory=list)
-    files: list[int] = field(default_factory=list)
+    after: list[int] = field(default_factory=list)
+    megabytes: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    files: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
-    def look(self, home: House) -> None:
-        """Take a sample."""
-        memory, files = 0.0, 0
+    def look(self, home: House, after: int) -> None:
+        """Take a sample, after so many things were done."""
+        counted: set[int] = set()
+        # HAProxy is its keeper's child: it comes first, and is counted once.
         for title in (REPLICA, CONTROLLER, FRONT, FRONT_KEEPER):
+            memory, files = 0.0, 0
             for process in home.processes(title):
                 for one in (process, *process.children(recursive=True)):
+                    if one.pid in counted:
+                        continue
+                    counted.add(one.pid)
                     try:
                         memory += one.memory_info().rss / 1e6
                         files += one.num_fds()
                     except psutil.Error:
                         continue
+            self.megabytes[title].append(memory)
+            self.files[title].append(files)
         self.times.append(time.monotonic())
-        self.megabytes.append(memory)
-        self.files.append(files)
+        self.after.append(after)
 
-    def slope_mb(self, after: float) -> float:
-        """Megabytes a minute, the median of all pairs' slopes (Theil-Sen), which one restarted process does not move."""
-        points = [(when / 60, value) for when, value in zip(self.times, self.megabytes, strict=True) if when >= after]
-        slopes = [(b[1] - a[1]) / (b[0] - a[0]) for place, a in enumerate(points) for b in points[place + 1 :]]
+    def slope(self, values: Iterable[float]) -> float:
+        """By the minute after the warm-up: the median of the slopes between times in different rounds, each after the same thing was done.
+
+        A replica grows for minutes after it began, and two engines are there for a while after a swap: times within one round, or after
+        different things, would tell that instead. The median (Theil-Sen) is not moved by one restarted process.
+        """
+        points = [point for point in zip(self.times, self.after, values, strict=True) if point[0] >= self._warm]
+        pairs = [(a, b) for place, a in enumerate(points) for b in points[place + 1 :] if a[1] != b[1] and (b[1] - a[1]) % len(_ACTS) == 0]
+        slopes = [60 * (b[2] - a[2]) / (b[0] - a[0]) for a, b in pairs]
         return statistics.median(slopes) if slopes else 0.0
 
-    def growth_mb(self, after: float) -> float:
-        """The last tenth's median above the first tenth's, after the warm-up."""
-        values = [value for when, value in zip(self.times, self.megabytes, strict=True) if when >= after]
-        tenth = max(1, len(values) // 10)
-        return statistics.median(values[-tenth:]) - statistics.median(values[:tenth])
+    def growth(self, values: Iterable[float]) -> float:
+        """The last round's median above the first whole one's after the warm-up."""
+        points = [point for point in zip(self.times, self.after, values, strict=True) if point[0] >= self._warm]
+        first, last = points[0][1], points[-1][1]
+        of_first, of_last = (
+            [value for _, after, value in points if low <= after < low + len(_ACTS)] for low in (first, last - len(_ACTS) + 1)
+        )
+        return statistics.median(of_last) - statistics.median(of_first)
+
+    @property
+    def _warm(self) -> float:
+        return self.times[0] + WARM_SHARE * (self.times[-1] - self.times[0])
+
+
+def together(kinds: Mapping[str, Sequence[float]]) -> list[float]:
+    """Add up what all kinds of processes held at each time."""
+    return [sum(values) for values in zip(*kinds.values(), strict=True)]
 
 
 class Rude(Beside):
@@ -171,10 +197,14 @@ class Life:
         return kept and not self.late and slope <= MOST_SLOPE_MB and growth <= MOST_GROWTH_MB
 
     def memory(self) -> tuple[float, float]:
-        """Return slope and growth after the warm-up."""
-        times = self.seen.times
-        warm = times[0] + WARM_SHARE * (times[-1] - times[0])
-        return self.seen.slope_mb(warm), self.seen.growth_mb(warm)
+        """Return megabytes by the minute, and in all, after the warm-up."""
+        held = together(self.seen.megabytes)
+        return self.seen.slope(held), self.seen.growth(held)
+
+    def when(self, begun: float) -> str:
+        """Say after which change a request left."""
+        before = [one for one in self.done if one.begun <= begun]
+        return f"{begun - before[-1].begun:.1f} s after {before[-1].name} began" if before else "before anything was done"
 
 
 def capacity_per_s(home: House) -> float:
@@ -205,7 +235,7 @@ def live(home: House, minutes: float, rate_per_s: float) -> Life:
                 print(f"{(time.monotonic() - began) / 60:5.1f} min  {told_of(life.done[-1], life)}", flush=True)
                 act = time.monotonic() + EVERY_S
             if time.monotonic() >= sample:
-                life.seen.look(home)
+                life.seen.look(home, len(life.done))
                 sample = time.monotonic() + SAMPLE_S
             time.sleep(0.1)  # a schedule
     return life
@@ -233,6 +263,7 @@ def report(life: Life) -> str:
     waits = np.array(life.crowd.waits_s)
     slope, growth = life.memory()
     quantiles = f"p50 {1000 * np.median(waits):.1f} ms, p99 {1000 * np.quantile(waits, 0.99):.0f} ms, longest {waits.max():.1f} s"
+    files = together(life.seen.files)
     lines = [
         f"crowd: {sum(life.crowd.statuses.values())} requests, {dict(life.crowd.statuses)}; {quantiles}",
         f"while there was a door: {len(refused)} refused, {len(lost)} lost {dict(Counter(one.status for one in lost)) or ''}",
@@ -240,8 +271,13 @@ def report(life: Life) -> str:
         f"of them while there was a door: {len(lost_by_ours)}",
         f"refused {dict(life.rude.refused)}; {life.rude.left} left before their answer",
         f"after the first {WARM_SHARE:.0%}: memory {slope:+.2f} MB a minute, {growth:+.0f} MB in all; "
-        f"open files {life.seen.files[0]} to {life.seen.files[-1]}; who asked took {time.process_time():.0f} s of CPU",
+        f"open files {files[0]:.0f} to {files[-1]:.0f}; who asked took {time.process_time():.0f} s of CPU",
     ]
+    for title, held in life.seen.megabytes.items():
+        grown = f"{life.seen.slope(held):+.2f} MB a minute, {life.seen.growth(held):+.0f} MB in all"
+        lines.append(f"  {title}: {statistics.median(held):.0f} MB, {grown}; open files {life.seen.growth(life.seen.files[title]):+.0f}")
+    lines += [f"  {one.status}: {life.when(one.begun)}, told after {one.ended - one.begun:.2f} s" for one in (*refused, *lost)][:_MOST_TOLD]
+    lines += [f"  {one.error}: {life.when(one.begun)}, told after {one.ended - one.begun:.2f} s" for one in lost_by_ours][:_MOST_TOLD]
     for name in dict.fromkeys(one.name for one in life.done):
         times = [one.ended - one.begun for one in life.done if one.name == name]
         lines.append(f"{name:<22}{len(times):>4} times, whole after {statistics.median(times):.1f} s, at most {max(times):.1f}")

@@ -10,7 +10,7 @@ replicas, which share a GPU, and more who ask.
 
 With one text a request, requests then arrive at random: at 80 % of what was answered before, for latencies; at twice and five times that
 much, for what is still answered; and one by one right after that, until an answer is as quick as before. What all processes use while
-nobody asks is printed too: it is in every figure, and weighs more the slower the answers come.
+nobody asks is printed too: it is in every figure, and weighs more the slower the answers come, so that part is told beside each.
 """
 
 import argparse
@@ -140,12 +140,13 @@ class Served:
         return Reading(texts / max(one.left_s + one.latency_s for one in sent), 1000 * (self.cpu_s() - cpu) / texts)
 
 
-def print_idle(served: Served, seconds: float) -> None:
-    """Print the CPU that is used while nobody asks."""
+def print_idle(served: Served, seconds: float) -> float:
+    """Print and return the CPU seconds a second that are used while nobody asks."""
     cpu, begun = served.cpu_s(), time.perf_counter()
     time.sleep(seconds)  # the time itself is what is measured
     cores = (served.cpu_s() - cpu) / (time.perf_counter() - begun)
     print(f"while nobody asks all processes together use {cores:.2f} of a core", flush=True)
+    return cores
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -153,7 +154,7 @@ def quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
 
 
-def print_cost(served: Served, measure_bare: Callable[[], Reading], rounds: int, seconds: float) -> float:
+def print_cost(served: Served, measure_bare: Callable[[], Reading], idle: float, rounds: int, seconds: float) -> float:
     """Print HTTP against the engine alone; returns single texts answered per second."""
     found: dict[str, list[Reading]] = {"engine alone": [], "32 texts a request": [], "1 text a request": []}
     for _ in range(rounds):
@@ -161,10 +162,11 @@ def print_cost(served: Served, measure_bare: Callable[[], Reading], rounds: int,
         found["32 texts a request"].append(served.reading(32, seconds))
         found["1 text a request"].append(served.reading(1, seconds))
     alone = Reading(*(statistics.median(getattr(one, name) for one in found["engine alone"]) for name in ("texts_per_s", "cpu_ms")))
-    print("| side | texts/s | ratio | CPU ms a text | more than the engine |\n|---|---|---|---|---|")
+    print("| side | texts/s | ratio | CPU ms a text | more than the engine | of it, while nobody asks too |\n|---|---|---|---|---|---|")
     for name, readings in found.items():
         speed, cpu = (statistics.median(getattr(one, what) for one in readings) for what in ("texts_per_s", "cpu_ms"))
-        print(f"| {name} | {speed:.1f} | {speed / alone.texts_per_s:.3f} | {cpu:.2f} | {cpu - alone.cpu_ms:.2f} |", flush=True)
+        more, always = cpu - alone.cpu_ms, 0.0 if name == "engine alone" else 1000 * idle / speed
+        print(f"| {name} | {speed:.1f} | {speed / alone.texts_per_s:.3f} | {cpu:.2f} | {more:.2f} | {always:.2f} |", flush=True)
     return statistics.median(one.texts_per_s for one in found["1 text a request"])
 
 
@@ -246,8 +248,8 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         def measure_bare() -> Reading:
             return Reading(*json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]))
 
-        print_idle(served, options.seconds)
-        capacity = print_cost(served, measure_bare, options.rounds, options.seconds)
+        idle = print_idle(served, options.seconds)
+        capacity = print_cost(served, measure_bare, idle, options.rounds, options.seconds)
         # Of all lengths: a long text takes several times what most do.
         alone = served.send(1, 2 * options.seconds)
         print_load(served, capacity, 2 * options.seconds, alone)

@@ -1,4 +1,4 @@
-"""The whole road by its commands, on a cluster of this machine: search as a job, kill, resume, publish, deploy, ask, scale."""
+"""The whole road by its commands, on a cluster of this machine: search as a job, kill, resume, publish, deploy, ask, scale, watch."""
 
 import json
 import os
@@ -19,11 +19,17 @@ import yaml
 from cluster.facts import read_facts
 from cluster.processes import words_of
 from cluster.settings import ClusterSettings
+from tests.e2e.prometheus import prometheus
 from tests.ports import port_shift
 
 SOURCE = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 TEXTS = ["the nurse a", "the driver b d e f g", "c nurse"]
+# Nothing is on trial, there is no GPU, and Ray's counters are there from the first event on: nothing is refused or kept, no head abstains.
+SILENT = {
+    "Agreement with the candidate, by head", "The candidate", "GPUs in use, by node", "Memory of GPUs, by node",
+    "Not answered, by reason", "Texts that were not computed", "Abstentions by head",
+}  # fmt: skip
 
 
 @dataclass
@@ -51,10 +57,11 @@ class Place:
         return output
 
 
-@pytest.fixture
-def place(tmp_path: Path, make_encoder: Callable[..., Path]) -> Iterator[Place]:
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, make_encoder_in: Callable[..., Path]) -> Iterator[Place]:
     from cluster.launcher import free_port
 
+    tmp_path = tmp_path_factory.mktemp("road")
     rows = ["text,job,letter"]
     rows += [
         f"the {'nurse' if i % 2 else 'driver'} {'abc'[i % 3]} {'defg'[i // 6 % 4]} {i},{'nurse' if i % 2 else 'driver'},{'abc'[i % 3]}"
@@ -66,7 +73,7 @@ def place(tmp_path: Path, make_encoder: Callable[..., Path]) -> Iterator[Place]:
         "training": {
             "data": {"files": ["table.csv"]},
             "heads": {"job": {}, "letter": {}},
-            "encoder": {"name": str(make_encoder("bert")), "max_tokens": 16},
+            "encoder": {"name": str(make_encoder_in(tmp_path / "encoder", "bert")), "max_tokens": 16},
             "fit": {"epochs": 10, "patience": 10, "encoder_learning_rate": 5e-3, "head_learning_rate": 2e-2, "batch_texts": 4},
             "search_space": {"encoder_learning_rate": {"low": 1e-3, "high": 1e-2, "log": True}},
             "tuning": {"num_samples": 5, "grace_period": 10, "max_concurrent_trials": 2},
@@ -82,6 +89,7 @@ def place(tmp_path: Path, make_encoder: Callable[..., Path]) -> Iterator[Place]:
     found = Place(tmp_path)
     found.run("cluster", "up")
     yield found
+    found.run("serving", "stop")
     found.run("cluster", "down")
 
 
@@ -153,7 +161,22 @@ def test_from_a_job_that_is_killed_to_an_answer_from_two_replicas(place: Place) 
     output, _ = load.communicate(timeout=120)
     assert load.returncode == 0, output
     assert re.search(r"\b2 running\b", running(place))
-    place.run("serving", "stop")
+
+
+def test_prometheus_has_something_for_every_panel_of_both_dashboards(place: Place, tmp_path: Path) -> None:
+    dashboards, configurations = (
+        [place.run(package, "render", what) for package in ("serving", "cluster")] for what in ("grafana", "prometheus")
+    )
+    with prometheus(tmp_path, *configurations) as asked:
+        load = place.start("serving", "load", "--count", "900", "--rate", "20")
+        deadline = time.monotonic() + 120
+        while missing := asked.silent(dashboards) - SILENT:
+            assert time.monotonic() < deadline, missing
+            time.sleep(1)  # it asks every ten seconds
+        load.communicate(timeout=120)
+        assert load.returncode == 0
+        assert asked.silent(dashboards) == SILENT
+        assert {one["metric"]["job"]: one["value"][1] for one in asked.ask("min by (job) (up)")} == {"twohead": "1", "ray": "1"}
 
 
 def running(place: Place) -> str:

@@ -60,11 +60,14 @@ def test_d12_of_two_deployments_the_last_one_wins_and_the_first_is_told(home: Ho
 
 def test_d1_the_front_has_replicas_all_the_while(home: House) -> None:
     # Serve names none while it builds the application anew; its own proxy would answer, eight times as dear.
+    command = home.processes(FRONT)[-1].cmdline()
+    # As `cluster.front` names it, beside the configuration.
+    place = Path(command[command.index("-f") + 1]).with_name("a")
     with Asking(home.settings.url, RATE_PER_S, 5) as asking, ThreadPoolExecutor(1) as elsewhere:
         rollout = elsewhere.submit(change_settings, home)
         seen = []
         while not rollout.done():
-            seen.append(servers(home))
+            seen.append(servers(place))
             wait([rollout], 0.05)
         rollout.result()
     replicas = [{name for name in one if name.startswith("SERVE_REPLICA_")} for one in seen]
@@ -74,17 +77,14 @@ def test_d1_the_front_has_replicas_all_the_while(home: House) -> None:
     assert asking.failed == []
 
 
-def servers(home: House) -> dict[str, int]:
-    """Ask HAProxy to whom it may give requests: name → requests that it was given since it began."""
-    command = home.processes(FRONT)[-1].cmdline()
+def servers(place: Path) -> dict[str, int]:
+    """Ask HAProxy, by its socket, to whom it may give requests: name → requests that it was given since it began."""
     with socket.socket(socket.AF_UNIX) as asked:
-        # As `cluster.front` names it, beside the configuration.
-        asked.connect(str(Path(command[command.index("-f") + 1]).with_name("a")))
+        asked.connect(str(place))
         asked.sendall(b"show stat\n")
         told = asked.makefile(encoding="utf-8").read()
     rows = csv.DictReader(told.removeprefix("# ").splitlines())
-    mine = [row for row in rows if row["pxname"] == "http-twohead" and row["svname"] != "BACKEND"]
-    return {row["svname"]: int(row["stot"]) for row in mine}
+    return {row["svname"]: int(row["stot"]) for row in rows if row["pxname"] == "http-twohead" and row["svname"] != "BACKEND"}
 
 
 def deployed_deadline(home: House) -> int:
