@@ -12,6 +12,7 @@ whole again in time, or where memory grew too much.
 
 import argparse
 import asyncio
+import math
 import statistics
 import sys
 import tempfile
@@ -83,12 +84,13 @@ class Seen:
         """By the minute after the warm-up: the median of the slopes between times in different rounds, each after the same thing was done.
 
         A replica grows for minutes after it began, and two engines are there for a while after a swap: times within one round, or after
-        different things, would tell that instead. The median (Theil-Sen) is not moved by one restarted process.
+        different things, would tell that instead. The median (Theil-Sen) is not moved by one restarted process. Nan where there was but one
+        round, and so nothing to compare.
         """
         points = [point for point in zip(self.times, self.after, values, strict=True) if point[0] >= self._warm]
         pairs = [(a, b) for place, a in enumerate(points) for b in points[place + 1 :] if a[1] != b[1] and (b[1] - a[1]) % len(_ACTS) == 0]
         slopes = [60 * (b[2] - a[2]) / (b[0] - a[0]) for a, b in pairs]
-        return statistics.median(slopes) if slopes else 0.0
+        return statistics.median(slopes) if slopes else math.nan
 
     def growth(self, values: Iterable[float]) -> float:
         """The last round's median above the first whole one's after the warm-up."""
@@ -194,7 +196,7 @@ class Life:
         refused, lost, lost_by_ours = self.unexplained()
         slope, growth = self.memory()
         kept = not lost and not lost_by_ours and len(refused) <= MOST_REFUSED * self.crowd.answered
-        return kept and not self.late and slope <= MOST_SLOPE_MB and growth <= MOST_GROWTH_MB
+        return kept and not self.late and not slope > MOST_SLOPE_MB and growth <= MOST_GROWTH_MB
 
     def memory(self) -> tuple[float, float]:
         """Return megabytes by the minute, and in all, after the warm-up."""

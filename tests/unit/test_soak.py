@@ -59,6 +59,16 @@ def test_growing_memory_fails_it() -> None:
     assert not life_of(megabytes=1.1).is_good()
 
 
+def test_one_round_tells_no_slope() -> None:
+    life = life_of(megabytes=1.5)
+    seen = life.seen
+    seen.times, seen.after, seen.files = seen.times[:6], seen.after[:6], {"grows": [9.0] * 6}
+    seen.megabytes = {"grows": seen.megabytes["grows"][:6]}
+    life.crowd.waits_s.append(0.1)
+    assert "memory +nan MB a minute" in report(life)
+    assert life.is_good()
+
+
 def test_it_says_what_grew_and_when_something_was_lost() -> None:
     life = life_of(Unanswered(30.0, 31.5, 504), failed=(Asked(70.0, 71.0, "late"),), megabytes=1.5)
     life.crowd.waits_s.append(0.1)
