@@ -1,7 +1,6 @@
 """Fixtures for tests on several hosts, see `hosts`."""
 
 import json
-import os
 import subprocess
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ import pytest
 
 from cluster.front import find_haproxy
 from tests.cluster.hosts import SOURCE, Host, hosts, missing_programs, why_not
+from tests.missing import is_missing
 
 FOLDER = "/root/ads"
 DOOR_PORT = 8080
@@ -112,8 +112,7 @@ def _settings(head: str, workers: list[str], more: str, launcher: str) -> str:
 def require_hosts() -> None:
     """Skip a test where this machine has no hosts; where changes are judged, fail."""
     if missing := missing_programs():
-        why = f"these programs are missing: {', '.join(missing)}"
-        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+        is_missing(f"these programs are missing: {', '.join(missing)}")
     if why := why_not():
         pytest.skip(why)
 

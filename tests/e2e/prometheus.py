@@ -1,7 +1,6 @@
 """Debian's Prometheus, with the configurations that the commands print, and what it answers to a dashboard's queries."""
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 import yaml
 
 from cluster.session import free_port
+from tests.missing import is_missing
 from tests.ports import port_shift
 from tests.waiting import until
 
@@ -60,8 +59,7 @@ def prometheus(folder: Path, *configurations: str) -> Iterator[Prometheus]:
         configurations: As YAML; their jobs are put together.
     """
     if not (program := shutil.which("prometheus")):
-        missing = "there is no prometheus to read what is rendered for one; install Debian's package `prometheus`"
-        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+        is_missing("there is no prometheus to read what is rendered for one; install Debian's package `prometheus`")
     jobs = [job for text in configurations for job in yaml.safe_load(text)["scrape_configs"]]
     (folder / "prometheus.yml").write_text(yaml.safe_dump({"scrape_configs": jobs}), encoding="utf-8")
     port = free_port(18_900 + port_shift())
