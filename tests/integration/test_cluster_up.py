@@ -1,60 +1,29 @@
-"""A real cluster of this machine: up, jobs, stop, down; and private Rays that leave nothing behind."""
+"""A real cluster of this machine: up, jobs, stop, down."""
 
 import getpass
-import http.client
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import psutil
 import pytest
 import yaml
 
-from cluster.facts import Facts, read_facts
-from cluster.processes import MARK_VARIABLE, name_of, words_of
-from cluster.session import free_port, sweep
-from cluster.settings import ClusterSettings
+from cluster.processes import name_of, words_of
+from cluster.session import free_port
 from tests.ports import port_shift
 from tests.running import running
 from tests.unit.test_cluster_watching import TOLD
+from tests.working_folder import SMALL, SOURCE, Place, request
 
 pytestmark = pytest.mark.slow
-
-SOURCE = Path(__file__).parents[2]
-SMALL = "cluster: {num_cpus: 2, object_store_bytes: 100000000, dashboard_port: %d}"
-
-
-@dataclass
-class Place:
-    """A working folder with settings, and the command line in it."""
-
-    folder: Path
-
-    def run(self, *words: str, module: str = "cluster") -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TWOHEAD_"))}
-        command = [sys.executable, "-W", "default", "-m", module, *words]
-        environment |= {"PYTHONPATH": str(SOURCE), "RAY_worker_niceness": "0"}
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-    @property
-    def settings(self) -> ClusterSettings:
-        return ClusterSettings(storage=str(self.folder / ".twohead"))
-
-    def facts(self) -> Facts:
-        facts = read_facts(self.settings)
-        assert facts
-        return facts
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +37,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     assert done.returncode == 0, done.stderr
     yield found
     found.run("down")
-
-
-def _request(facts: Facts, method: str, path: str, body: str = "", **headers: str) -> int:
-    connection = http.client.HTTPConnection(urlsplit(facts.dashboard_url).netloc, timeout=10)
-    with closing(connection):
-        connection.request(method, path, body, {"Content-Type": "application/json"} | headers)
-        return connection.getresponse().status
 
 
 def _listening(pids: set[int]) -> set[str]:
@@ -103,9 +65,9 @@ def test_up_again_finds_the_same_cluster(place: Place) -> None:
 
 def test_strangers_are_kept_out(place: Place) -> None:
     facts = place.facts()
-    assert _request(facts, "POST", "/api/jobs/", json.dumps({"entrypoint": "true"})) == 401
-    assert _request(facts, "PUT", "/api/serve/applications/", "{}") == 401
-    assert _request(facts, "GET", "/api/v0/nodes") == 401
+    assert request(facts, "POST", "/api/jobs/", json.dumps({"entrypoint": "true"})) == 401
+    assert request(facts, "PUT", "/api/serve/applications/", "{}") == 401
+    assert request(facts, "GET", "/api/v0/nodes") == 401
 
 
 @pytest.mark.parametrize("name", ["evil.example", "127.0.0.1.evil.example:8265", "169.254.169.254"])
@@ -117,10 +79,10 @@ def test_a_page_whose_name_leads_here_gets_nothing(place: Place, name: str) -> N
     )
     job = json.dumps({"entrypoint": "true"})
     for method, path, body in (("POST", "/api/jobs/", job), ("PUT", "/api/serve/applications/", "{}"), ("GET", "/api/jobs/", "")):
-        assert _request(facts, method, path, body, **from_a_page) in (401, 403)
+        assert request(facts, method, path, body, **from_a_page) in (401, 403)
     # With the token too: a page does not start jobs, whoever it made its reader.
     token = f"Bearer {Path(facts.token_path).read_text().strip()}"
-    assert _request(facts, "POST", "/api/jobs/", job, **from_a_page, Authorization=token) in (401, 403, 405)
+    assert request(facts, "POST", "/api/jobs/", job, **from_a_page, Authorization=token) in (401, 403, 405)
     assert place.run("jobs").stdout == before
 
 
@@ -317,73 +279,3 @@ def test_up_takes_the_next_port_and_clears_away_a_dead_cluster(tmp_path: Path) -
         assert place.facts().is_alive()
     finally:
         assert place.run("down").returncode == 0
-
-
-PRIVATE = """
-    import os, signal, sys, time
-    import ray
-    from cluster.connection import connect
-    from cluster.settings import load_settings
-    with connect(load_settings()) as connection:
-        assert connection.is_private
-        assert ray.get(ray.remote(lambda: 6 * 7).remote()) == 42
-        print(os.environ["TWOHEAD_SESSION"], connection.dashboard_url, flush=True)
-        if sys.argv[1] == "wait":
-            signal.pause()
-"""
-
-
-@pytest.fixture
-def private(tmp_path: Path) -> Place:
-    """A working folder without a cluster, and a script that starts a private Ray."""
-    (tmp_path / "ray_config.yaml").write_text(SMALL % 18265)
-    (tmp_path / "private.py").write_text(textwrap.dedent(PRIVATE))
-    return Place(tmp_path)
-
-
-def _marked(folder: str) -> list[int]:
-    found = []
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"{MARK_VARIABLE}={folder}".encode() in environ.read_bytes().split(b"\0"):
-                found.append(int(environ.parent.name))
-        except OSError:
-            continue
-    return found
-
-
-def test_a_private_ray_leaves_nothing(private: Place) -> None:
-    done = private.run("end", module="private")
-    assert done.returncode == 0, done.stderr
-    folder = done.stdout.split()[0]
-    assert not Path(folder).exists()
-    assert _marked(folder) == []
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_private_ray_does_not_outlive_its_command(private: Place, number: int) -> None:
-    command = [sys.executable, "-m", "private", "wait"]
-    # Ray's processes overwrite the beginning of their environment with a title; of a short one nothing is left.
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCE)}
-    said = private.folder / "said"
-    with (
-        said.open("w") as errors,
-        subprocess.Popen(command, cwd=private.folder, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
-    ):
-        assert process.stdout
-        folder, url = process.stdout.readline().split()
-        assert _request(Facts("", url, folder, "", (), "", 0.0), "POST", "/api/jobs/", "{}") == 401
-        assert _marked(folder)
-        process.send_signal(number)
-        process.wait(60)
-    if number == signal.SIGKILL:
-        # The next command, of whatever folder, finds what nobody could clear away.
-        deadline = time.monotonic() + 30
-        while _marked(folder):
-            # One that runs beside this may be sweeping it just now.
-            assert time.monotonic() < deadline
-            sweep()
-            time.sleep(0.1)
-    assert _marked(folder) == []
-    left = [str(path) for path in Path(folder).rglob("*")]
-    assert not Path(folder).exists(), (left[:20], said.read_text()[-2_000:])

@@ -13,7 +13,7 @@ from cluster.errors import SettingsError
 from cluster.settings import load_settings
 from serving.scheduling.scheduler import Scheduler
 from serving.settings import load_settings as load_serving_settings
-from tests.unit.test_serving_scheduler import LONG_S, GatedModel, settled
+from tests.gated import LONG_S, GatedModel, settled
 from training.errors import CheckpointError
 from training.manifest import Manifest, parse_manifest
 from training.settings import load_settings as load_training_settings

@@ -1,65 +1,15 @@
+"""What is computed together, in which order, and what becomes of it."""
+
 import asyncio
 import logging
-import threading
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 
-from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
+from serving.errors import NotReady, ServingError
 from serving.scheduling.queued import Scheduled
 from serving.scheduling.scheduler import Scheduler
-
-LONG_S = 60.0
-
-
-class GatedModel:
-    """Answers each payload with its upper case; waits in the engine thread until it is let through."""
-
-    def __init__(self, *, is_open: bool = False, breaks_on: str = "", pads: bool = True) -> None:
-        self.pads, self.batch_tokens = pads, 6
-        self.batches: list[list[str]] = []
-        self.entered = threading.Event()
-        self.gate = threading.Event()
-        self.breaks_on = breaks_on
-        if is_open:
-            self.gate.set()
-
-    def compute(self, texts: Sequence[str], /) -> list[str]:
-        self.batches.append(list(texts))
-        self.entered.set()
-        assert self.gate.wait(LONG_S)
-        if self.breaks_on and self.breaks_on in texts:
-            raise RuntimeError(f"cannot compute {self.breaks_on}")
-        return [text.upper() for text in texts]
-
-    async def busy(self) -> None:
-        """Wait until a batch is in the engine."""
-        assert await asyncio.to_thread(self.entered.wait, LONG_S)
-
-
-def run(
-    test: Callable[[Scheduler], Awaitable[None]], batch_tokens: int | None = 1000, max_queue_s: float = 100.0, age_bound_s: float = LONG_S
-) -> None:
-    async def main() -> None:
-        scheduler = Scheduler(batch_tokens, max_queue_s, age_bound_s)
-        scheduler.start()
-        try:
-            await asyncio.wait_for(test(scheduler), LONG_S)
-        finally:
-            await scheduler.stop()
-
-    asyncio.run(main())
-
-
-def submit(scheduler: Scheduler, model: Any, *texts: str, deadline_s: float = LONG_S) -> asyncio.Task[Scheduled]:
-    return asyncio.get_running_loop().create_task(scheduler.submit(model, texts, deadline_s))
-
-
-async def settled() -> None:
-    """Let every task that can run come to its next wait."""
-    for _ in range(10):
-        await asyncio.sleep(0)
+from tests.gated import LONG_S, GatedModel, run, settled, submit
 
 
 def test_an_idle_engine_takes_what_is_there_at_once() -> None:
@@ -291,35 +241,6 @@ def test_the_others_of_a_request_are_answered_beside_the_text_that_breaks_the_en
     run(test)
 
 
-def test_what_cannot_be_computed_before_its_deadline_leaves_its_time_to_others() -> None:
-    async def test(scheduler: Scheduler) -> None:
-        scheduler.expect_speed(1.0)
-        model = GatedModel()
-        first = submit(scheduler, model, "a", deadline_s=2.0)
-        await model.busy()
-        # The speed measured last is two tokens a second: five are not there in two.
-        hopeless, possible = submit(scheduler, model, "abcde", deadline_s=2.0), submit(scheduler, model, "xyz", deadline_s=60.0)
-        await settled()
-        # No deadline has passed when the engine is free.
-        model.gate.set()
-        with pytest.raises(DeadlineExceeded):
-            await hopeless
-        assert (await possible).answers == ["XYZ"]
-        await first
-        assert model.batches == [["a"], ["xyz"]]
-        assert scheduler.counters.expired == 1
-
-    run(test)
-
-
-def test_a_speed_that_was_measured_wrongly_refuses_nobody_for_ever() -> None:
-    async def test(scheduler: Scheduler) -> None:
-        scheduler.expect_speed(1e-9)
-        assert (await submit(scheduler, GatedModel(is_open=True), "abc")).answers == ["ABC"]
-
-    run(test, max_queue_s=1e12)
-
-
 def test_a_failure_does_not_log_the_text(caplog: pytest.LogCaptureFixture) -> None:
     async def test(scheduler: Scheduler) -> None:
         with pytest.raises(ServingError):
@@ -343,122 +264,6 @@ def test_an_answer_too_few_is_a_failure_and_not_a_shift() -> None:
         assert (await submit(scheduler, Short(), "a", "b", "c")).answers == ["A", "B", "C"]
 
     run(test)
-
-
-def test_a_passed_deadline_is_answered_and_never_computed() -> None:
-    async def test(scheduler: Scheduler) -> None:
-        model = GatedModel()
-        first = submit(scheduler, model, "a")
-        await model.busy()
-        with pytest.raises(DeadlineExceeded, match="the deadline passed before the answer was there"):
-            await submit(scheduler, model, "late", deadline_s=0.01)
-        assert scheduler.queued_texts == 0
-        assert scheduler.queued_tokens == 0
-        model.gate.set()
-        await first
-        assert model.batches == [["a"]]
-        assert scheduler.counters.expired == 1
-
-    run(test)
-
-
-def test_a_caller_who_goes_away_takes_the_texts_along() -> None:
-    async def test(scheduler: Scheduler) -> None:
-        model = GatedModel()
-        first = submit(scheduler, model, "a")
-        await model.busy()
-        gone = submit(scheduler, model, "gone", "too")
-        await settled()
-        gone.cancel()
-        await settled()
-        assert scheduler.queued_texts == 0
-        model.gate.set()
-        await first
-        assert (await submit(scheduler, model, "next")).answers == ["NEXT"]
-        assert model.batches == [["a"], ["next"]]
-        assert scheduler.counters.cancelled == 1
-
-    run(test)
-
-
-def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
-    async def test(scheduler: Scheduler) -> None:
-        scheduler.expect_speed(10.0)
-        model = GatedModel()
-        first = submit(scheduler, model, "a")
-        await model.busy()
-        waiting = submit(scheduler, model, "x" * 50)
-        await settled()
-        with pytest.raises(Overloaded, match=r"5\.0 s of work come before this request, but at most 4 s may") as refused:
-            await submit(scheduler, model, "b")
-        assert refused.value.retry_after_s == pytest.approx(5.0)
-        assert scheduler.counters.refused == 1
-        model.gate.set()
-        assert (await first).answers == ["A"]
-        await waiting
-
-    run(test, max_queue_s=4.0)
-
-
-def test_a_request_with_very_many_texts_refuses_nobody() -> None:
-    async def test(scheduler: Scheduler) -> None:
-        scheduler.expect_speed(10.0)
-        model = GatedModel()
-        first = submit(scheduler, model, "a")
-        await model.busy()
-        many = submit(scheduler, model, *["x" * 10] * 500, deadline_s=600.0)
-        await settled()
-        assert scheduler.queue_s > 100
-        # Five such requests wait one text each for another's.
-        others = [submit(scheduler, model, "b" * 7) for _ in range(5)]
-        await settled()
-        with pytest.raises(Overloaded, match=r"4\.5 s of work come before this request"):
-            await submit(scheduler, model, "c")
-        model.gate.set()
-        assert [(await other).answers for other in others] == [["B" * 7]] * 5
-        assert len((await many).answers) == 500
-        await first
-
-    run(test, batch_tokens=20, max_queue_s=4.0)
-
-
-def test_who_would_wait_in_vain_is_told_at_once() -> None:
-    async def test(scheduler: Scheduler) -> None:
-        scheduler.expect_speed(10.0)
-        model = GatedModel()
-        first = submit(scheduler, model, "a")
-        await model.busy()
-        waiting = submit(scheduler, model, "x" * 10)
-        await settled()
-        with pytest.raises(Overloaded, match=r"6\.0 s of work come before this request's last answer, but it has 4\.0 s") as refused:
-            await scheduler.submit(model, ["y" * 10] * 5, 4.0, "acme")
-        assert refused.value.retry_after_s == pytest.approx(2.0)
-        assert (scheduler.queued_texts, scheduler.counters.refused) == (1, 1)
-        # Nothing of it was put on its client's account.
-        assert scheduler._turns.peek("acme") == scheduler._turns.peek("")
-        model.gate.set()
-        await asyncio.gather(first, waiting, scheduler.submit(model, ["z"], LONG_S, "acme"))
-
-    run(test)
-
-
-def test_measured_speed_replaces_the_expected_one() -> None:
-    async def test(scheduler: Scheduler) -> None:
-        scheduler.expect_speed(0.001)
-        model = GatedModel(is_open=True)
-        for _ in range(200):
-            await submit(scheduler, model, "x" * 100)
-        hold = GatedModel()
-        first = submit(scheduler, hold, "a")
-        await hold.busy()
-        rest = submit(scheduler, hold, "y" * 100)
-        await settled()
-        # At the expected speed these tokens would be more than a day of work.
-        assert scheduler.queue_s < 3600
-        hold.gate.set()
-        await asyncio.gather(first, rest)
-
-    run(test, max_queue_s=1e9)
 
 
 def test_the_oldest_is_served_although_better_fitting_texts_wait() -> None:
