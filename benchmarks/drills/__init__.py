@@ -2,6 +2,6 @@
 
     python -m benchmarks.drills --times 20
 
-Files in floor order: `asking` (requests at a steady rate), `house` (a real deployment, and its processes), `drills` (what is done to it),
-`__main__` (repeats it and prints a table), `crowd` (many requests), `soak` (an hour of everything), `slow_callers` (who never finish).
+Files in floor order: `asking` (requests at a steady rate), `crowd` (many of them), `house` (a real deployment, and its processes), `drills`
+(what is done to it), `soak` (an hour of everything), `slow_callers` (who never finish), `__main__` (repeats drills and prints a table).
 """

@@ -4,6 +4,7 @@ import asyncio
 import re
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ def causes_of(failed: Sequence[Asked]) -> Counter[str]:
     return Counter(re.sub(r" \(request .*", "", one.error) for one in failed)
 
 
-class Beside:
+class Beside(ABC):
     """What goes on beside a block, in a thread, until that is told to end."""
 
     def __enter__(self) -> Self:
@@ -50,8 +51,9 @@ class Beside:
         self._ending.set()
         self._thread.join()
 
+    @abstractmethod
     async def _go_on(self) -> None:
-        raise NotImplementedError
+        """Go on until told to end."""
 
 
 @dataclass

@@ -184,18 +184,8 @@ def print_load(served: Served, capacity: float, seconds: float, alone: Sequence[
     print(
         f"a full batch takes {batch_ms:.0f} ms, texts alone at most {own_ms:.0f} (p99): two batches and own {2 * batch_ms + own_ms:.0f} ms"
     )
-    columns = [
-        "arriving",
-        "answered/s",
-        "of capacity",
-        "refused",
-        "late",
-        "other",
-        "p50 ms",
-        "p99 ms",
-        "refusal p50 ms",
-        "slowest refusal ms",
-    ]
+    columns = ["arriving", "answered/s", "of capacity", "refused", "late", "other"]
+    columns += ["p50 ms", "p99 ms", "p50 of refusals, ms", "slowest refusal, ms"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for share in (0.8, 2.0, 5.0):
         sent = served.send(1, seconds, rate=share * capacity)
@@ -203,9 +193,8 @@ def print_load(served: Served, capacity: float, seconds: float, alone: Sequence[
         good, refusals = ([1000 * one.latency_s for one in sent if one.status == status] for status in (200, 503))
         rate = len(good) / max(seconds, *(one.left_s + one.latency_s for one in sent if one.status == 200))
         told = [f"{share:.1f} x", f"{rate:.1f}", f"{rate / capacity:.2f}", *(str(counts[status]) for status in (503, 504, 0))]
-        told += [
-            f"{found:.0f}" for found in (*(quantile(good, q) for q in (0.5, 0.99)), quantile(refusals, 0.5), max(refusals, default=0.0))
-        ]
+        waits = [quantile(good, 0.5), quantile(good, 0.99), quantile(refusals, 0.5), max(refusals, default=0.0)]
+        told += [f"{found:.0f}" for found in waits]
         print(f"| {' | '.join(told)} |", flush=True)
 
 
