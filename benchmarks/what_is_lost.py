@@ -24,7 +24,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoConfig, AutoTokenizer
 
-from training.data.dataset import MISSING, Dataset, load_dataset
+from training.data.dataset import Dataset, load_dataset
+from training.data.labels import MISSING
 from training.data.tokens import Tokenizer, TokenTable
 from training.judging.metrics import confusion, macro_f1
 from training.judging.word_counts import WordCounts

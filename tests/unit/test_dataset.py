@@ -8,7 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from training.data.dataset import MISSING, Dataset, load_dataset
+from training.data.dataset import Dataset, load_dataset
+from training.data.labels import MISSING
 from training.data.rows import is_blank, render
 from training.errors import DataError
 from training.settings import TrainingSettings

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.data.dataset import MISSING
+from training.data.labels import MISSING
 from training.fit_settings import FitSettings
 from training.fitting.loss import head_loss
 from training.fitting.optimiser import schedule

@@ -2,5 +2,5 @@
 
 It does not know models, losses or Ray.
 
-Files in floor order: `sample`, `findings`, `characters`, `formats`, `table`, `rows`, `split`, `dataset`, `doctor`, `tokens`.
+Files in floor order: `sample`, `findings`, `characters`, `formats`, `table`, `rows`, `split`, `labels`, `dataset`, `doctor`, `tokens`.
 """

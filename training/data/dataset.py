@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from cluster.storage import sha256
 from training.data.findings import Findings, Note, counted, first_rows
+from training.data.labels import MISSING
 from training.data.rows import SPLITS, Pools, Reading, Row, read_files, text_key, without_duplicates, without_leaks
 from training.data.split import connected, stratified_folds, stratified_split
 from training.data_settings import DataSettings
 from training.errors import DataError
 from training.settings import TrainingSettings
-
-MISSING = -1
 
 Indices = NDArray[np.int64]
 Classes = dict[str, tuple[str, ...]]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from training.data.dataset import MISSING
+from training.data.labels import MISSING
 from training.fit_settings import HeadLoss
 from training.network.ordinal import count_steps
 

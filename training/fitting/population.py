@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from torch.optim.adamw import adamw
 
-from training.data.dataset import MISSING
+from training.data.labels import MISSING
 from training.fit_settings import FitSettings, HeadLoss
 from training.fitting.loss import loss_count
 from training.fitting.optimiser import schedule

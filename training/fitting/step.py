@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from training.data.dataset import MISSING
+from training.data.labels import MISSING
 from training.fit_settings import FitSettings, HeadLoss
 from training.fitting.balancing.choose import choose_balancer
 from training.fitting.device import choose_precision, to_device

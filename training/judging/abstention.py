@@ -13,7 +13,7 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.dataset import MISSING
+from training.data.labels import MISSING
 from training.judging.metrics import Labels, Probabilities
 
 # Above every probability: no text reaches it. JSON has no infinity.

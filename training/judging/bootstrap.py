@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.dataset import MISSING
+from training.data.labels import MISSING
 from training.judging.metrics import (
     Labels,
     Probabilities,

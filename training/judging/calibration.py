@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from training.data.dataset import MISSING
+from training.data.labels import MISSING
 from training.judging.metrics import Labels, Probabilities
 from training.judging.shares import confidence_bins
 

@@ -6,7 +6,8 @@ It knows probabilities and labels, not who made them.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.data.dataset import MISSING, Examples
+from training.data.dataset import Examples
+from training.data.labels import MISSING
 from training.judging.bootstrap import paired_difference, score_of, selection_score_of
 from training.judging.metrics import Probabilities
 from training.settings import TrainingSettings

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from training.data.dataset import MISSING, Dataset, Examples
+from training.data.dataset import Dataset, Examples
+from training.data.labels import MISSING
 from training.fit_settings import HeadSettings
 from training.judging.abstention import answered, choose_threshold, risk_coverage
 from training.judging.bootstrap import interval, joint_accuracy_of, score_of, selection_score_of

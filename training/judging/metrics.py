@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.dataset import MISSING
+from training.data.labels import MISSING
 from training.search_settings import Metric
 
 Labels = NDArray[np.int64]

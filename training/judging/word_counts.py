@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.dataset import MISSING
+from training.data.labels import MISSING
 from training.errors import DataError
 from training.judging.metrics import Labels, Probabilities
 

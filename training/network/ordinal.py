@@ -9,7 +9,7 @@ Source: Shi, Cao and Raschka 2021, Deep Neural Networks for Rank-Consistent Ordi
 import torch
 from torch.nn import functional
 
-from training.data.dataset import MISSING
+from training.data.labels import MISSING
 
 
 def class_log_probabilities(steps: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from training.data.dataset import MISSING
+from training.data.labels import MISSING
 from training.fitting.loss import inverse_sqrt_weights
 from training.fitting.population import Candidate, Outcome, Question, known, train_population
 from training.network.encoder import encoder_layers
