@@ -21,7 +21,7 @@ from serving.engines.torch_engine import InProcess
 from serving.errors import ServingError
 from serving.messages import Answer, HeadAnswer, Pooling, Windows
 from training.checkpoint import load_tokenizer
-from training.data.tokens import Tokenizer
+from training.data.tokens import SavedTokenizer
 from training.golden import read_golden
 from training.judging.abstention import PROBABILITY_DECIMALS
 from training.judging.metrics import probabilities
@@ -77,7 +77,7 @@ class Predictor:
         self,
         version: int,
         manifest: Manifest,
-        tokenizer: Tokenizer,
+        tokenizer: SavedTokenizer,
         engine: Engine,
         calibration: Sequence[Trial] = (),
         typical: Sequence[NDArray[np.int32]] = (),

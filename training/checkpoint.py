@@ -32,7 +32,7 @@ from training.manifest import MANIFEST_FILE, UNSEALED, FileFacts, Manifest, Mode
 from training.signature import SIGNATURE_FILE
 
 if TYPE_CHECKING:
-    from training.data.tokens import Tokenizer
+    from training.data.tokens import SavedTokenizer, Tokenizer
     from training.network.model import TwoHeadBert
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -224,11 +224,11 @@ class _Config(BaseModel):
     heads: tuple[_ConfigHead, ...]
 
 
-def load_tokenizer(folder: Path, manifest: Manifest) -> "Tokenizer":
+def load_tokenizer(folder: Path, manifest: Manifest) -> "SavedTokenizer":
     """Load a verified checkpoint's tokenizer with its token limit."""
-    from training.data.tokens import Tokenizer
+    from training.data.tokens import load_saved
 
-    return Tokenizer(folder, manifest.max_tokens)
+    return load_saved(folder, manifest.max_tokens)
 
 
 def load_model(folder: Path) -> "TwoHeadBert":

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
 from cluster.settings import ClusterSettings
 from tests.small_searches import training_here
-from training.checkpoint import load_model, load_tokenizer, write_checkpoint
-from training.data.tokens import make_token_table
+from training.checkpoint import load_model, write_checkpoint
+from training.data.tokens import Tokenizer, make_token_table
 from training.errors import CheckpointError
 from training.fitting.predict import predict_logits
 from training.golden import Golden
@@ -108,7 +108,7 @@ def with_golden(tiny_checkpoint: Path, tmp_path: Path) -> Callable[[float], Path
 
     def write(shift: float) -> Path:
         manifest, model = read_manifest(tiny_checkpoint), load_model(tiny_checkpoint)
-        tokenizer = load_tokenizer(tiny_checkpoint, manifest)
+        tokenizer = Tokenizer(tiny_checkpoint, manifest.max_tokens)
         rows = [ids for ids, _ in tokenizer.rows(TEXTS)]
         table = make_token_table(rows, [len(row) for row in rows])
         logits = {head: np.array(values) for head, values in predict_logits(model, TokenInputs(table, tokenizer.pad_id), 64).items()}

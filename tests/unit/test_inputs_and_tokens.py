@@ -1,5 +1,8 @@
 """Token tables, truncation and batches of similar length."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.tokens import Tokenizer, make_token_table, pad
+from training.data.tokens import SavedTokenizer, Tokenizer, load_saved, make_token_table, pad
 from training.errors import EncoderError
 from training.network.inputs import TokenInputs, plan_batches
 
@@ -23,9 +26,10 @@ def test_a_long_text_is_cut_and_keeps_its_special_tokens(make_encoder: Callable[
     assert tokenizer.count(["a b c d e f g h"]) == [10]
 
 
+@pytest.mark.parametrize("saved", [False, True])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("model_type", ["bert", "roberta"])
-def test_ids_are_those_of_transformers(model_type: str, side: str, make_encoder: Callable[..., Path]) -> None:
+def test_ids_are_those_of_transformers(model_type: str, side: str, saved: bool, make_encoder: Callable[..., Path], tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     folder = make_encoder(model_type)
@@ -34,7 +38,12 @@ def test_ids_are_those_of_transformers(model_type: str, side: str, make_encoder:
     theirs.backend_tokenizer.enable_truncation(4)
     theirs.backend_tokenizer.enable_padding(length=9)
     theirs.save_pretrained(str(folder))
-    tokenizer = Tokenizer(folder, max_tokens=6)
+    tokenizer: SavedTokenizer = Tokenizer(folder, max_tokens=6)
+    if saved:
+        Tokenizer(folder, max_tokens=6).save(tmp_path)
+        tokenizer = load_saved(tmp_path, max_tokens=6)
+        assert type(tokenizer) is SavedTokenizer
+    assert tokenizer.pad_id == theirs.pad_token_id
     texts = ["a b c d e f g h", "", "nurse", "a b c d", "the nurse and the teacher"]
     for _ in range(2):
         table = tokenizer.encode(texts)
@@ -44,6 +53,33 @@ def test_ids_are_those_of_transformers(model_type: str, side: str, make_encoder:
         assert [ids.tolist() for ids, _ in rows] == expected
         assert [truncated for _, truncated in rows] == table.truncated.tolist()
         assert table.full_lengths.tolist() == [len(ids) for ids in theirs(texts, truncation=False, padding=False)["input_ids"]]
+
+
+def test_a_checkpoints_tokenizer_is_read_as_older_files_and_such_without_a_core_are(make_encoder: Callable[..., Path]) -> None:
+    folder = make_encoder()
+    pretrained = Tokenizer(folder, 6)
+    pretrained.save(folder)
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    assert load_saved(folder, 6).pad_id == 0
+    file.write_text(json.dumps(config | {"pad_token": {"__type": "AddedToken", "content": "nurse", "lstrip": False}}))
+    assert load_saved(folder, 6).pad_id == pretrained.encode(["nurse"])[0][1]
+    file.write_text(json.dumps({name: value for name, value in config.items() if name != "pad_token"}))
+    assert load_saved(folder, 6).pad_id == 0
+    (folder / "tokenizer.json").unlink()
+    assert type(load_saved(folder, 6)) is Tokenizer
+
+
+def test_reading_a_checkpoints_tokenizer_imports_neither_torch_nor_what_reads_tables(make_encoder: Callable[..., Path]) -> None:
+    folder = make_encoder()
+    Tokenizer(folder, 6).save(folder)
+    script = (
+        "import sys, pathlib, serving.replica; from training.data.tokens import load_saved; "
+        f"load_saved(pathlib.Path({str(folder)!r}), 6).encode(['nurse']); print(*sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "tokenizers" in found
+    assert {"torch", "transformers", "pandas", "pyarrow"}.isdisjoint(found)
 
 
 def test_no_texts_make_an_empty_table(make_encoder: Callable[..., Path]) -> None:

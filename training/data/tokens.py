@@ -3,6 +3,7 @@
 It does not know labels or models. Truncation keeps the special tokens at both ends.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from training.errors import EncoderError
 
+_CORE_FILE = "tokenizer.json"
+_CONFIG_FILE = "tokenizer_config.json"
 # Above this every tokenizer in use reports "no limit" (some as 1e30).
 _NO_LIMIT = 1_000_000
 
@@ -74,37 +77,37 @@ def hush_transformers() -> None:
     logging.disable_progress_bar()
 
 
-class Tokenizer:
-    """A pretrained tokenizer with a token limit; `encode` gives ids, special tokens included.
+class SavedTokenizer:
+    """A checkpoint's tokenizer with a token limit, read without transformers; `encode` gives ids, special tokens included.
+
+    transformers takes seconds of a core and hundreds of megabytes only to be imported, and gives the same ids.
 
     Args:
-        folder: A folder with the tokenizer's files: an encoder's or a checkpoint's.
+        folder: A folder with `tokenizer.json` and `tokenizer_config.json`, as `Tokenizer.save` writes them.
         max_tokens: Longer texts are cut to this many tokens.
     """
 
     def __init__(self, folder: Path, max_tokens: int) -> None:
-        from transformers import AutoTokenizer
+        from tokenizers import Tokenizer as Core
 
-        hush_transformers()
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise EncoderError(f"tokenizer in {folder}: {str(error).splitlines()[0]}", "the folder must hold tokenizer.json") from None
-        # We cut ourselves; the tokenizer's own limit only makes it warn about texts that will be cut.
-        self._tokenizer.model_max_length = _NO_LIMIT
+        config = json.loads((folder / _CONFIG_FILE).read_bytes())
+        self._core: Any = _unlimited(Core.from_file(str(folder / _CORE_FILE)))
+        pad_token = config.get("pad_token")
+        # An older one writes a token with its properties.
+        name = pad_token["content"] if isinstance(pad_token, dict) else pad_token
+        self._take(max_tokens, None if name is None else self._core.token_to_id(name), config.get("truncation_side", "right"))
+
+    def _take(self, max_tokens: int, pad_id: int | None, truncation_side: str) -> None:
         self.max_tokens = max_tokens
-        if self._tokenizer.is_fast:
-            # Its file can name limits of its own.
-            self._tokenizer.backend_tokenizer.no_truncation()
-            self._tokenizer.backend_tokenizer.no_padding()
-        marks = self._tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+        #: Token id that fills a batch up to its longest text.
+        self.pad_id = 0 if pad_id is None else pad_id
+        self._cuts_left = truncation_side == "left"
+        marks = self._marks()
         self._before, self._after = marks.index(0), marks[::-1].index(0)
 
-    @property
-    def pad_id(self) -> int:
-        """Token id that fills a batch up to its longest text."""
-        pad_id = self._tokenizer.pad_token_id
-        return 0 if pad_id is None else int(pad_id)
+    def _marks(self) -> list[int]:
+        marks: list[int] = self._core.encode("a").special_tokens_mask
+        return marks
 
     def encode(self, texts: Sequence[str]) -> TokenTable:
         """Tokenise texts, cutting each at `max_tokens`."""
@@ -138,32 +141,77 @@ class Tokenizer:
 
     def reads(self, text: str) -> int:
         """Return how many characters of a text are read before it is cut; all, where the tokenizer cannot tell."""
-        if not self._tokenizer.is_fast or self._tokenizer.truncation_side == "left":
+        if self._core is None or self._cuts_left:
             return len(text)
-        offsets = self._tokenizer.backend_tokenizer.encode(text).offsets
+        offsets = self._core.encode(text).offsets
         return len(text) if len(offsets) <= self.max_tokens else int(offsets[self.max_tokens - self._after - 1][1])
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of each text, uncut."""
         return [int(length) for length in self.encode(texts).full_lengths]
 
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer's files."""
-        self._tokenizer.save_pretrained(str(folder))
-
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        if self._tokenizer.is_fast:
-            # Straight to its core, which is asked for nothing but ids: for a short text that is half the time.
-            return [encoding.ids for encoding in self._tokenizer.backend_tokenizer.encode_batch_fast(list(texts))]
-        return [list(ids) for ids in self._tokenizer(list(texts), return_attention_mask=False)["input_ids"]]
+        # Its core is asked for nothing but ids: for a short text that is half the time.
+        return [encoding.ids for encoding in self._core.encode_batch_fast(list(texts))]
 
     def _cut(self, row: list[int]) -> list[int]:
         over = len(row) - self.max_tokens
         if over <= 0:
             return row
         # The special tokens at both ends stay.
-        begin = self._before if self._tokenizer.truncation_side == "left" else len(row) - self._after - over
+        begin = self._before if self._cuts_left else len(row) - self._after - over
         return row[:begin] + row[begin + over :]
+
+
+class Tokenizer(SavedTokenizer):
+    """A pretrained tokenizer of any kind, by transformers; see `SavedTokenizer`.
+
+    Args:
+        folder: A folder with the tokenizer's files: an encoder's or a checkpoint's.
+        max_tokens: Longer texts are cut to this many tokens.
+
+    Raises:
+        EncoderError: It holds none.
+    """
+
+    def __init__(self, folder: Path, max_tokens: int) -> None:
+        from transformers import AutoTokenizer
+
+        hush_transformers()
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise EncoderError(f"tokenizer in {folder}: {str(error).splitlines()[0]}", "the folder must hold tokenizer.json") from None
+        # We cut ourselves; the tokenizer's own limit only makes it warn about texts that will be cut.
+        self._tokenizer.model_max_length = _NO_LIMIT
+        # Those that are written in Python have no core.
+        self._core = _unlimited(self._tokenizer.backend_tokenizer) if self._tokenizer.is_fast else None
+        self._take(max_tokens, self._tokenizer.pad_token_id, self._tokenizer.truncation_side)
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files."""
+        self._tokenizer.save_pretrained(str(folder))
+
+    def _marks(self) -> list[int]:
+        marks: list[int] = self._tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+        return marks
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._core is not None:
+            return super()._ids(texts)
+        return [list(ids) for ids in self._tokenizer(list(texts), return_attention_mask=False)["input_ids"]]
+
+
+def load_saved(folder: Path, max_tokens: int) -> SavedTokenizer:
+    """Load a checkpoint's tokenizer, without transformers where its files allow."""
+    return (SavedTokenizer if (folder / _CORE_FILE).exists() else Tokenizer)(folder, max_tokens)
+
+
+def _unlimited(core: Any) -> Any:
+    # Its file can name limits of its own.
+    core.no_truncation()
+    core.no_padding()
+    return core
 
 
 def pad(rows: Sequence[NDArray[np.int32]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
