@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from cluster.storage import Storage
 from serving.answerer import Answerer
 from serving.engines.cache import cache_folder
+from serving.engines.fork_server import ForkServer
 from serving.engines.kept import Keep
-from serving.engines.own_process import OwnProcess
+from serving.engines.own_process import OwnProcess, start_anew
 from serving.errors import NotReady
 from serving.follower import Follower
 from serving.keys.ring import KeyRing
@@ -44,6 +45,8 @@ class Replica:
         sys.setswitchinterval(_SWITCH_S)
         import ray
 
+        # It imports while this one does.
+        start = start_anew if ray.get_runtime_context().get_accelerator_ids().get("GPU") else ForkServer().start
         listen_to_this_machine_alone(ray.util.get_node_ip_address())
         checked = Arguments.model_validate(arguments)
         settings = checked.settings
@@ -51,7 +54,7 @@ class Replica:
         keep = Keep(cache_folder("calibration"), os.environ.get(CODE_VARIABLE, "")) if settings.keep_calibration else None
 
         def load(folder: "Path", version: int) -> Predictor:
-            return Predictor.load(folder, version, settings.threads, settings.precision, keep, OwnProcess())
+            return Predictor.load(folder, version, settings.threads, settings.precision, keep, OwnProcess(start))
 
         reference = settings.name if checked.version is None else checked.version
         registry = Registry(Storage(checked.storage), checked.trusted_keys)

@@ -2,5 +2,5 @@
 
 Files in floor order:
 `engine`, `costs`, `cache`, `kernels` (and `kernels.c`), `linear`, `int8`, `graphs`, `torch_engine`, `own_process`, `child`,
-`calibration`, `kept`.
+`fork_server`, `fork_server_child`, `calibration`, `kept`.
 """

@@ -1,7 +1,8 @@
 """The other end of `own_process`: makes engines and computes with them until whoever started it lets go.
 
-    python -m serving.engines.child DESCRIPTOR
+    python -m serving.engines.child DESCRIPTOR DESCRIPTOR
 
+The first is what is asked and answered through; the second is only held, until this process ends.
 It does one thing after another, and answers each with a result or an error. It knows no text: neither do the errors.
 """
 
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,9 +85,14 @@ def _answer(workshop: Workshop, verb: str, arguments: tuple[Any, ...]) -> Any:
         return ServingError(f"the engine failed: {type(error).__name__}")
 
 
-if __name__ == "__main__":
+def work_to_the_end(descriptor: int) -> NoReturn:
+    """Do what is asked through a descriptor, and end this process."""
     # Ctrl-C in a terminal reaches the whole group; whoever started this decides when it ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    work(Connection(int(sys.argv[1])))
+    work(Connection(descriptor))
     # Nothing here is worth the second that Python takes to clear up after torch.
     os._exit(0)
+
+
+if __name__ == "__main__":
+    work_to_the_end(int(sys.argv[1]))

@@ -6,12 +6,14 @@ with whoever started it, and a version's memory goes with it. It does not know h
 """
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
@@ -27,32 +29,62 @@ _CODE_ROOT = Path(__file__).resolve().parents[2]
 _END_S = 5.0
 
 
+@dataclass(frozen=True)
+class Started:
+    """A process that was started to compute.
+
+    Attributes:
+        pid: Its number.
+        connection: Our end of what is asked and answered.
+        life: Our end of a pipe that only it holds open: it is at its end when the process is.
+        child: The process, where it is ours to wait for.
+    """
+
+    pid: int
+    connection: "Connection[Any, Any]"
+    life: "Connection[Any, Any]"
+    child: subprocess.Popen[bytes] | None = None
+
+
+def python_with_our_code(module: str, *descriptors: int) -> subprocess.Popen[bytes]:
+    """Start one of our modules in a Python of its own, which gets some of our open descriptors."""
+    path = os.pathsep.join([str(_CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", module, *map(str, descriptors)]
+    return subprocess.Popen(command, pass_fds=descriptors, env={**os.environ, "PYTHONPATH": path})
+
+
+def start_anew() -> Started:
+    """Start a process that imports all it needs by itself, in some seconds."""
+    (ours, theirs), (life, held) = Pipe(), Pipe(duplex=False)
+    with theirs, held:
+        process = python_with_our_code("serving.engines.child", theirs.fileno(), held.fileno())
+    return Started(process.pid, ours, life, process)
+
+
 class OwnProcess:
     """A process that makes engines and computes with them; started at once.
 
     All of it may be used from several threads, one after another.
+
+    Args:
+        start: How to start it.
     """
 
-    def __init__(self) -> None:
-        ours, theirs = Pipe()
-        path = os.pathsep.join([str(_CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [sys.executable, "-m", "serving.engines.child", str(theirs.fileno())]
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, "PYTHONPATH": path})
-        theirs.close()
-        self._connection: Connection[Any, Any] = ours
+    def __init__(self, start: Callable[[], Started] = start_anew) -> None:
+        self._started = start()
         self._lock = threading.Lock()
         self._dropped: deque[int] = deque()
-        weakref.finalize(self, _end, self._process, ours)
+        weakref.finalize(self, _end, self._started)
 
     @property
     def pid(self) -> int:
         """The process's number."""
-        return self._process.pid
+        return self._started.pid
 
     @property
     def is_alive(self) -> bool:
         """Whether the process runs."""
-        return self._process.poll() is None
+        return not self._started.life.poll()
 
     def precisions(self) -> list[str]:
         """List what this machine can compute with, the most precise first."""
@@ -100,8 +132,8 @@ class OwnProcess:
         with self._lock:
             dropped = [self._dropped.popleft() for _ in range(len(self._dropped))]
             try:
-                self._connection.send((dropped, verb, arguments))
-                answer = self._connection.recv()
+                self._started.connection.send((dropped, verb, arguments))
+                answer = self._started.connection.recv()
             except (EOFError, OSError) as error:
                 raise NotReady("the engine's process ended") from error
         if isinstance(answer, Exception):
@@ -136,10 +168,10 @@ class EngineApart:
         return self._process.forward(self._number, rows)
 
 
-def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
-    connection.close()
-    try:
-        process.wait(_END_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def _end(started: Started) -> None:
+    started.connection.close()
+    if not started.life.poll(_END_S):
+        os.kill(started.pid, signal.SIGKILL)
+    started.life.close()
+    if started.child is not None:
+        started.child.wait()

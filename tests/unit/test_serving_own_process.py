@@ -5,13 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
-from serving.engines.own_process import OwnProcess
+from serving.engines.fork_server import ForkServer
+from serving.engines.own_process import OwnProcess, Started, start_anew
 from serving.engines.torch_engine import InProcess
 from serving.errors import NotReady, ServingError
 from serving.predictor import Predictor
@@ -25,8 +27,18 @@ def ended(pid: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def process() -> OwnProcess:
-    return OwnProcess()
+def fork_server() -> ForkServer:
+    return ForkServer()
+
+
+@pytest.fixture(scope="module", params=["anew", "copied"])
+def start(request: pytest.FixtureRequest, fork_server: ForkServer) -> Callable[[], Started]:
+    return start_anew if request.param == "anew" else fork_server.start
+
+
+@pytest.fixture(scope="module")
+def process(start: Callable[[], Started]) -> OwnProcess:
+    return OwnProcess(start)
 
 
 def test_it_answers_what_the_same_engine_here_answers(process: OwnProcess, tiny_checkpoint: Path) -> None:
@@ -64,8 +76,8 @@ def test_errors_arrive_as_what_they_are(process: OwnProcess, tiny_checkpoint: Pa
     engine.forward(ROWS)
 
 
-def test_a_process_that_was_killed_is_told_as_not_ready(tiny_checkpoint: Path) -> None:
-    process = OwnProcess()
+def test_a_process_that_was_killed_is_told_as_not_ready(start: Callable[[], Started], tiny_checkpoint: Path) -> None:
+    process = OwnProcess(start)
     engine = process.make(tiny_checkpoint, 0, 1, "float32", ())
     assert engine.is_alive
     os.kill(process.pid, signal.SIGKILL)
@@ -75,8 +87,8 @@ def test_a_process_that_was_killed_is_told_as_not_ready(tiny_checkpoint: Path) -
     assert not engine.is_alive
 
 
-def test_it_ends_with_its_last_engine(tiny_checkpoint: Path) -> None:
-    process = OwnProcess()
+def test_it_ends_with_its_last_engine(start: Callable[[], Started], tiny_checkpoint: Path) -> None:
+    process = OwnProcess(start)
     pid = process.pid
     predictor = Predictor.load(tiny_checkpoint, 1, precision="float32", maker=process)
     del process
@@ -89,15 +101,18 @@ def test_it_ends_with_its_last_engine(tiny_checkpoint: Path) -> None:
     assert ended(pid)
 
 
+@pytest.mark.parametrize("how", ["start_anew", "server.start"])
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_it_ends_with_whoever_started_it(signum: int) -> None:
+def test_it_ends_with_whoever_started_it(signum: int, how: str) -> None:
     script = (
-        "import sys; from serving.engines.own_process import OwnProcess; one = OwnProcess(); print(one.pid, flush=True); sys.stdin.read()"
+        "import sys; from serving.engines.own_process import *; from serving.engines.fork_server import ForkServer; "
+        f"server = ForkServer(); one = OwnProcess({how}); print(one.pid, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         engine = int(starter.stdout.readline())
-        assert psutil.pid_exists(engine)
+        processes = psutil.Process(starter.pid).children(recursive=True)
+        assert engine in [process.pid for process in processes]
         starter.send_signal(signum)
         assert starter.wait() == -signum
-    assert ended(engine)
+    assert not psutil.wait_procs(processes, timeout=30)[1]
