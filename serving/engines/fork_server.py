@@ -16,6 +16,8 @@ from serving.errors import NotReady
 
 _PID = struct.Struct("q")
 _END_S = 5.0
+# Importing takes seconds, and many on a machine that is busy.
+_START_S = 120.0
 
 
 class ForkServer:
@@ -37,11 +39,12 @@ class ForkServer:
         """Start a copy; the first one waits until all is imported.
 
         Raises:
-            NotReady: The process ended meanwhile.
+            NotReady: The process ended meanwhile or stands still; the next one is asked of a new one.
         """
         with self._lock:
             if self._process.poll() is not None:
                 self._let_go()
+            if not self._let_go.alive:
                 self._begin()
             (ours, theirs), (life, held) = Pipe(), Pipe(duplex=False)
             with theirs, held:
@@ -51,13 +54,15 @@ class ForkServer:
         try:
             socket.send_fds(self._requests, [b"+"], descriptors)
             pid: int = _PID.unpack(self._requests.recv(_PID.size, socket.MSG_WAITALL))[0]
-        # Of the other end only nothing is left.
+        # Nothing came: it ended, or stands still.
         except (OSError, struct.error) as error:
-            raise NotReady("the process that engines are copied from ended") from error
+            self._let_go()
+            raise NotReady("the process that engines are copied from does not answer") from error
         return pid
 
     def _begin(self) -> None:
         self._requests, theirs = socket.socketpair()
+        self._requests.settimeout(_START_S)
         with theirs:
             self._process = python_with_our_code("serving.engines.fork_server_child", theirs.fileno())
         self._let_go = weakref.finalize(self, _end, self._process, self._requests)

@@ -9,6 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
+from serving.engines import fork_server
 from serving.engines.fork_server import ForkServer
 from serving.engines.own_process import OwnProcess
 from serving.errors import NotReady
@@ -56,12 +57,15 @@ def test_one_that_was_lost_is_begun_anew_and_its_copies_go_on(server: ForkServer
     assert server.pid != lost
 
 
-def test_one_that_ends_while_it_is_asked_is_told_as_not_ready(server: ForkServer) -> None:
-    os.kill(server.pid, signal.SIGSTOP)
-    server._requests.shutdown(2)
-    with pytest.raises(NotReady, match="copied from ended"):
+def test_one_that_stands_still_is_replaced(server: ForkServer, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -> None:
+    stopped = psutil.Process(server.pid)
+    monkeypatch.setattr(fork_server, "_END_S", 0.2)
+    server._requests.settimeout(0.2)
+    stopped.suspend()
+    with pytest.raises(NotReady, match="copied from does not answer"):
         server.start()
-    os.kill(server.pid, signal.SIGCONT)
+    assert not stopped.is_running()
+    OwnProcess(server.start).make(tiny_checkpoint, 0, 1, "float32", ()).forward(ROWS)
 
 
 def test_it_ends_when_it_is_let_go_and_no_copy_stays_a_zombie(tiny_checkpoint: Path) -> None:
