@@ -58,9 +58,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_score(verbs, [shared, versioned])
     _add_promote(verbs, [shared])
     add_keys(verbs, shared)
-    render = verbs.add_parser("render", parents=[shared, versioned], help="print what Kubernetes, Prometheus or Grafana takes")
-    about = "for KubeRay a cluster that serves, and who may reach it; a dashboard as JSON; a scrape configuration as YAML"
-    render.add_argument("what", choices=("rayservice", "grafana", "prometheus"), help=about)
+    render = verbs.add_parser("render", parents=[shared, versioned], help="print what Kubernetes, Prometheus, Grafana or HAProxy takes")
+    about = "for KubeRay a cluster that serves, and who may reach it; a dashboard (JSON); what to scrape (YAML); a public door with TLS"
+    render.add_argument("what", choices=("rayservice", "grafana", "prometheus", "haproxy"), help=about)
     render.set_defaults(verb=_render)
     return top
 
@@ -318,15 +318,18 @@ def _render(arguments: argparse.Namespace) -> int:
     from serving.kubernetes import write_ray_service
     from serving.observing.grafana import write_dashboard
     from serving.observing.prometheus import write_scrape_config
+    from serving.public_door import write_public_door
 
     cluster, settings = _sections(arguments)
     if arguments.version is not None and arguments.what != "rayservice":
         raise SettingsError(f"--version {arguments.version}: says nothing about {arguments.what}", "it is for rayservice")
-    if arguments.what == "rayservice":
-        said = write_ray_service(cluster, settings, arguments.version)
-    else:
-        said = write_dashboard() if arguments.what == "grafana" else write_scrape_config(settings)
-    say(said.rstrip("\n"))
+    write = {
+        "rayservice": lambda: write_ray_service(cluster, settings, arguments.version),
+        "grafana": write_dashboard,
+        "prometheus": lambda: write_scrape_config(settings),
+        "haproxy": lambda: write_public_door(settings),
+    }
+    say(write[arguments.what]().rstrip("\n"))
     return 0
 
 
