@@ -44,6 +44,8 @@ class HeadSettings(Section):
     def _distinct(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value is not None and (len(value) < 2 or len(set(value)) < len(value)):
             raise ValueError("must list at least two classes, each once")
+        if value is not None and (never := [name for name in value if not name or name != name.strip()]):
+            raise ValueError(f"holds {never[0]!r}, but cells are read without white space around them, and an empty one is no label")
         return value
 
     @model_validator(mode="after")
