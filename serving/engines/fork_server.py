@@ -14,7 +14,8 @@ from multiprocessing.connection import Pipe
 from serving.engines.own_process import Started, python_with_our_code
 from serving.errors import NotReady
 
-_PID = struct.Struct("q")
+#: A process's number, as the other end answers it.
+PID = struct.Struct("q")
 _END_S = 5.0
 # Importing takes seconds, and many on a machine that is busy.
 _START_S = 120.0
@@ -53,7 +54,7 @@ class ForkServer:
     def _copy(self, *descriptors: int) -> int:
         try:
             socket.send_fds(self._requests, [b"+"], descriptors)
-            pid: int = _PID.unpack(self._requests.recv(_PID.size, socket.MSG_WAITALL))[0]
+            pid: int = PID.unpack(self._requests.recv(PID.size, socket.MSG_WAITALL))[0]
         # Nothing came: it ended, or stands still.
         except (OSError, struct.error) as error:
             self._let_go()

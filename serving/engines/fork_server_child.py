@@ -10,10 +10,10 @@ import importlib
 import os
 import signal
 import socket
-import struct
 import sys
 
 from serving.engines.child import work_to_the_end
+from serving.engines.fork_server import PID
 
 # What `TorchEngine` imports when it is made, and what transformers does for an encoder. Others are imported by the copies that need them.
 NEEDED = (
@@ -28,7 +28,6 @@ NEEDED = (
     "training.network.model",
     "training.network.packed",
 )
-_PID = struct.Struct("q")
 # What a copy answers through, and what it holds while it lives.
 _DESCRIPTORS = 2
 
@@ -46,7 +45,7 @@ def copy_for_whom_asks(requests: socket.socket) -> None:
             work_to_the_end(descriptors[0])
         for descriptor in descriptors:
             os.close(descriptor)
-        requests.sendall(_PID.pack(pid))
+        requests.sendall(PID.pack(pid))
 
 
 def main() -> None:
