@@ -29,8 +29,10 @@ _LOOKED_AFTER_S = 1
 # Requests that a replica is given at once: enough for the largest batches, and for as many again that are being read. More would only
 # wait inside it, where even to refuse one costs it more than HAProxy.
 _MOST_AT_ONCE = 512
-# Those who wait longer in front of all replicas are refused.
+# Those who wait longer in front of all replicas are refused; where so many wait for each of them, who comes is refused at once. Replicas
+# slower than 128 requests a second refuse by themselves (`serving.max_queue_s`); with faster ones these wait less than the second.
 _MOST_WAIT_S = 1
+_MOST_WAITING = 100
 # Headers, and as much of a body as the front holds, come within this, or are answered 408. So long may a reader stand still.
 _MOST_RECEIPT_S = 10
 # Connections that wait for their next request are kept as long as pools elsewhere keep them at most.
@@ -78,7 +80,7 @@ sed -e '/^frontend prometheus/,/^ *no log/d' -e '/^listen stats/,$d' \\
   -e 's/^defaults/&\\n    timeout http-request {receipt_s}s\\n    timeout http-keep-alive {kept_s}s/' \\
   -e '/^ *timeout http-request [0-9]*s$/d' -e '/^ *timeout http-keep-alive [0-9]*s$/d' \\
   -e 's#^ *errorfile 503 .*#    {refusal}#' \\
-  -e 's/^ *http-reuse always$/&\\n    http-request set-priority-class int(-1) if {{ path_beg \\/health }}/' \\
+  -e 's#^ *http-reuse always$#&\\n    http-request set-priority-class int(-1) if {{ path_beg /health }}\\n    {full}#' \\
   -e "s/^ *bind .*/&\\n    http-after-response set-header connection close if {{ fe_conn gt $((most * 3 / 4)) }}{receipt}{headers}/" \\
   -e '/ backup$/!s/^ *server .* check/& maxconn {at_once}/' "$file" > "$file.closed"
 mv "$file.closed" "$file"
@@ -112,6 +114,7 @@ def write_command(folder: Path) -> None:
     body.write_text(_REFUSAL, encoding="utf-8")
     refusal = f"http-error status 503 content-type application/problem+json lf-file {body} {_REFUSAL_HEADERS}"
     unknown = f"http-request return status 503 content-type application/problem+json lf-file {body} {_REFUSAL_HEADERS}"
+    full = f"{unknown} if {{ avg_queue gt {_MOST_WAITING} }} !{{ path_beg /health }}"
     headers = "".join(f"\\n    http-request {rule}" for rule in (*_REQUEST_IDS, *_SERVES_OWN))
     receipt = f"\\n    http-request wait-for-body time {_MOST_RECEIPT_S}s if METH_POST"
     command = _COMMAND.format(
@@ -120,6 +123,7 @@ def write_command(folder: Path) -> None:
         kept=shlex.quote(str(_KEPT)),
         refusal=refusal,
         unknown=unknown,
+        full=full,
         headers=headers,
         receipt=receipt,
         wait_s=_MOST_WAIT_S,

@@ -9,7 +9,8 @@ taking turns. The server's CPU is that of all its processes, Ray's and HAProxy's
 replicas, which share a GPU, and more who ask.
 
 With one text a request, requests then arrive at random: at 80 % of what was answered before, for latencies; at twice and five times that
-much, for what is still answered; and one by one right after that, until an answer is as quick as before. What all processes use while
+much, for what is still answered; and one by one right after that, until an answer is as quick as before. Beside the latencies stands what
+waiting alone comes to (`queueing`). What all processes use while
 nobody asks is printed too: it is in every figure, and weighs more the slower the answers come, so that part is told beside each.
 """
 
@@ -30,6 +31,7 @@ from typing import Any
 
 import psutil
 from made import SHAPES, make_texts, write_bodies, write_version
+from queueing import p99s_of_no_loss
 from wire import Sent
 
 from cluster.connection import connect
@@ -183,6 +185,13 @@ def print_load(served: Served, capacity: float, seconds: float, alone: Sequence[
     own_ms = 1000 * quantile([one.latency_s for one in alone], 0.99)
     print(
         f"a full batch takes {batch_ms:.0f} ms, texts alone at most {own_ms:.0f} (p99): two batches and own {2 * batch_ms + own_ms:.0f} ms"
+    )
+    lengths = [len(text.split()) + 2 for text in make_texts(TEXTS)]
+    without = p99s_of_no_loss(lengths, capacity, 0.8, served.facts.batch_tokens, seconds)
+    low, middle, high = (1000 * quantile(without, share) for share in (0.05, 0.5, 0.95))
+    print(
+        f"at 0.8 x a server that loses nothing, in order of arrival, has a p99 of {middle:.0f} ms"
+        f" ({low:.0f} to {high:.0f} in nine of ten readings as long as these)"
     )
     columns = ["arriving", "answered/s", "of capacity", "refused", "late", "other"]
     columns += ["p50 ms", "p99 ms", "p50 of refusals, ms", "slowest refusal, ms"]

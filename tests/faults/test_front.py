@@ -1,10 +1,12 @@
 """The front under abuse: HAProxy as it is started here, raw sockets before it, and a server behind it that writes down what it sees."""
 
+import select
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,6 +33,7 @@ class Door:
         headers: Of each of them, names in small letters with their values.
         broken: Whether the front broke a connection to the replica off.
         silent: So many requests the replica closes the connection on, without an answer.
+        free: Until it is set the replica answers nobody.
     """
 
     port: int
@@ -38,6 +41,7 @@ class Door:
     seen: list[tuple[str, str, bytes]] = field(default_factory=list)
     headers: list[list[tuple[str, str]]] = field(default_factory=list)
     silent: int = 0
+    free: threading.Event = field(default_factory=threading.Event)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=10 * RECEIPT_S)
@@ -92,6 +96,7 @@ class Replica(BaseHTTPRequestHandler):
                 door.silent -= 1
                 self.close_connection = True
                 return
+            door.free.wait(10 * RECEIPT_S)
         content = bytes(30_000_000) if self.path == "/large" else b"ok"
         self.send_response(200)
         self.send_header("content-length", str(len(content)))
@@ -118,6 +123,7 @@ class Replica(BaseHTTPRequestHandler):
 @pytest.fixture
 def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
     found = Door(free_port(18_800))
+    found.free.set()
     monkeypatch.setattr(front, "_MOST_RECEIPT_S", RECEIPT_S)
     write_command(tmp_path)
     with Server(found) as replica:
@@ -202,6 +208,39 @@ def test_d17_a_request_that_no_replica_survives_is_tried_twice_and_no_more(door:
     door.silent = 100
     assert status(door.ask(HEAD + b"Content-Length: 2\r\n\r\n{}")) >= 500
     assert door.seen == [("POST", "/v1/predict", b"{}")] * 2
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a replica have one request at a time, and refuse who comes where more than two wait for each."""
+    for name, value in {"_MOST_AT_ONCE": 1, "_MOST_WAITING": 2, "_MOST_WAIT_S": 30}.items():
+        monkeypatch.setattr(front, name, value)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_d15_where_enough_wait_whoever_comes_is_refused_at_once_but_for_probes(door: Door) -> None:
+    door.free.clear()
+    with ExitStack() as stack:
+        callers = [stack.enter_context(door.connect()) for _ in range(30)]
+        for caller in callers:
+            caller.sendall(HEAD + b"Content-Length: 2\r\n\r\n{}")
+        refused: list[socket.socket] = []
+        # Two are with the replicas, and five wait: for each of them 2.5, which HAProxy rounds up to more than two.
+        while len(refused) < 23:
+            found, _, _ = select.select([caller for caller in callers if caller not in refused], [], [], 10 * RECEIPT_S)
+            assert found, f"{len(refused)} of 23 were told"
+            refused += found
+        probe = stack.enter_context(door.connect())
+        probe.sendall(b"GET /health/live HTTP/1.1\r\nHost: door\r\n\r\n")
+        for caller in refused:
+            told = caller.recv(4096)
+            assert told.startswith(b"HTTP/1.1 503 ")
+            assert b"retry-after: 1\r\n" in told
+            assert b"urn:twohead:problem:overloaded" in told
+        door.free.set()
+        for caller in [*(caller for caller in callers if caller not in refused), probe]:
+            assert read(caller).startswith(b"HTTP/1.1 200 ")
+    assert len(door.seen) == 8
 
 
 def test_e18_a_request_inside_a_body_is_a_body(door: Door) -> None:

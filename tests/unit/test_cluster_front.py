@@ -101,6 +101,7 @@ def test_waiting_has_an_end_in_front_of_the_replicas(folder: Path) -> None:
     assert [line for line in lines if line.startswith("timeout http-")] == ["timeout http-request 10s", "timeout http-keep-alive 75s"]
     assert "timeout queue 1s" in lines
     assert "http-request set-priority-class int(-1) if { path_beg /health }" in lines
+    assert [line for line in lines if line.endswith("if { avg_queue gt 100 } !{ path_beg /health }")]
     assert not [line for line in lines if line.startswith("errorfile 503")]
 
 
