@@ -30,7 +30,7 @@ _LOOKED_AFTER_S = 1
 # wait inside it, where even to refuse one costs it more than HAProxy.
 _MOST_AT_ONCE = 512
 # Those who wait longer in front of all replicas are refused; where so many wait for each of them, who comes is refused at once. Replicas
-# slower than 128 requests a second refuse by themselves (`serving.max_queue_s`); with faster ones these wait less than the second.
+# slower than 128 requests a second refuse by themselves (`serving.max_queue_s`, by default); with faster ones these wait less than that.
 _MOST_WAIT_S = 1
 _MOST_WAITING = 100
 # Headers, and as much of a body as the front holds, come within this, or are answered 408. So long may a reader stand still.

@@ -10,8 +10,8 @@ replicas, which share a GPU, and more who ask.
 
 With one text a request, requests then arrive at random: at 80 % of what was answered before, for latencies; at twice and five times that
 much, for what is still answered; and one by one right after that, until an answer is as quick as before. Beside the latencies stands what
-waiting alone comes to (`queueing`). What all processes use while
-nobody asks is printed too: it is in every figure, and weighs more the slower the answers come, so that part is told beside each.
+waiting alone comes to (`queueing`). What all processes use while nobody asks is printed too: it is in every figure, and weighs more the
+slower the answers come, so that part is told beside each.
 """
 
 import argparse
