@@ -23,6 +23,7 @@ class HeadSettings(Section):
         dropout: Before each linear layer of the head.
         loss_weight: Weight of its loss; weights are normalised to sum to the number of heads.
         class_weighting: `inverse_sqrt` weighs a class by one over the root of its count.
+        word_pieces: What the text's word pieces say by themselves, a logistic regression over TF-IDF, is added to its logits.
         loss: `softmax` (cross-entropy), or for ordered classes `corn`, which learns "above class k?" given "above class k-1".
         target_precision: Answers less sure than it takes to reach this precision on the validation texts are abstained from.
         target_coverage: Instead: this share of the validation texts is answered, the surest ones.
@@ -35,6 +36,7 @@ class HeadSettings(Section):
     dropout: Fraction = 0.1
     loss_weight: Positive = 1.0
     class_weighting: Literal["none", "inverse_sqrt"] = "none"
+    word_pieces: bool = True
     loss: HeadLoss = "softmax"
     target_precision: float | None = Field(default=None, gt=0.0, lt=1.0)
     target_coverage: float | None = Field(default=None, gt=0.0, lt=1.0)

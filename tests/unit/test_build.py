@@ -1,20 +1,27 @@
 """What a trial reads: activations of frozen layers where they fit into memory, else token ids."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save
 
+from cluster.storage import Storage
+from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from training.data.dataset import load_dataset
 from training.data.tokens import Tokenizer
 from training.network.encoder import find_encoder
-from training.network.inputs import ActivationInputs, PooledInputs, TokenInputs
+from training.network.inputs import ActivationInputs, PooledInputs, ScoredInputs, TokenInputs
 from training.search.prepared import make_assignment
 from training.search.proposing.search_space import trial_settings
 from training.search.trials import reading
 from training.search.trials.assignment import Assignment
-from training.search.trials.build import answer_all, prepare_fit
+from training.search.trials.build import answer_all, build_model, load_matching_weights, prepare_fit
+from training.search.trials.reading import piece_scores
 from training.settings import TrainingSettings
 
 
@@ -47,7 +54,11 @@ def test_what_does_not_fit_is_computed_anew(
     assignment = make(make_encoder("bert"), tmp_path, frozen_layers, most_bytes)
     settings = assignment.settings
     fit = prepare_fit(assignment, trial_settings(settings, {}))
-    assert type(fit._training.inputs) is type(fit._validation.inputs) is expected
+    training, validation = fit._training.inputs, fit._validation.inputs
+    # Their word pieces tell these texts apart.
+    assert isinstance(training, ScoredInputs)
+    assert isinstance(validation, ScoredInputs)
+    assert type(training.inputs) is type(validation.inputs) is expected
     assert next(iter(fit.epochs())).is_last
 
 
@@ -68,3 +79,34 @@ def test_where_the_test_texts_have_no_room_all_are_answered_from_tokens(
         answers.append(answer_all(assignment, trial, fit))
     for split in ("validation", "test"):
         assert np.array_equal(answers[0][split]["job"], answers[1][split]["job"])
+
+
+def test_heads_begin_with_what_word_pieces_say(make_encoder: Callable[..., Path], tmp_path: Path) -> None:
+    assignment = make(make_encoder("bert"), tmp_path, 3, 10**9)
+    trial = trial_settings(assignment.settings, {})
+    fit = prepare_fit(assignment, trial, with_test=True)
+    said = piece_scores(assignment, ("job",), "validation").numpy()
+    assert np.abs(said).max() > 0.5
+    assert np.allclose(answer_all(assignment, trial, fit)["validation"]["job"], said, atol=1e-6)
+
+
+def test_words_are_found_anew_where_validation_texts_are_learned_from(make_encoder: Callable[..., Path], tmp_path: Path) -> None:
+    assignment = make(make_encoder("bert"), tmp_path, 3, 10**9)
+    both = assignment.with_validation()
+    assert len(both.worded["job"].held_out) == len(assignment.tokens["training"]) + len(assignment.tokens["validation"])
+
+
+def test_an_earlier_head_is_taken_only_where_it_answered_beside_word_pieces_as_well(
+    make_encoder: Callable[..., Path], tmp_path: Path
+) -> None:
+    assignment = make(make_encoder("bert"), tmp_path, 3, 10**9)
+    trial, storage = trial_settings(assignment.settings, {}), Storage(str(tmp_path / "storage"))
+    for words in (assignment.words, None):
+        model = build_model(replace(assignment, words=words), trial)
+        torch.nn.init.ones_(model.get_parameter("heads.0.output.weight"))
+        name = f"versions/{'with' if words else 'without'}"
+        storage.write_bytes(f"{name}/{WEIGHTS_FILE}", save(model.state_dict()))
+        storage.write_bytes(f"{name}/{CONFIG_FILE}", json.dumps(model.config.to_dict(), default=str).encode())
+        started = build_model(assignment, trial)
+        load_matching_weights(started, storage, name)
+        assert bool(started.get_parameter("heads.0.output.weight").any()) == (words is not None)

@@ -26,7 +26,7 @@ from training.network.model import TwoHeadBert, make_config
 
 # The exporter calls its own values `linear` and `add_1` too.
 HEADS: list[dict[str, Any]] = [
-    {"name": "linear", "classes": ["driver", "nurse", "sales"], "hidden_size": 8, "dropout": 0.1},
+    {"name": "linear", "classes": ["driver", "nurse", "sales"], "hidden_size": 8, "dropout": 0.1, "word_pieces": True},
     {"name": "add_1", "classes": ["none", "school", "master", "phd"], "hidden_size": 0, "dropout": 0.1, "loss": "corn"},
 ]
 TEXTS = ("nurse", "the driver and the teacher", "a " * 62, "sales master 1 2 3", "x y z " * 9)
@@ -68,6 +68,8 @@ def make_version(make_encoder: Callable[..., Path], tmp_path: Path) -> MakeVersi
         encoder = make_encoder(model_type, **CHANGES.get(model_type, {}))
         torch.manual_seed(1)
         model = TwoHeadBert(make_config(AutoConfig.from_pretrained(str(encoder)), pooling, heads))
+        if model.word_pieces is not None:
+            torch.nn.init.uniform_(model.word_pieces.weights)
         facts = ModelFacts(
             heads=tuple(HeadFacts(**head, temperature=0.5) for head in heads),
             text_template="{text}",
@@ -197,7 +199,7 @@ def test_plain_transformers_answers_as_we_do_and_only_with_consent(make_version:
         assert "trust_remote_code=True" in found[folder]["refusal"]
         assert found[folder]["issues"] == []
         for head, logits in answers.items():
-            np.testing.assert_allclose(np.array(found[folder]["logits"][head]), logits, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(np.array(found[folder]["logits"][head]), logits, rtol=1e-6, atol=1e-6)
 
 
 def test_the_hub_layout_is_the_version_and_our_loader_refuses_it(make_version: MakeVersion, tmp_path: Path) -> None:

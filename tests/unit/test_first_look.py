@@ -1,10 +1,12 @@
 """The first look: a score from a sample, the same each time, of all validation texts where they are few."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from training.data.dataset import load_dataset
 from training.data.tokens import Tokenizer
@@ -15,7 +17,8 @@ from training.search.proposing.search_space import trial_settings
 from training.search.trials import first_look
 from training.search.trials.assignment import Assignment
 from training.search.trials.build import build_model
-from training.search.trials.first_look import look
+from training.search.trials.first_look import look, look_at_words
+from training.search.trials.reading import piece_scores
 from training.settings import TrainingSettings
 
 
@@ -52,6 +55,34 @@ def test_it_scores_a_sample_the_same_each_time(assignment: Assignment, monkeypat
     # Few enough for all: comparable with every score that follows.
     assert first.validation_texts == len(assignment.tokens["validation"])
     assert first.score == pytest.approx((3 * first.heads["job"] + first.heads["letter"]) / 4)
+
+
+def test_word_pieces_alone_are_a_look_at_all_texts(assignment: Assignment) -> None:
+    """Here they tell everything, so that the sample's heads have nothing to add."""
+    seen = look_at_words(assignment)
+    assert seen is not None
+    assert (seen.texts, seen.validation_texts) == tuple(len(assignment.tokens[split]) for split in ("training", "validation"))
+    assert seen.heads == {"job": 1.0, "letter": 1.0}
+    assert look(assignment, model_of(assignment)).heads == seen.heads
+
+
+def test_a_head_that_wants_none_is_scored_by_itself(assignment: Assignment) -> None:
+    heads = {name: one.model_copy(update={"word_pieces": name == "job"}) for name, one in assignment.settings.heads.items()}
+    mixed = replace(assignment, settings=assignment.settings.model_copy(update={"heads": heads})).with_words()
+    assert list(mixed.worded) == ["job"]
+    assert look_at_words(mixed) is None
+    assert look(mixed, model_of(mixed)).heads["job"] == 1.0
+
+
+def test_what_is_said_is_held_out_of_training_texts_and_as_a_model_says_it_of_others(assignment: Assignment) -> None:
+    model, heads = model_of(assignment), tuple(assignment.worded)
+    training = piece_scores(assignment, heads, "training")
+    assert np.array_equal(training[:, :3].numpy(), assignment.worded["job"].held_out)
+    table = assignment.tokens["validation"]
+    assert model.word_pieces is not None
+    rows = [torch.from_numpy(table[place]).long()[None] for place in range(len(table))]
+    alone = torch.cat([model.word_pieces.of_padded(row, None) for row in rows])
+    assert torch.allclose(piece_scores(assignment, heads, "validation"), alone, atol=1e-5)
 
 
 def test_many_validation_texts_are_sampled_too(assignment: Assignment, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,11 @@ def assignment(make_encoder: Callable[..., Path], tmp_path: Path) -> Assignment:
     settings = TrainingSettings.model_validate(
         {
             "data": {"files": [str(tmp_path / "table.csv")]},
-            "heads": {"job": {}, "level": {"ordered": True, "classes": LEVELS, "class_weighting": "inverse_sqrt"}},
+            # Their words would leave nothing to find.
+            "heads": {
+                "job": {"word_pieces": False},
+                "level": {"ordered": True, "classes": LEVELS, "class_weighting": "inverse_sqrt", "word_pieces": False},
+            },
             "encoder": {"name": str(make_encoder("bert")), "max_tokens": 16},
             "search_space": {"hidden_size": {"choices": [0, 8]}},
             "fit": {"epochs": 2, "frozen_layers": 2},
@@ -124,6 +128,14 @@ def test_a_shape_that_was_not_tried_begins_at_random(assignment: Assignment) -> 
     before = [value.clone() for value in model.heads[0].state_dict().values()]
     assert not begin_heads(model, assignment, rung, 7)
     assert all(torch.equal(one, other) for one, other in zip(before, model.heads[0].state_dict().values(), strict=True))
+
+
+def test_where_words_tell_everything_the_best_heads_add_nothing(assignment: Assignment) -> None:
+    heads = {name: one.model_copy(update={"word_pieces": True}) for name, one in assignment.settings.heads.items()}
+    worded = replace(assignment, settings=assignment.settings.model_copy(update={"heads": heads})).with_words()
+    rung = rung_of(worded)
+    assert {head: one.scores[0] for head, one in rung.heads.items()} == {"job": 1.0, "level": 1.0}
+    assert not rung.tensors[f"{shape('job', rung.heads['job'].best[0].hidden_size, 'softmax')}/output.weight"].any()
 
 
 def test_without_room_there_is_no_first_rung(assignment: Assignment, monkeypatch: pytest.MonkeyPatch) -> None:

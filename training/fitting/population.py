@@ -51,11 +51,13 @@ class Features:
         pooled: (texts, width), float32.
         labels: Class indices, (texts,), int64.
         folds: The fold of each text, (texts,), int64, from 0.
+        beside: What is added to every candidate's logits, (texts, classes), float32, or nothing.
     """
 
     pooled: torch.Tensor
     labels: torch.Tensor
     folds: torch.Tensor
+    beside: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,11 @@ class Outcome:
     state: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-def known(pooled: torch.Tensor, labels: NDArray[np.int64], folds: NDArray[np.int64]) -> Features:
+def known(pooled: torch.Tensor, labels: NDArray[np.int64], folds: NDArray[np.int64], beside: NDArray[np.float32] | None = None) -> Features:
     """Leave the texts out that have no label."""
     chosen = torch.from_numpy(np.flatnonzero(labels != MISSING))
-    return Features(pooled[chosen].float(), torch.from_numpy(labels)[chosen], torch.from_numpy(folds)[chosen])
+    added = None if beside is None else torch.tensor(beside)[chosen]
+    return Features(pooled[chosen].float(), torch.from_numpy(labels)[chosen], torch.from_numpy(folds)[chosen], added)
 
 
 def train_population(
@@ -143,6 +146,8 @@ class _Stack:
         first = outcomes[0].candidate
         torch.manual_seed(settings.seed)
         head = Head(features.pooled.shape[1], question.classes, first.hidden_size, 0.0, first.loss)
+        if features.beside is not None:
+            head.say_nothing()
         self._loss = first.loss
         count = len(outcomes) * self._trainings
         self._parameters = {
@@ -158,6 +163,9 @@ class _Stack:
 
     def train(self, halvings: Sequence[int]) -> None:
         settings = self._settings
+        if self._features.beside is not None:
+            # It may be best to add nothing.
+            self._judge(0)
         for number in range(1, settings.epochs + 1):
             self._epoch(number)
             self._judge(number)
@@ -180,7 +188,7 @@ class _Stack:
 
     def _step(self, indices: torch.Tensor, factor: float, generator: torch.Generator) -> None:
         labels, learns = self._features.labels[indices], self._learns[:, indices]
-        logits = self._logits(self._features.pooled[indices], self._parameters, generator)
+        logits = self._logits(indices, self._parameters, generator)
         repeated = labels.expand(len(logits), -1).reshape(-1)
         losses = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), repeated, weight=self._class_weights, reduction="none")
         # Each training's mean is over its own texts of the batch.
@@ -192,14 +200,15 @@ class _Stack:
         self._update(dict(zip(names, gradients, strict=True)), factor)
 
     def _logits(
-        self, pooled: torch.Tensor, parameters: Mapping[str, torch.Tensor], generator: torch.Generator | None = None
+        self, texts: torch.Tensor, parameters: Mapping[str, torch.Tensor], generator: torch.Generator | None = None
     ) -> torch.Tensor:
-        """Map features (texts, width) to logits (trainings, texts, classes); with a generator, with dropout."""
-        hidden = self._dropped(pooled[None], generator)
+        """Answer about texts by their indices, (trainings, texts, classes); with a generator, with dropout."""
+        hidden = self._dropped(self._features.pooled[texts][None], generator)
         if "hidden.weight" in parameters:
             hidden = self._dropped(functional.gelu(_linear("hidden", hidden, parameters)), generator)
         logits = _linear("output", hidden, parameters)
-        return class_log_probabilities(logits) if self._loss == "corn" else logits
+        logits = class_log_probabilities(logits) if self._loss == "corn" else logits
+        return logits if self._features.beside is None else logits + self._features.beside[texts]
 
     def _dropped(self, values: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         if generator is None:
@@ -249,7 +258,7 @@ class _Stack:
         logits = torch.zeros(len(self._living), len(self._features.labels), self._question.classes)
         for training, texts in enumerate(self._held_out):
             own = {name: value[training :: self._trainings] for name, value in self._parameters.items()}
-            logits[:, texts] = self._logits(self._features.pooled[texts], own).float()
+            logits[:, texts] = self._logits(texts, own).float()
         for place, one in enumerate(self._living):
             one.epochs = number
             score = self._score(logits[place].numpy())

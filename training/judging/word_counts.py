@@ -70,13 +70,15 @@ class WordCounts:
         """
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
+        from threadpoolctl import threadpool_limits
 
         known = np.flatnonzero(labels != MISSING)
         present = np.unique(labels[known])
         if len(present) < 2:
             return [_constant(texts.shape[0], present, classes) for texts in self._texts]
         model = LogisticRegression(C=_INVERSE_PENALTY, class_weight="balanced", max_iter=_MOST_STEPS)
-        with warnings.catch_warnings():
+        # Steps are so short that more threads only wait for each other.
+        with warnings.catch_warnings(), threadpool_limits(1):
             # A floor that has not fully converged is still a floor.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(self._training[known], labels[known])

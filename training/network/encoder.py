@@ -44,6 +44,7 @@ class EncoderSource:
         pooling: `cls`, `pooler` or `mean`.
         max_tokens: The token limit that applies: the setting, or the encoder's own.
         layers: How many it has.
+        vocabulary: How many token ids.
     """
 
     name: str
@@ -53,6 +54,7 @@ class EncoderSource:
     pooling: Pooling
     max_tokens: int
     layers: int
+    vocabulary: int
 
 
 def find_encoder(settings: EncoderSettings) -> EncoderSource:
@@ -81,7 +83,7 @@ def find_encoder(settings: EncoderSettings) -> EncoderSource:
         )
     # DistilBERT has a name of its own for it.
     layers = int(config.get("num_hidden_layers") or config["n_layers"])
-    return EncoderSource(settings.name, folder, digest, model_type, pooling, max_tokens, layers)
+    return EncoderSource(settings.name, folder, digest, model_type, pooling, max_tokens, layers, int(config["vocab_size"]))
 
 
 def _locate(settings: EncoderSettings) -> Path:

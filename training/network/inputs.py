@@ -79,6 +79,23 @@ class PooledInputs:
         return {"pooled": self.pooled[torch.from_numpy(indices)].float()}
 
 
+@dataclass(frozen=True)
+class ScoredInputs:
+    """Any of these, with what the texts' word pieces say by themselves."""
+
+    inputs: Inputs
+    piece_scores: torch.Tensor
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each text."""
+        return self.inputs.lengths
+
+    def batch(self, indices: NDArray[np.int64]) -> Batch:
+        """Return what the inputs return, and `piece_scores`, (texts, outputs); see `TwoHeadBert.forward`."""
+        return self.inputs.batch(indices) | {"piece_scores": self.piece_scores[torch.from_numpy(indices)]}
+
+
 def plan_batches(
     lengths: NDArray[np.int64], batch_tokens: int, batch_texts: int, generator: np.random.Generator | None = None
 ) -> list[NDArray[np.int64]]:

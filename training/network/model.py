@@ -1,11 +1,13 @@
 """The model: one encoder, pooled once, and heads side by side on the pooled vector.
 
 Each head reads the pooled vector and none reads another, so the number of heads costs almost nothing and one
-backward pass trains them all. It does not know texts, losses or the search.
+backward pass trains them all. What the text's word pieces say by themselves may be added to a head's logits. It does not know texts,
+losses or the search.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from training.fit_settings import HeadLoss
 from training.network.encoder import build_encoder
 from training.network.ordinal import class_log_probabilities
 from training.network.packed import ATTENTION, HALVES, PACKED_TYPES, Packing, has_kernel, pack
+from training.network.word_pieces import WordPieces
 
 MODEL_TYPE = "twohead"
 
@@ -26,7 +29,8 @@ class TwoHeadConfig(PreTrainedConfig):
 
     Args:
         encoder: The encoder's own configuration, or its dictionary.
-        heads: One dictionary a head: `name`, `classes` (in order), `hidden_size` (0 = linear), `dropout`, and `loss` if it is `corn`.
+        heads: One dictionary a head: `name`, `classes` (in order), `hidden_size` (0 = linear), `dropout`, `loss` if it is `corn`, and
+            `word_pieces` if weights of the text's pieces are added to its logits.
         pooling: `cls` (first token), `pooler` (the encoder's own layer on it) or `mean` (of real tokens).
     """
 
@@ -78,6 +82,14 @@ class Head(nn.Module):
         self.hidden = nn.Linear(width, hidden_size) if hidden_size else None
         self.output = nn.Linear(hidden_size or width, classes - 1 if loss == "corn" else classes)
 
+    def say_nothing(self) -> None:
+        """Answer 0 until something is learned: a head that scores are added to begins with them alone.
+
+        Source: Zhang, Dauphin and Ma 2019, Fixup Initialization (arXiv 1901.09321), for branches that begin at 0.
+        """
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """Map pooled vectors (texts, width) to logits (texts, classes)."""
         # An encoder may compute more coarsely than its heads.
@@ -109,7 +121,18 @@ class TwoHeadBert(PreTrainedModel):
         self.heads = nn.ModuleList(
             Head(width, len(head["classes"]), head["hidden_size"], head["dropout"], head.get("loss", "softmax")) for head in config.heads
         )
+        scored = [(str(head["name"]), len(head["classes"])) for head in config.heads if head.get("word_pieces")]
+        ends = [0, *accumulate(classes for _, classes in scored)]
+        #: Head → its columns among those of `word_pieces`.
+        self.scored: dict[str, slice] = {name: slice(*place) for (name, _), place in zip(scored, pairwise(ends), strict=True)}
+        self.word_pieces = WordPieces(int(config.encoder.vocab_size), ends[-1]) if scored else None
         self.post_init()
+
+    def begin_with_scores(self) -> None:
+        """Let the heads that word pieces speak for begin with what these say."""
+        for name, head in zip(self.head_names, self.heads, strict=True):
+            if name in self.scored and isinstance(head, Head):
+                head.say_nothing()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -123,6 +146,7 @@ class TwoHeadBert(PreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         pooled: torch.Tensor | None = None,
         packing: Packing | None = None,
+        piece_scores: torch.Tensor | None = None,
         **_: Any,
     ) -> TwoHeadOutput:
         """Answer every head's question with one pass through the encoder.
@@ -133,6 +157,11 @@ class TwoHeadBert(PreTrainedModel):
             inputs_embeds: Instead of `input_ids`: what the encoder's first layer reads, (texts, tokens, width).
             pooled: Instead of both: vectors pooled earlier, (texts, width); the encoder is skipped.
             packing: Of `attention_mask` or of the stream, where it is known already.
+            piece_scores: What `word_pieces` said earlier, (texts, classes of all heads that have weights); needed where there are such
+                heads and no `input_ids`.
+
+        Raises:
+            ValueError: They are missing.
         """
         packing = packing or (pack(attention_mask) if pooled is None and self.packs and attention_mask is not None else None)
         if pooled is None and packing is not None:
@@ -140,7 +169,22 @@ class TwoHeadBert(PreTrainedModel):
         if pooled is None:
             output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds)
             pooled = self.pool(output, attention_mask)
-        return TwoHeadOutput(logits={name: head(pooled) for name, head in zip(self.head_names, self.heads, strict=True)}, pooled=pooled)
+        logits = {name: head(pooled) for name, head in zip(self.head_names, self.heads, strict=True)}
+        if self.word_pieces is not None:
+            scores = self._scores(input_ids, attention_mask, packing) if piece_scores is None else piece_scores
+            logits |= {name: logits[name] + scores[:, place] for name, place in self.scored.items()}
+        return TwoHeadOutput(logits=logits, pooled=pooled)
+
+    def _scores(self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, packing: Packing | None) -> torch.Tensor:
+        pieces: Any = self.word_pieces
+        if input_ids is None:
+            raise ValueError(f"heads {', '.join(self.scored)} read word pieces too: give input_ids, or piece_scores")
+        found: torch.Tensor
+        if packing is None:
+            found = pieces.of_padded(input_ids, attention_mask)
+        else:
+            found = pieces.of_stream(packing.stream(input_ids)[0], packing.begins.long())[packing.places]
+        return found
 
     @property
     def packs(self) -> bool:

@@ -71,7 +71,7 @@ def make_assignment(
 ) -> Assignment:
     """Put together what all trials share; see `Assignment`."""
     splits = dataset.splits()
-    return Assignment(
+    assignment = Assignment(
         settings=settings,
         encoder_sha256=source.sha256,
         classes=dataset.classes,
@@ -81,9 +81,11 @@ def make_assignment(
         folds=folds_of(dataset.training, _FOLDS, settings.data.split.seed),
         validation_groups=dataset.validation.groups,
         digest=dataset.digest,
+        vocabulary=source.vocabulary,
         storage=storage,
         start=start,
     )
+    return assignment.with_words()
 
 
 def with_budget(prepared: Prepared, budget: Mapping[str, float], used: Mapping[str, float]) -> Prepared:

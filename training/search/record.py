@@ -78,7 +78,7 @@ def make_record(
         "code_revision": code_revision(),
     }
     record["notes"] += [*_unreached(judged), *_equal_weights(settings, main), *_cut_short(settings, histories)]
-    record["notes"] += [*_heads_alone(rung, best), *_climbs(histories, agreements)]
+    record["notes"] += [*_words(prepared), *_heads_alone(rung, best), *_climbs(histories, agreements)]
     return record | {"headline": headline(record, reported_split(dataset))}
 
 
@@ -105,12 +105,19 @@ def _equal_weights(settings: TrainingSettings, histories: Sequence[TrialHistory]
     return [said if is_equal else "no trial had equal loss weights"]
 
 
+def _words(prepared: Prepared) -> list[str]:
+    """Say what word pieces reach by themselves, and which heads add it to what they read from the encoder."""
+    reached = ", ".join(f"{head} {one.score:.3f}" for head, one in prepared.assignment.worded.items())
+    said = f"word pieces by themselves reach, by cross-validation over the training texts: {reached}; these heads add them up"
+    return [said] if reached else []
+
+
 def _heads_alone(rung: FirstRung | None, best: Standing) -> list[str]:
     """Say what heads alone reached, and whether training the encoder paid."""
     if rung is None or not any(one.best for one in rung.heads.values()):
         return []
     reached = ", ".join(f"{head} {one.scores[0]:.3f} (best of {one.candidates})" for head, one in rung.heads.items() if one.best)
-    said = [f"heads alone on the frozen encoder reach, by cross-validation over the training texts: {reached}"]
+    said = [f"heads on the frozen encoder reach, by cross-validation over the training texts: {reached}"]
     if best.best.last.get("best_number") == 0:
         said.append(
             "training the encoder brought nothing on the validation texts: the published model is the pretrained encoder with trained heads"
@@ -228,6 +235,7 @@ def describe(
             hidden_size=one.hidden_size,
             dropout=one.dropout,
             loss=one.loss,
+            word_pieces=head in prepared.assignment.worded,
             temperature=calibrations[head].temperature,
             threshold=calibrations[head].threshold,
             validation_answers=calibrations[head].shares,

@@ -32,6 +32,7 @@ from training.search.proposing.ledger import Ledger
 from training.search.proposing.search_space import check_depth, check_space
 from training.search.proposing.searcher import SCORE
 from training.search.recorder import OpenLogs, Recorder
+from training.search.trials.first_look import look_at_words
 from training.search.trials.first_rung import first_rung
 from training.search.trials.found_heads import read_rung
 from training.search.trials.trial import train
@@ -113,6 +114,7 @@ def _see_through(prepared: Prepared, cluster: ClusterSettings, budget: Mapping[s
     note_job(prepared.storage, prepared.name)
     prepared = with_budget(prepared, budget or {}, _used(prepared, ledger))
     announce(prepared)
+    _look_at_words(prepared, ledger)
     for file in ledger.damaged:
         say(f"note      {ledger.path}/{file} is damaged and left out; the trial goes on from its last whole checkpoint")
     with connect(cluster) as connection, _ended_by_signals():
@@ -121,6 +123,15 @@ def _see_through(prepared: Prepared, cluster: ClusterSettings, budget: Mapping[s
             say(f"storage   all {nodes} nodes read and write it")
         with _told_how_to_go_on(prepared):
             return _run(prepared, ledger)
+
+
+def _look_at_words(prepared: Prepared, ledger: Ledger) -> None:
+    """Tell what is known before anything is encoded."""
+    begun = time.monotonic()
+    seen = None if ledger.elapsed_s else look_at_words(prepared.assignment)
+    if seen is not None:
+        ledger.append("look", {"look": seen.to_dict(), "elapsed_s": time.monotonic() - begun})
+        say(f"first     score {seen.score:.3f} ({seen.shown}): word pieces by themselves, on {seen.validation_texts} validation texts")
 
 
 def _run(prepared: Prepared, ledger: Ledger) -> SearchResult:

@@ -142,7 +142,7 @@ def load_best(prepared: Prepared, history: TrialHistory, heads: Sequence[str] | 
 
 def _of(assignment: Assignment, history: TrialHistory, heads: Sequence[str] | None) -> tuple[Assignment, TrialSettings]:
     own = tuple(heads or assignment.settings.heads)
-    share = assignment.of_heads(own)
+    share = (assignment.with_validation() if history.group == REFIT_GROUP else assignment).of_heads(own)
     return share, Order(history.name, history.group, history.number, own, history.point, history.seed).settings(share.settings)
 
 

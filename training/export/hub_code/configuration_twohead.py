@@ -13,7 +13,8 @@ class TwoHeadConfig(PretrainedConfig):
 
     Args:
         encoder: The encoder's own configuration, or its dictionary.
-        heads: One dictionary a head: `name`, `classes` (in order), `hidden_size` (0 = linear), `dropout`, and `loss` if it is `corn`.
+        heads: One dictionary a head: `name`, `classes` (in order), `hidden_size` (0 = linear), `dropout`, `loss` if it is `corn`, and
+            `word_pieces` if weights of the text's pieces are added to its logits.
         pooling: `cls` (first token), `pooler` (the encoder's own layer on it) or `mean` (of real tokens).
     """
 

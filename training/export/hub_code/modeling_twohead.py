@@ -5,6 +5,7 @@ temperature that `manifest.json` names for it.
 """
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -59,6 +60,30 @@ class Head(nn.Module):
         return climbed + stayed
 
 
+class WordPieces(nn.Module):
+    """Weights of a text's word pieces, summed as if its TF-IDF vector had the length 1.
+
+    Args:
+        vocabulary: How many token ids there are.
+        outputs: Classes of all heads that have weights, beside each other.
+    """
+
+    weights: torch.Tensor
+    constants: torch.Tensor
+
+    def __init__(self, vocabulary: int, outputs: int) -> None:
+        super().__init__()
+        # The last column is the square of each piece's rarity.
+        self.register_buffer("weights", torch.zeros(vocabulary, outputs + 1))
+        self.register_buffer("constants", torch.zeros(outputs))
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Map token ids (texts, tokens) to scores (texts, outputs)."""
+        rows = self.weights[ids]
+        sums = (rows if mask is None else rows * mask.unsqueeze(-1)).sum(dim=1)
+        return sums[:, :-1] / sums[:, -1:].clamp(min=1e-12).sqrt() + self.constants
+
+
 class TwoHeadBert(PreTrainedModel):
     """A BERT-family encoder with classification heads side by side."""
 
@@ -76,6 +101,10 @@ class TwoHeadBert(PreTrainedModel):
             self.encoder.pooler = None
         self.head_names = tuple(str(head["name"]) for head in config.heads)
         self.heads = nn.ModuleList(Head(int(config.encoder.hidden_size), head) for head in config.heads)
+        scored = [(str(head["name"]), len(head["classes"])) for head in config.heads if head.get("word_pieces")]
+        ends = [0, *accumulate(classes for _, classes in scored)]
+        self.scored = {name: slice(*place) for (name, _), place in zip(scored, pairwise(ends), strict=True)}
+        self.word_pieces = WordPieces(int(config.encoder.vocab_size), ends[-1]) if scored else None
         self.post_init()
 
     @torch.no_grad()
@@ -95,11 +124,20 @@ class TwoHeadBert(PreTrainedModel):
         Args:
             input_ids: Token ids, (texts, tokens).
             attention_mask: 1 for a real token, (texts, tokens).
-            inputs_embeds: Instead of `input_ids`: (texts, tokens, width).
+            inputs_embeds: Instead of `input_ids`: (texts, tokens, width); not where heads read word pieces too.
+
+        Raises:
+            ValueError: They do.
         """
         output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds)
         pooled = self._pool(output, attention_mask)
-        return TwoHeadOutput(logits={name: head(pooled) for name, head in zip(self.head_names, self.heads, strict=True)}, pooled=pooled)
+        logits = {name: head(pooled) for name, head in zip(self.head_names, self.heads, strict=True)}
+        if self.word_pieces is not None:
+            if input_ids is None:
+                raise ValueError(f"heads {', '.join(self.scored)} read word pieces too: give input_ids")
+            scores = self.word_pieces(input_ids, attention_mask)
+            logits |= {name: logits[name] + scores[:, place] for name, place in self.scored.items()}
+        return TwoHeadOutput(logits=logits, pooled=pooled)
 
     def _pool(self, output: Any, attention_mask: torch.Tensor | None) -> torch.Tensor:
         if self.config.pooling == "pooler":

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from training.data.tokens import TokenTable, joined
 from training.fit_settings import FitSettings
+from training.fitting.word_weights import Asked, HeadWeights, WordWeights, find_word_weights
 from training.search.proposing.search_space import Point, TrialSettings, trial_settings
 from training.search.trials.depths import first_depth
 from training.settings import TrainingSettings, of_heads
@@ -33,6 +34,8 @@ class Assignment:
         folds: The fold of each training text, (texts,), for cross-validation.
         validation_groups: The group of each validation text, "" being none; nothing where there are no groups.
         digest: SHA-256 of the data.
+        vocabulary: How many token ids the encoder has.
+        words: What word pieces say by themselves, for heads that want it and where it is something.
         storage: URI of the storage searches are in.
         start: Folder in it of an earlier version whose weights every trial starts from; "" starts from the pretrained encoder.
         heads_from: Folder in it of a first rung that heads start from; "" starts them at random.
@@ -48,6 +51,8 @@ class Assignment:
     folds: NDArray[np.int64]
     validation_groups: Sequence[str] | None
     digest: str
+    vocabulary: int
+    words: WordWeights | None = None
     storage: str = ""
     start: str = ""
     heads_from: str = ""
@@ -61,19 +66,35 @@ class Assignment:
         """
         return first_depth(layers, self.settings.fit.frozen_layers)
 
+    @property
+    def worded(self) -> Mapping[str, HeadWeights]:
+        """What word pieces say, head by head."""
+        return self.words.heads if self.words else {}
+
+    def with_words(self) -> "Assignment":
+        """Return the same with what the training texts' word pieces say by themselves."""
+        settings, labels = self.settings, self.labels["training"]
+        asked = [
+            Asked(head, len(self.classes[head]), labels[head], one.ordered, settings.tuning.score_metrics.get(head, "macro_f1"))
+            for head, one in settings.heads.items()
+            if one.word_pieces
+        ]
+        return replace(self, words=find_word_weights(self.tokens["training"], asked, self.folds, self.vocabulary, settings.fit.seed))
+
     def with_validation(self) -> "Assignment":
         """Return the same with the validation texts among those that are learned from."""
         training, validation = self.tokens["training"], self.tokens["validation"]
         labels = {head: np.concatenate([own, self.labels["validation"][head]]) for head, own in self.labels["training"].items()}
         # A fold of their own: they were divided from the others with care.
         folds = np.concatenate([self.folds, np.full(len(validation), self.folds.max(initial=-1) + 1)])
-        return replace(
+        every = replace(
             self,
             tokens={**self.tokens, "training": joined(training, validation)},
             labels={**self.labels, "training": labels},
             folds=folds,
             heads_again=True,
         )
+        return every.with_words()
 
     def of_heads(self, heads: Sequence[str]) -> "Assignment":
         """Return the same with some of the heads only."""

@@ -30,7 +30,7 @@ from training.search.proposing.search_space import TrialSettings
 from training.search.trials.assignment import Assignment
 from training.search.trials.found_heads import FirstRung, read_rung
 from training.search.trials.heads_alone import begin_heads
-from training.search.trials.reading import read, read_again
+from training.search.trials.reading import read, read_again, scored
 
 
 def prepare_fit(
@@ -55,6 +55,7 @@ def prepare_fit(
     inputs = read(assignment, model, depth, splits, trial.fit.micro_batches)
     if not isinstance(inputs["training"], TokenInputs):
         remove_prefix(model, depth)
+    inputs = {split: scored(assignment, model, split, one) for split, one in inputs.items()}
     weighted = [head for head, head_settings in trial.heads.items() if head_settings.class_weighting == "inverse_sqrt"]
     labels = assignment.labels["training"]
     objective = Objective(
@@ -91,7 +92,9 @@ def answer_all(assignment: Assignment, trial: TrialSettings, fit: Fit) -> dict[s
     load_trainable_state(fit.model, fit.best_state)
     depth = trial.fit.frozen_layers
     return {
-        split: predict_logits(fit.model, read_again(assignment, fit.model, depth, split), fit.evaluation_tokens)
+        split: predict_logits(
+            fit.model, scored(assignment, fit.model, split, read_again(assignment, fit.model, depth, split)), fit.evaluation_tokens
+        )
         for split in ("validation", "test")
         if len(assignment.tokens[split])
     }
@@ -109,12 +112,16 @@ def build_model(assignment: Assignment, trial: TrialSettings) -> TwoHeadBert:
             "hidden_size": head.hidden_size,
             "dropout": head.dropout,
             "loss": head.loss,
+            "word_pieces": name in assignment.worded,
         }
         for name, head in trial.heads.items()
     ]
     torch.manual_seed(trial.fit.seed)
     model = TwoHeadBert(make_config(AutoConfig.from_pretrained(str(source.folder), local_files_only=True), source.pooling, heads))
     load_encoder_weights(model.encoder, source)
+    if model.word_pieces is not None and assignment.words is not None:
+        assignment.words.fill(model.word_pieces, model.scored)
+        model.begin_with_scores()
     if assignment.start:
         load_matching_weights(model, Storage(assignment.storage), assignment.start)
     return model
@@ -135,6 +142,8 @@ def load_matching_weights(model: TwoHeadBert, storage: Storage, version: str) ->
         found = storage.download(version, Path(folder) / "version")
         weights = load_file(found / WEIGHTS_FILE)
         earlier = json.loads((found / CONFIG_FILE).read_text(encoding="utf-8"))["heads"]
+    # A head that answered by itself says again what word pieces say, and the other way round.
+    earlier = [head if bool(head.get("word_pieces")) == (head["name"] in model.scored) else head | {"classes": []} for head in earlier]
     encoder = {name.removeprefix("encoder."): value for name, value in weights.items() if name.startswith("encoder.")}
     try:
         model.encoder.load_state_dict(encoder)

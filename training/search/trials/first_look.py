@@ -1,8 +1,9 @@
-"""The first look: heads trained on a sample of the texts, for a first score while everything else is still to be encoded.
+"""First looks: what word pieces say by themselves, then heads trained on a sample of the texts, for scores while all else is to be encoded.
 
 Encoding a large table takes long, and a score that is far from what was expected should be seen before. It does not know Ray.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from training.network.model import Head, TwoHeadBert
 from training.network.prefix import prefix_rows
 from training.search.trials.assignment import Assignment
 from training.search.trials.heads_alone import default_head
-from training.search.trials.reading import read
+from training.search.trials.reading import piece_scores, read
 
 # Seconds of work for a core.
 _TRAINING_TOKENS, _VALIDATION_TOKENS = 16_384, 65_536
@@ -40,13 +41,31 @@ class Look:
     heads: dict[str, float]
     score: float
 
+    @property
+    def shown(self) -> str:
+        """The heads' scores, for people."""
+        return ", ".join(f"{head} {score:.3f}" for head, score in self.heads.items())
+
     def to_dict(self) -> dict[str, Any]:
         """Return the figures by name."""
         return asdict(self)
 
 
+def look_at_words(assignment: Assignment) -> Look | None:
+    """Score what word pieces say by themselves, without the encoder; nothing where they speak for some heads only.
+
+    Args:
+        assignment: What all trials share.
+    """
+    if assignment.worded.keys() != assignment.classes.keys() or not len(assignment.tokens["validation"]):
+        return None
+    every = np.arange(len(assignment.tokens["validation"]))
+    figures = {head: _figures(assignment, head, scores, every) for head, scores in _said(assignment, "validation").items()}
+    return _look(assignment, len(assignment.tokens["training"]), len(every), figures)
+
+
 def look(assignment: Assignment, model: TwoHeadBert) -> Look:
-    """Train linear heads on the frozen encoder's vectors of a sample, and score them on validation texts.
+    """Train the default's heads on the frozen encoder's vectors of a sample, and score them on validation texts.
 
     Args:
         assignment: What all trials share.
@@ -57,15 +76,33 @@ def look(assignment: Assignment, model: TwoHeadBert) -> Look:
     held_out = _sample(assignment.tokens["validation"], _VALIDATION_TOKENS, settings.fit.seed)
     learned = _pooled(assignment, model, "training", sample, depth)
     answered = _pooled(assignment, model, "validation", held_out, depth)
-    figures = {}
-    for head, classes in assignment.classes.items():
-        module = default_head(assignment, head, learned, sample)
-        truth, labels = (assignment.labels[split][head][chosen] for split, chosen in (("validation", held_out), ("training", sample)))
-        logits = _answers(module, answered)
-        measured = measure_head(truth, probabilities(logits), majority_class(labels, len(classes)), is_ordered=settings.heads[head].ordered)
-        figures[head] = measured.to_dict()
-    scores = head_scores(figures, settings.tuning.score_metrics)
-    return Look(len(sample), len(held_out), scores, selection_score(scores, settings.tuning.score_weights))
+    said, figures = _said(assignment, "validation"), {}
+    for head in assignment.classes:
+        logits = _answers(default_head(assignment, head, learned, sample), answered)
+        figures[head] = _figures(assignment, head, logits + said[head][held_out] if head in said else logits, held_out)
+    return _look(assignment, len(sample), len(held_out), figures)
+
+
+def _said(assignment: Assignment, split: str) -> dict[str, NDArray[np.float32]]:
+    """Return what word pieces say of a split's texts, by head, (texts, classes)."""
+    heads = tuple(assignment.worded)
+    if not heads:
+        return {}
+    ends = np.cumsum([len(assignment.classes[head]) for head in heads])[:-1]
+    return dict(zip(heads, np.split(piece_scores(assignment, heads, split).numpy(), ends, axis=1), strict=True))
+
+
+def _figures(assignment: Assignment, head: str, logits: NDArray[np.float32], chosen: NDArray[np.int64]) -> dict[str, Any]:
+    """Measure answers about some validation texts."""
+    majority = majority_class(assignment.labels["training"][head], len(assignment.classes[head]))
+    truth, is_ordered = assignment.labels["validation"][head][chosen], assignment.settings.heads[head].ordered
+    return measure_head(truth, probabilities(logits), majority, is_ordered=is_ordered).to_dict()
+
+
+def _look(assignment: Assignment, texts: int, validation_texts: int, figures: Mapping[str, Mapping[str, Any]]) -> Look:
+    tuning = assignment.settings.tuning
+    scores = head_scores(figures, tuning.score_metrics)
+    return Look(texts, validation_texts, scores, selection_score(scores, tuning.score_weights))
 
 
 @torch.no_grad()

@@ -68,9 +68,8 @@ def _explored(assignment: Assignment, ledger: Ledger) -> FirstRung | None:
     # By itself: whoever encodes the rest would keep it waiting.
     seen, looked = ray.get(looking.remote(shared))
     ledger.append("look", {"look": seen.to_dict(), "elapsed_s": time.monotonic() - begun})
-    shown = ", ".join(f"{head} {score:.3f}" for head, score in seen.heads.items())
     texts = f"{seen.texts} of {len(assignment.tokens['training'])} texts, on {seen.validation_texts} validation texts"
-    say(f"first     score {seen.score:.3f} ({shown}): heads on {texts}")
+    say(f"first     score {seen.score:.3f} ({seen.shown}): heads on {texts}")
     # They divide the texts among themselves; see `activations`.
     spent = ray.get([encoding.remote(shared) for _ in range(_encoders(assignment))])
     if None in spent:

@@ -162,7 +162,8 @@ def _train(
     settings, classes = assignment.settings, len(assignment.classes[head])
     every = slice(None) if chosen is None else chosen
     labels = assignment.labels["training"][head][every]
-    features = known(pooled, labels, assignment.folds[every])
+    words = assignment.worded.get(head)
+    features = known(pooled, labels, assignment.folds[every], None if words is None else words.held_out[every])
     weights = inverse_sqrt_weights(labels, classes) if settings.heads[head].class_weighting == "inverse_sqrt" else None
     question = Question(head, classes, settings.heads[head].ordered, settings.tuning.score_metrics.get(head, "macro_f1"), weights)
     # Few steps an epoch, each over many texts: such a step costs little more.

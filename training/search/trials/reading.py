@@ -1,11 +1,13 @@
 """What a trial reads: activations of its frozen layers from the machine's cache, or token ids where there is no room for them.
 
-A process keeps what it has mapped for its later trials; only pages that are used take memory. It does not know Ray.
+Beside them is what word pieces say by themselves, where heads add that up. A process keeps what it has mapped for its later trials; only
+pages that are used take memory. It does not know Ray.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,10 @@ from cluster.storage import Storage
 from training.activations.cache import ActivationCache, RangeExceeded, folder_for
 from training.activations.wanted import Shard, Source, Wanted
 from training.network.encoder import encoder_layers
-from training.network.inputs import ActivationInputs, Inputs, PooledInputs, TokenInputs
+from training.network.inputs import ActivationInputs, Inputs, PooledInputs, ScoredInputs, TokenInputs
 from training.network.model import TwoHeadBert
 from training.network.prefix import has_prefix, prefix_rows
+from training.network.word_pieces import WordPieces
 from training.search.trials.assignment import Assignment
 
 _BATCH_TOKENS = 4096
@@ -52,6 +55,31 @@ def read_again(assignment: Assignment, model: TwoHeadBert, depth: int, split: st
         if wanted.name in _mapped:
             return _as_inputs(wanted)
     return tokens_of(assignment, split)
+
+
+def scored(assignment: Assignment, model: TwoHeadBert, split: str, inputs: Inputs) -> Inputs:
+    """Put what word pieces say of a split's texts beside what the model reads, where its heads add it up."""
+    return inputs if model.word_pieces is None else ScoredInputs(inputs, piece_scores(assignment, tuple(model.scored), split))
+
+
+def piece_scores(assignment: Assignment, heads: Sequence[str], split: str) -> torch.Tensor:
+    """Return what word pieces say of a split's texts; of training texts, what is said by who has not learned from them.
+
+    Args:
+        assignment: What all trials share.
+        heads: Those that have weights.
+        split: Of the texts.
+
+    Returns:
+        (texts, classes of these heads), float32.
+    """
+    if split == "training":
+        return torch.cat([torch.tensor(assignment.worded[head].held_out) for head in heads], dim=1)
+    ends = [0, *accumulate(len(assignment.classes[head]) for head in heads)]
+    weights, table = WordPieces(assignment.vocabulary, ends[-1]), assignment.tokens[split]
+    if assignment.words is not None:
+        assignment.words.fill(weights, {head: slice(*place) for head, place in zip(heads, pairwise(ends), strict=True)})
+    return weights.of_stream(torch.tensor(table.ids, dtype=torch.int64), torch.tensor(table.offsets))
 
 
 def tokens_of(assignment: Assignment, split: str) -> TokenInputs:
