@@ -1,5 +1,6 @@
 """Finding and verifying encoders."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,15 @@ def test_a_token_limit_beyond_the_encoders_is_refused(make_encoder: Callable[...
     assert find(make_encoder("roberta")).max_tokens == 69
     with pytest.raises(EncoderError, match=r"max_tokens is 71, but encoder .* reads at most 70"):
         find(make_encoder("electra"), max_tokens=71)
+
+
+def test_a_config_without_a_vocabulary_is_refused(make_encoder: Callable[..., Path]) -> None:
+    folder = make_encoder("bert")
+    config = json.loads((folder / "config.json").read_text())
+    del config["vocab_size"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EncoderError, match=r"its config\.json names no vocab_size"):
+        find(folder)
 
 
 def test_another_architecture_is_refused(make_encoder: Callable[..., Path]) -> None:

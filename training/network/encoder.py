@@ -81,9 +81,11 @@ def find_encoder(settings: EncoderSettings) -> EncoderSource:
         raise EncoderError(
             f"training.encoder.pooling is 'pooler', but encoder {settings.name!r} has no trained pooler", "use 'mean' or 'cls'"
         )
+    if not isinstance(vocabulary := config.get("vocab_size"), int):
+        raise EncoderError(f"encoder {settings.name!r}: its config.json names no vocab_size", "save it with save_pretrained(folder)")
     # DistilBERT has a name of its own for it.
     layers = int(config.get("num_hidden_layers") or config["n_layers"])
-    return EncoderSource(settings.name, folder, digest, model_type, pooling, max_tokens, layers, int(config["vocab_size"]))
+    return EncoderSource(settings.name, folder, digest, model_type, pooling, max_tokens, layers, vocabulary)
 
 
 def _locate(settings: EncoderSettings) -> Path:
