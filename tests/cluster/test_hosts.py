@@ -110,6 +110,8 @@ def test_a_host_lost_while_it_trains_costs_its_trial_an_epoch(cluster: Cluster) 
         assert sorted(set(epochs)) == list(range(1, max(epochs) + 1))
         assert len(epochs) <= len(set(epochs)) + 1
 
+    # The search may end before the host is missed, which would then be taken for one that is back.
+    until("the host is missed", lambda: nodes(cluster) == 2, 120)
     cluster.nodes[lost].start()
     until("the host is taken in again", lambda: nodes(cluster) == 3, 180)
 
