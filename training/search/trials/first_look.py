@@ -60,7 +60,7 @@ def look_at_words(assignment: Assignment) -> Look | None:
     if assignment.worded.keys() != assignment.classes.keys() or not len(assignment.tokens["validation"]):
         return None
     every = np.arange(len(assignment.tokens["validation"]))
-    figures = {head: _figures(assignment, head, scores, every) for head, scores in _said(assignment, "validation").items()}
+    figures = {head: _figures(assignment, head, scores, every) for head, scores in _said(assignment).items()}
     return _look(assignment, len(assignment.tokens["training"]), len(every), figures)
 
 
@@ -76,20 +76,20 @@ def look(assignment: Assignment, model: TwoHeadBert) -> Look:
     held_out = _sample(assignment.tokens["validation"], _VALIDATION_TOKENS, settings.fit.seed)
     learned = _pooled(assignment, model, "training", sample, depth)
     answered = _pooled(assignment, model, "validation", held_out, depth)
-    said, figures = _said(assignment, "validation"), {}
+    said, figures = _said(assignment), {}
     for head in assignment.classes:
         logits = _answers(default_head(assignment, head, learned, sample), answered)
         figures[head] = _figures(assignment, head, logits + said[head][held_out] if head in said else logits, held_out)
     return _look(assignment, len(sample), len(held_out), figures)
 
 
-def _said(assignment: Assignment, split: str) -> dict[str, NDArray[np.float32]]:
-    """Return what word pieces say of a split's texts, by head, (texts, classes)."""
+def _said(assignment: Assignment) -> dict[str, NDArray[np.float32]]:
+    """Return what word pieces say of the validation texts, by head, (texts, classes)."""
     heads = tuple(assignment.worded)
     if not heads:
         return {}
     ends = np.cumsum([len(assignment.classes[head]) for head in heads])[:-1]
-    return dict(zip(heads, np.split(piece_scores(assignment, heads, split).numpy(), ends, axis=1), strict=True))
+    return dict(zip(heads, np.split(piece_scores(assignment, heads, "validation").numpy(), ends, axis=1), strict=True))
 
 
 def _figures(assignment: Assignment, head: str, logits: NDArray[np.float32], chosen: NDArray[np.int64]) -> dict[str, Any]:
