@@ -214,12 +214,12 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=8, help="of our search (default: %(default)s)")
     parser.add_argument("--gpu", type=float, default=0.0, help="of a trial, on both sides; .5 lets two share one (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--go-on", action="store_true", help="keep the seeds that RESULTS has, of the same code and machine")
     options = parser.parse_args()
     case = CASES[options.case]
     options.out.mkdir(parents=True, exist_ok=True)
-    rows: dict[int, dict[str, float]] = {}
-    curves: list[tuple[Curve, Curve]] = []
-    for seed in options.seeds:
+    rows, curves = read_results(options.out / options.case) if options.go_on else ({}, [])
+    for seed in (seed for seed in options.seeds if seed not in rows):
         folder = Path(tempfile.mkdtemp(prefix="cost"))
         write_tables(case, options.data, folder)
         ours_settings = settings_of(case, folder, seed, options.trials, options.gpu)
@@ -233,6 +233,12 @@ def main() -> None:
         print_table(rows)
         write_results(options.out / options.case, rows, curves)
         shutil.rmtree(folder)
+
+
+def read_results(path: Path) -> tuple[dict[int, dict[str, float]], list[tuple[Curve, Curve]]]:
+    facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    curves = [(Curve(**pair["recipe"]), Curve(**pair["ours"])) for pair in facts["curves"]]
+    return {int(seed): row for seed, row in facts["rows"].items()}, curves
 
 
 def write_results(path: Path, rows: Mapping[int, Mapping[str, float]], curves: Sequence[tuple[Curve, Curve]]) -> None:

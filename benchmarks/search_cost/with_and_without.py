@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,12 @@ def answers(checkpoint: Path, texts: Sequence[str], max_tokens: int) -> Answers:
     return {head: probabilities(values) for head, values in logits.items()}
 
 
+def print_comparisons(found: Sequence[Mapping[str, Any]]) -> None:
+    for one in found:
+        ends = f"[{one['low']:+.3f}, {one['high']:+.3f}]"
+        print(f"{one['head'] or 'all':<12} {one['ours']:.3f} against {one['theirs']:.3f}: {one['difference']:+.3f} {ends} {one['verdict']}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=list(CASES))
@@ -93,9 +99,7 @@ def main() -> None:
     print(f"with the ladder     {with_it.cpu_s:7.0f} CPU s  {with_it.wall_s:6.0f} s   ratio {without.cpu_s / with_it.cpu_s:.1f}")
     sides = [[answers(checkpoint, examples.texts, case.max_tokens)] for checkpoint in (ours, theirs)]
     found = compare(settings, examples, "without the ladder", *sides)
-    for one in found:
-        ends = f"[{one['low']:+.3f}, {one['high']:+.3f}]"
-        print(f"{one['head'] or 'all':<12} {one['ours']:.3f} against {one['theirs']:.3f}: {one['difference']:+.3f} {ends} {one['verdict']}")
+    print_comparisons(found)
     facts = {"case": options.case, "seed": options.seed, "cpu_s": [with_it.cpu_s, without.cpu_s], "comparisons": found}
     (options.out / f"with_and_without_{options.case}.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     shutil.rmtree(folder)
