@@ -23,7 +23,8 @@ class HeadSettings(Section):
         dropout: Before each linear layer of the head.
         loss_weight: Weight of its loss; weights are normalised to sum to the number of heads.
         class_weighting: `inverse_sqrt` weighs a class by one over the root of its count.
-        word_pieces: What the text's word pieces say by themselves, a logistic regression over TF-IDF, is added to its logits.
+        word_pieces: What the text's word pieces say by themselves, and runs of letters within its words where these say more, a logistic
+            regression over TF-IDF, is added to its logits.
         loss: `softmax` (cross-entropy), or for ordered classes `corn`, which learns "above class k?" given "above class k-1".
         target_precision: Answers less sure than it takes to reach this precision on the validation texts are abstained from.
         target_coverage: Instead: this share of the validation texts is answered, the surest ones.

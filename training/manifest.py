@@ -50,7 +50,7 @@ class HeadFacts(_Facts):
         hidden_size: Units of its hidden layer; 0 means linear.
         dropout: Used in training.
         loss: `softmax`, or `corn` for a chain over ordered classes.
-        word_pieces: What the text's pieces say by themselves is added to its logits.
+        word_pieces: What the text's pieces and letters say by themselves is added to its logits.
         temperature: Logits are divided by it before the softmax.
         threshold: An answer less probable than this is an abstention; null never abstains.
         validation_answers: How its answers about the validation texts are spread; null in versions made before this was kept.

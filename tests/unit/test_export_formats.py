@@ -22,6 +22,7 @@ from training.export.folder import EXPORTED_TYPES, ParityTexts, write_export
 from training.manifest import EncoderFacts, HeadFacts, ModelFacts, read_manifest
 from training.network.encoder import SUPPORTED_TYPES
 from training.network.inputs import TokenInputs
+from training.network.letters import spell
 from training.network.model import TwoHeadBert, make_config
 
 # The exporter calls its own values `linear` and `add_1` too.
@@ -67,11 +68,16 @@ def make_version(make_encoder: Callable[..., Path], tmp_path: Path) -> MakeVersi
         pooling: Any = POOLINGS.get(model_type, "mean")
         encoder = make_encoder(model_type, **CHANGES.get(model_type, {}))
         torch.manual_seed(1)
-        model = TwoHeadBert(make_config(AutoConfig.from_pretrained(str(encoder)), pooling, heads))
-        if model.word_pieces is not None:
+        model = TwoHeadBert(make_config(AutoConfig.from_pretrained(str(encoder)), pooling, heads, letters=True))
+        tokenizer = Tokenizer(encoder, 64)
+        if (pieces := model.word_pieces) is not None:
             # Scores of a size at which the tolerances of the other logits hold.
-            torch.nn.init.uniform_(model.word_pieces.weights, -0.05, 0.05)
-            torch.nn.init.uniform_(model.word_pieces.weights[:, -1], 0.5, 1.0)
+            for weights in (pieces.weights, pieces.run_weights):
+                torch.nn.init.uniform_(weights, -0.05, 0.05)
+                torch.nn.init.uniform_(weights[:, -2:], 0.5, 1.0)
+            pieces.spelling.copy_(torch.from_numpy(spell(tokenizer.spelled(len(pieces.weights))).table))
+            pieces.reads_letters[1:] = 1.0
+            pieces.run_weights[0] = 0.0
         facts = ModelFacts(
             heads=tuple(HeadFacts(**head, temperature=0.5) for head in heads),
             text_template="{text}",
@@ -80,7 +86,7 @@ def make_version(make_encoder: Callable[..., Path], tmp_path: Path) -> MakeVersi
         )
         folder = tmp_path / f"version-{model_type}"
         folder.mkdir()
-        write_checkpoint(folder, model, Tokenizer(encoder, 64), facts)
+        write_checkpoint(folder, model, tokenizer, facts)
         return folder
 
     return make

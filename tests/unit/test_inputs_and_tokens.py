@@ -82,6 +82,17 @@ def test_reading_a_checkpoints_tokenizer_imports_neither_torch_nor_what_reads_ta
     assert {"torch", "transformers", "pandas", "pyarrow"}.isdisjoint(found)
 
 
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "xlm-roberta"])
+def test_tokens_are_spelled_with_a_blank_where_a_word_begins(model_type: str, make_encoder: Callable[..., Path]) -> None:
+    tokenizer = Tokenizer(make_encoder(model_type), 64)
+    (row,) = (tokenizer.encode(["the nurse teaches the driver"])[0],)
+    spelled = tokenizer.spelled(1_000)
+    assert len(spelled) == 1_000
+    assert spelled[-1] == ""
+    assert "".join(spelled[token] for token in row[1:-1]).strip() == "the nurse teaches the driver"
+    assert spelled[row[0]] == spelled[row[-1]] == " "
+
+
 def test_no_texts_make_an_empty_table(make_encoder: Callable[..., Path]) -> None:
     assert len(Tokenizer(make_encoder(), 6).encode([])) == 0
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import diags
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoConfig
 
@@ -17,11 +19,14 @@ from training.fit_settings import FitSettings
 from training.fitting.population import Candidate, Question, known, train_population
 from training.fitting.word_weights import Asked, WordWeights, find_word_weights
 from training.network.inputs import ScoredInputs, TokenInputs
+from training.network.letters import spell
 from training.network.model import TwoHeadBert, make_config
 from training.network.packed import stream_rows
 from training.network.word_pieces import WordPieces
 
 VOCABULARY, CLASSES = 60, 3
+# Pieces without letters.
+MUTE = spell([""] * VOCABULARY)
 BEGIN, END = 1, 2
 
 
@@ -41,15 +46,13 @@ def folds(count: int) -> NDArray[np.int64]:
 
 
 def found(table: TokenTable, labels: NDArray[np.int64], **changes: Any) -> WordWeights:
-    weights = find_word_weights(table, [Asked("job", CLASSES, labels, **changes)], folds(len(labels)), VOCABULARY, 0)
+    weights = find_word_weights(table, [Asked("job", CLASSES, labels, **changes)], folds(len(labels)), MUTE, 0)
     assert weights is not None
     return weights
 
 
 def module_of(weights: WordWeights) -> WordPieces:
-    module = WordPieces(VOCABULARY, CLASSES)
-    weights.fill(module, {"job": slice(0, CLASSES)})
-    return module
+    return weights.module(MUTE, {"job": slice(0, CLASSES)})
 
 
 def scores(weights: WordWeights, table: TokenTable) -> NDArray[np.float32]:
@@ -110,9 +113,9 @@ def test_held_out_scores_are_of_who_has_not_learned_from_the_text() -> None:
 def test_words_that_say_nothing_are_left_out() -> None:
     table, labels = texts(300, 0, tells=False)
     chance = np.random.default_rng(5)
-    weights = find_word_weights(table, [Asked("job", CLASSES, chance.permutation(labels))], folds(300), VOCABULARY, 0)
+    weights = find_word_weights(table, [Asked("job", CLASSES, chance.permutation(labels))], folds(300), MUTE, 0)
     assert weights is None or np.abs(weights.heads["job"].held_out).max() < 0.3
-    single = find_word_weights(table, [Asked("job", CLASSES, np.zeros(300, np.int64))], folds(300), VOCABULARY, 0)
+    single = find_word_weights(table, [Asked("job", CLASSES, np.zeros(300, np.int64))], folds(300), MUTE, 0)
     assert single is None
 
 
@@ -130,6 +133,83 @@ def test_very_many_texts_are_learned_from_in_part(monkeypatch: pytest.MonkeyPatc
     table, labels = texts(300, 0)
     held_out = found(table, labels).heads["job"].held_out
     assert (held_out.argmax(axis=1) == labels).mean() > 0.75
+
+
+# Words of one to three pieces of a letter or two: what a class has in common goes over their borders.
+LETTERS = [" ", " ", *(f" {one}" for one in "abcdefgh"), *"abcdefgh", *(a + b for a in "abcd" for b in "efgh")]
+MUTE_LETTERS = spell([""] * len(LETTERS))
+ENDINGS = ("aec", "bfd", "cga")
+
+
+def written(count: int, seed: int) -> tuple[TokenTable, NDArray[np.int64]]:
+    """Make texts of one word whose last letters tell the class, cut into pieces in any way."""
+    chance, rows = np.random.default_rng(seed), []
+    pieces = {piece: place for place, piece in enumerate(LETTERS) if place > 1}
+    labels = np.arange(count) % CLASSES
+    for label in labels:
+        word = "".join(chance.choice(list("abcdefgh"), 3)) + ENDINGS[label]
+        row, at = [0, pieces[f" {word[0]}"]], 1
+        while at < len(word):
+            size = 2 if word[at : at + 2] in pieces and chance.random() < 0.5 else 1
+            row.append(pieces[word[at : at + size]])
+            at += size
+        rows.append([*row, 1])
+    return make_token_table(rows, [len(row) for row in rows]), labels
+
+
+def test_letters_across_borders_of_pieces_tell_where_pieces_do_not() -> None:
+    spelling = spell(LETTERS)
+    weights = find_word_weights(written(300, 0)[0], [Asked("job", CLASSES, written(300, 0)[1])], folds(300), spelling, 0)
+    assert weights is not None
+    assert weights.reads_letters
+    assert weights.heads["job"].score > 0.95
+    table, labels = written(300, 1)
+    module = weights.module(spelling, {"job": slice(0, CLASSES)})
+    said = module.of_stream(torch.from_numpy(table.ids).long(), torch.from_numpy(table.offsets))
+    assert (said.numpy().argmax(axis=1) == labels).mean() > 0.95
+    rows = [table[place] for place in range(len(table))]
+    assert torch.allclose(module.of_padded(*(torch.from_numpy(one) for one in pad(rows, 0))), said, atol=1e-5)
+
+
+def test_a_head_that_weighs_no_letters_is_not_changed_by_one_that_does() -> None:
+    spelling = spell(LETTERS)
+    table, labels = written(300, 0)
+    # This one hangs on whether a piece is there, so that letters are no better.
+    other = np.array([int(LETTERS.index("ae") in row) for row in (table[place] for place in range(300))])
+    asked = [Asked("ending", CLASSES, labels), Asked("other", 2, other)]
+    both = find_word_weights(table, asked, folds(300), spelling, 0)
+    alone = find_word_weights(table, asked[1:], folds(300), MUTE_LETTERS, 0)
+    assert both is not None
+    assert alone is not None
+    assert both.heads["ending"].run_weights is not None
+    assert both.heads["other"].run_weights is None
+    ids, begins = torch.from_numpy(table.ids).long(), torch.from_numpy(table.offsets)
+    said = both.module(spelling, {"ending": slice(0, 3), "other": slice(3, 5)}).of_stream(ids, begins)[:, 3:]
+    assert torch.allclose(said, alone.module(MUTE_LETTERS, {"other": slice(0, 2)}).of_stream(ids, begins), atol=1e-4)
+
+
+def test_the_sum_over_letters_is_a_regression_over_their_counts() -> None:
+    table, labels = written(150, 0)
+    spelling = spell(LETTERS)
+    weights = find_word_weights(table, [Asked("job", CLASSES, labels)], folds(150), spelling, 0)
+    assert weights is not None
+    runs_of = CountVectorizer(analyzer="char_wb", ngram_range=(2, 5)).build_analyzer()
+    words = ["".join(LETTERS[piece] for piece in table[place]).strip() for place in range(150)]
+    # Some runs share a number, and so a weight.
+    numbers = [[f"run {spell([run]).runs[-1]}" for run in runs_of(word)] for word in words]
+    pieces = [[f"piece {piece}" for piece in table[place][1:-1]] for place in range(150)]
+    counter = CountVectorizer(analyzer=lambda row: row, min_df=2)
+    found = counter.fit_transform([one + other for one, other in zip(pieces, numbers, strict=True)])
+    having = np.asarray((found > 0).sum(axis=0)).ravel()
+    rarities = np.where(having < 150, np.log(151 / (1 + having)), 0.0)
+    vectors = diags(1 / np.sqrt(found @ rarities**2)) @ found @ diags(rarities)
+    model = LogisticRegression(C=30.0, class_weight="balanced", max_iter=1000).fit(vectors, labels)
+    said = weights.module(spelling, {"job": slice(0, CLASSES)}).of_stream(
+        torch.from_numpy(table.ids).long(), torch.from_numpy(table.offsets)
+    )
+    expected = model.decision_function(vectors)
+    factor = float((said.numpy() * expected).sum() / (expected * expected).sum())
+    assert np.abs(said.numpy() - factor * expected).max() < 1e-3 * np.abs(expected).max()
 
 
 @pytest.fixture

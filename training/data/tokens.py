@@ -18,6 +18,8 @@ _CORE_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
 # Above this every tokenizer in use reports "no limit" (some as 1e30).
 _NO_LIMIT = 1_000_000
+# How vocabularies mark that a token goes on a word (WordPiece), or begins one (byte-level BPE, SentencePiece).
+_GOES_ON, _BEGINS_WORD = "##", ("Ġ", "▁")
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,18 @@ class Tokenizer(SavedTokenizer):
         """Write the tokenizer's files."""
         self._tokenizer.save_pretrained(str(folder))
 
+    def spelled(self, vocabulary: int) -> tuple[str, ...]:
+        """Return the letters of every token, a blank first where it begins a word; a mark that is no text is a blank.
+
+        Args:
+            vocabulary: How many token ids there are.
+        """
+        known = dict(sorted((place, token) for token, place in self._tokenizer.get_vocab().items()))
+        is_wordpiece = any(token.startswith(_GOES_ON) and len(token) > len(_GOES_ON) for token in known.values())
+        letters = {place: _letters_of(token, is_wordpiece=is_wordpiece) for place, token in known.items()}
+        letters |= dict.fromkeys(self._tokenizer.all_special_ids, " ")
+        return tuple(letters.get(place, "") for place in range(vocabulary))
+
     def _marks(self) -> list[int]:
         marks: list[int] = self._tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
         return marks
@@ -200,6 +214,12 @@ class Tokenizer(SavedTokenizer):
         if self._core is not None:
             return super()._ids(texts)
         return [list(ids) for ids in self._tokenizer(list(texts), return_attention_mask=False)["input_ids"]]
+
+
+def _letters_of(token: str, *, is_wordpiece: bool) -> str:
+    if is_wordpiece:
+        return token.removeprefix(_GOES_ON) if token.startswith(_GOES_ON) else f" {token}"
+    return " " + token[1:] if token[:1] in _BEGINS_WORD else token
 
 
 def load_saved(folder: Path, max_tokens: int) -> SavedTokenizer:

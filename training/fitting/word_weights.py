@@ -1,5 +1,7 @@
-"""Finds what word pieces say by themselves: for each head a logistic regression over the TF-IDF weights of the training texts' pieces.
+"""Finds what words say by themselves: for each head a logistic regression over the TF-IDF weights of the training texts' word pieces.
 
+Runs of letters (`network.letters`) stand beside the pieces where held-out scores are better with them, as where an encoder's vocabulary
+cuts words of another language to bits.
 It takes seconds, needs no encoder, and where single words decide it is more than frozen features say. The encoder learns what it leaves:
 while that trains, a training text has the scores of a regression that has not learned from this text, as validation texts do, or there
 would be nothing left to learn. The same held-out scores choose the penalty, and say how far the scores are to be trusted. It does not know
@@ -12,17 +14,19 @@ for held-out scores of one model as what the next one learns from.
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.sparse import csr_matrix, diags
+from scipy.sparse import csr_matrix, diags, hstack
 from scipy.special import log_softmax
 
 from training.data.labels import MISSING
 from training.data.tokens import TokenTable
 from training.judging.metrics import Labels, head_scores, majority_class, measure_head, probabilities
+from training.network.letters import RUNS, Spelling, crossing
 from training.network.word_pieces import WordPieces
 from training.search_settings import Metric
 
@@ -31,9 +35,12 @@ Scores = NDArray[np.float32]
 _LEAST_TEXTS = 2
 # scikit-learn's C; between them nothing was gained.
 _INVERSE_PENALTIES = (1.0, 10.0)
+_INVERSE_PENALTY_OF_RUNS = 30.0
 _MOST_STEPS = 200
 # With more texts the weights hardly change, but the time they take does.
 _MOST_LEARNED = 16_384
+# With more, counting letters takes gigabytes; and so many numbers times classes minutes.
+_MOST_TOKENS, _MOST_WORK = 4_000_000, 256_000_000
 # Scores that are trusted less than this are left out; more than this, held-out texts were few and easy.
 _LEAST_TRUST, _MOST_TRUST = 0.05, 5.0
 
@@ -44,12 +51,14 @@ class HeadWeights:
 
     Attributes:
         weights: What each occurrence of a piece adds, (pieces, classes).
+        run_weights: What each of a run of letters adds, (runs, classes); nothing where letters say no more than pieces.
         constants: (classes,).
         held_out: Scores of the training texts by regressions that had not learned from them, (texts, classes).
         score: Of these, by the head's metric.
     """
 
     weights: Scores
+    run_weights: Scores | None
     constants: Scores
     held_out: Scores
     score: float
@@ -62,26 +71,61 @@ class WordWeights:
     Attributes:
         pieces: Token ids that have weights, (pieces,).
         rarities: Their IDF, (pieces,).
+        runs: Numbers of runs of letters that have weights, (runs,).
+        run_rarities: Their IDF, (runs,).
         heads: By name; a head is left out where its words say nothing.
     """
 
     pieces: NDArray[np.int64]
     rarities: Scores
+    runs: NDArray[np.int64]
+    run_rarities: Scores
     heads: Mapping[str, HeadWeights]
 
-    def fill(self, module: WordPieces, places: Mapping[str, slice]) -> None:
-        """Give a model its weights.
+    @property
+    def reads_letters(self) -> bool:
+        """Whether any head weighs runs of letters."""
+        return any(head.run_weights is not None for head in self.heads.values())
+
+    def module(self, spelling: Spelling, places: Mapping[str, slice]) -> WordPieces:
+        """Make a part of a model that has these weights.
+
+        Args:
+            spelling: Of all pieces.
+            places: Head → its columns.
+        """
+        module = WordPieces(len(spelling), max(place.stop for place in places.values()), letters=self.reads_letters)
+        self.fill(module, spelling, places)
+        return module
+
+    def fill(self, module: WordPieces, spelling: Spelling, places: Mapping[str, slice]) -> None:
+        """Give a part of a model its weights.
 
         Args:
             module: Changed in place.
+            spelling: Of all pieces.
             places: Head → its columns.
         """
+        outputs = len(module.constants)
         # Copies: what Ray's object store lends cannot be written to, and torch warns of it.
         pieces = torch.tensor(self.pieces)
-        module.weights[pieces, -1] = torch.tensor(self.rarities) ** 2
+        module.weights[pieces, outputs] = torch.tensor(self.rarities) ** 2
         for head, place in places.items():
             module.weights[pieces, place] = torch.tensor(self.heads[head].weights)
             module.constants[place] = torch.tensor(self.heads[head].constants)
+        if module.letters:
+            self._fill_letters(module, spelling, places)
+
+    def _fill_letters(self, module: WordPieces, spelling: Spelling, places: Mapping[str, slice]) -> None:
+        module.spelling.copy_(torch.tensor(spelling.table))
+        runs = torch.tensor(self.runs)
+        module.run_weights[runs, -1] = torch.tensor(self.run_rarities) ** 2
+        for head, place in places.items():
+            if (found := self.heads[head].run_weights) is not None:
+                module.run_weights[runs, place] = torch.tensor(found)
+                module.reads_letters[place] = 1.0
+        # Runs within a piece need no looking up: where the piece stands, they do.
+        module.weights += torch.from_numpy(_within(spelling) @ module.run_weights.numpy())
 
 
 @dataclass(frozen=True)
@@ -103,14 +147,14 @@ class Asked:
     metric: Metric = "macro_f1"
 
 
-def find_word_weights(table: TokenTable, heads: list[Asked], folds: NDArray[np.int64], vocabulary: int, seed: int) -> WordWeights | None:
+def find_word_weights(table: TokenTable, heads: list[Asked], folds: NDArray[np.int64], spelling: Spelling, seed: int) -> WordWeights | None:
     """Learn the weights.
 
     Args:
         table: The training texts.
         heads: Those that want weights.
         folds: The fold of each text, (texts,).
-        vocabulary: How many token ids the encoder has.
+        spelling: Of all pieces that the encoder knows.
         seed: Draws the texts that are learned from, where there are very many.
 
     Returns:
@@ -118,42 +162,93 @@ def find_word_weights(table: TokenTable, heads: list[Asked], folds: NDArray[np.i
     """
     from threadpoolctl import threadpool_limits
 
-    pieces, rarities, vectors = _vectors(table, vocabulary)
+    counts = _counts(table, len(spelling))
+    pieces, runs = _kept(counts), _kept(_runs(table, counts, spelling)) if len(table.ids) <= _MOST_TOKENS else None
+    if not len(pieces.columns):
+        return None
     # Steps are so short that more threads only wait for each other.
     with threadpool_limits(1):
-        found = {head.name: _learned(head, vectors, rarities, folds, seed) for head in heads} if len(pieces) else {}
+        found = {head.name: _learned(head, pieces, runs, folds, seed) for head in heads}
     kept = {name: one for name, one in found.items() if one is not None}
-    return WordWeights(pieces, rarities, kept) if kept else None
+    if not kept:
+        return None
+    no_runs = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    return WordWeights(pieces.columns, pieces.rarities, *((runs.columns, runs.rarities) if runs else no_runs), kept)
 
 
-def _vectors(table: TokenTable, vocabulary: int) -> tuple[NDArray[np.int64], Scores, csr_matrix]:
-    """Return which pieces have weights, their rarities, and TF-IDF vectors of length 1, (texts, pieces).
+@dataclass(frozen=True)
+class _Counted:
+    """How often what stands where.
 
-    A piece that stands in every text, as the marks of beginning and end do, has the rarity 0. The length is that of a vector in which
-    every occurrence has a place of its own, so that a model can sum it in one pass.
+    Attributes:
+        columns: Which pieces or runs, (features,).
+        rarities: Their IDF, (features,).
+        counts: (texts, features).
     """
-    texts = len(table)
-    places = np.repeat(np.arange(texts), table.lengths)
-    counts = csr_matrix((np.ones(len(places), np.float32), (places, table.ids)), shape=(texts, vocabulary))
+
+    columns: NDArray[np.int64]
+    rarities: Scores
+    counts: csr_matrix
+
+    def __add__(self, other: "_Counted") -> "_Counted":
+        columns, rarities = np.concatenate([self.columns, other.columns]), np.concatenate([self.rarities, other.rarities])
+        return _Counted(columns, rarities, hstack([self.counts, other.counts], format="csr"))
+
+    @cached_property
+    def vectors(self) -> csr_matrix:
+        """TF-IDF vectors of length 1, (texts, features).
+
+        The length is that of a vector in which every occurrence has a place of its own, so that a model can sum it in one pass.
+        """
+        lengths = np.sqrt(np.maximum(self.counts @ self.rarities**2, np.finfo(np.float32).tiny))
+        return (diags(1.0 / lengths) @ self.counts @ diags(self.rarities)).tocsr()
+
+
+def _counts(table: TokenTable, vocabulary: int) -> csr_matrix:
+    places = np.repeat(np.arange(len(table)), table.lengths)
+    counts = csr_matrix((np.ones(len(places), np.float32), (places, table.ids)), shape=(len(table), vocabulary))
     counts.sum_duplicates()
-    having = np.bincount(counts.indices, minlength=vocabulary)
-    pieces = np.flatnonzero((having >= _LEAST_TEXTS) & (having < texts))
-    rarities = np.log((1 + texts) / (1 + having[pieces])).astype(np.float32)
-    counts = counts[:, pieces]
-    lengths = np.sqrt(np.maximum(counts @ rarities**2, np.finfo(np.float32).tiny))
-    return pieces, rarities, (diags(1.0 / lengths) @ counts @ diags(rarities)).tocsr()
+    return counts
 
 
-def _learned(head: Asked, vectors: csr_matrix, rarities: Scores, folds: NDArray[np.int64], seed: int) -> HeadWeights | None:
+def _runs(table: TokenTable, counts: csr_matrix, spelling: Spelling) -> csr_matrix:
+    """Count the runs of letters of all texts, (texts, RUNS)."""
+    numbers = crossing(torch.tensor(table.ids, dtype=torch.int64), torch.tensor(spelling.table)).numpy()
+    token, _ = is_run = np.nonzero(numbers)
+    places = np.repeat(np.arange(len(table)), table.lengths)[token]
+    over = csr_matrix((np.ones(len(token), np.float32), (places, numbers[is_run])), shape=(len(table), RUNS))
+    found = (over + counts @ _within(spelling)).tocsr()
+    found.sum_duplicates()
+    return found
+
+
+def _within(spelling: Spelling) -> csr_matrix:
+    """Count the runs within each piece, (pieces, RUNS)."""
+    return csr_matrix((np.ones(len(spelling.runs), np.float32), (spelling.owners, spelling.runs)), shape=(len(spelling), RUNS))
+
+
+def _kept(counts: csr_matrix) -> _Counted:
+    """Leave out what stands in one text only, and what stands in every text, as the marks of beginning and end do: its rarity is 0."""
+    texts = counts.shape[0]
+    having = np.bincount(counts.indices, minlength=counts.shape[1])
+    columns = np.flatnonzero((having >= _LEAST_TEXTS) & (having < texts))
+    return _Counted(columns, np.log((1 + texts) / (1 + having[columns])).astype(np.float32), counts[:, columns])
+
+
+def _learned(head: Asked, pieces: _Counted, runs: _Counted | None, folds: NDArray[np.int64], seed: int) -> HeadWeights | None:
     labelled = np.flatnonzero(head.labels != MISSING)
     if len(labelled) > _MOST_LEARNED:
         labelled = np.sort(np.random.default_rng(seed).choice(labelled, _MOST_LEARNED, replace=False))
     if len(np.unique(head.labels[labelled])) < 2:
         return None
-    tried = [(penalty, _held_out(head, vectors, labelled, folds, penalty)) for penalty in _INVERSE_PENALTIES]
-    scored = [(_score(head, scores, labelled), -penalty) for penalty, scores in tried]
+    ways = [(pieces.vectors, penalty) for penalty in _INVERSE_PENALTIES]
+    if runs is not None and len(runs.columns) and runs.counts[labelled].nnz * head.classes <= _MOST_WORK:
+        ways.append(((pieces + runs).vectors, _INVERSE_PENALTY_OF_RUNS))
+    tried = [_held_out(head, vectors, labelled, folds, penalty) for vectors, penalty in ways]
+    scored = [_score(head, scores, labelled) for scores in tried]
+    # The first of equals: fewer weights.
     best = scored.index(max(scored))
-    penalty, held_out = tried[best]
+    (vectors, penalty), held_out = ways[best], tried[best]
     trust = _trust(held_out[labelled], head.labels[labelled])
     if trust < _LEAST_TRUST:
         return None
@@ -161,7 +256,12 @@ def _learned(head: Asked, vectors: csr_matrix, rarities: Scores, folds: NDArray[
     # Nobody learned from the others, so that the whole regression's scores of them are held out as well.
     others = np.setdiff1d(np.arange(len(folds)), labelled)
     held_out[others] = vectors[others] @ weights + constants
-    return HeadWeights(trust * rarities[:, None] * weights, trust * constants, trust * held_out, scored[best][0])
+    count = len(pieces.columns)
+    run_weights = None
+    if runs is not None and len(weights) > count:
+        run_weights = trust * runs.rarities[:, None] * weights[count:]
+    own = trust * pieces.rarities[:, None] * weights[:count]
+    return HeadWeights(own, run_weights, trust * constants, trust * held_out, scored[best])
 
 
 def _held_out(head: Asked, vectors: csr_matrix, labelled: NDArray[np.int64], folds: NDArray[np.int64], penalty: float) -> Scores:

@@ -32,6 +32,7 @@ class TwoHeadConfig(PreTrainedConfig):
         heads: One dictionary a head: `name`, `classes` (in order), `hidden_size` (0 = linear), `dropout`, `loss` if it is `corn`, and
             `word_pieces` if weights of the text's pieces are added to its logits.
         pooling: `cls` (first token), `pooler` (the encoder's own layer on it) or `mean` (of real tokens).
+        letters: Beside pieces runs of letters have weights.
     """
 
     model_type = MODEL_TYPE
@@ -40,6 +41,7 @@ class TwoHeadConfig(PreTrainedConfig):
     encoder: Any = None
     heads: Any = None
     pooling: str = "mean"
+    letters: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.encoder, Mapping):
@@ -125,7 +127,7 @@ class TwoHeadBert(PreTrainedModel):
         ends = [0, *accumulate(classes for _, classes in scored)]
         #: Head → its columns among those of `word_pieces`.
         self.scored: dict[str, slice] = {name: slice(*place) for (name, _), place in zip(scored, pairwise(ends), strict=True)}
-        self.word_pieces = WordPieces(int(config.encoder.vocab_size), ends[-1]) if scored else None
+        self.word_pieces = WordPieces(int(config.encoder.vocab_size), ends[-1], letters=config.letters) if scored else None
         self.post_init()
 
     def begin_with_scores(self) -> None:
@@ -229,12 +231,12 @@ class TwoHeadBert(PreTrainedModel):
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
 
 
-def make_config(encoder_config: Any, pooling: str, heads: Sequence[Mapping[str, Any]]) -> TwoHeadConfig:
-    """Describe a model over an encoder; see `TwoHeadConfig` for the heads' keys."""
+def make_config(encoder_config: Any, pooling: str, heads: Sequence[Mapping[str, Any]], *, letters: bool = False) -> TwoHeadConfig:
+    """Describe a model over an encoder; see `TwoHeadConfig` for the heads' keys and for letters."""
     encoder = encoder_config.to_dict()
     # Where the encoder lay on the training machine is nobody's business.
     encoder.pop("_name_or_path", None)
-    return TwoHeadConfig(encoder=encoder, heads=[dict(head) for head in heads], pooling=pooling)
+    return TwoHeadConfig(encoder=encoder, heads=[dict(head) for head in heads], pooling=pooling, letters=letters)
 
 
 AutoConfig.register(MODEL_TYPE, TwoHeadConfig, exist_ok=True)

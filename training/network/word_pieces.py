@@ -1,4 +1,4 @@
-"""What a text's word pieces say by themselves: weights that are summed, beside what the encoder makes of them.
+"""What word pieces, and letters within words, say by themselves: weights that are summed, beside what the encoder makes of a text.
 
 Of a text an encoder keeps its sense and blurs its words; one that was trained on another language, or on few texts, blurs most. Where
 single words decide, counting them is better, so a head may have both: its logits are the sum. The weights are a logistic regression over
@@ -11,6 +11,8 @@ a deep one; Salton and Buckley 1988, Term-weighting Approaches in Automatic Text
 import torch
 from torch import nn
 
+from training.network.letters import COLUMNS, RUNS, crossing
+
 # A text without any piece that has a weight gets the constants.
 _LEAST = 1e-12
 
@@ -21,16 +23,27 @@ class WordPieces(nn.Module):
     Args:
         vocabulary: How many token ids there are.
         outputs: Classes of all heads that have weights, beside each other.
+        letters: Runs of letters have weights as well; see `letters`. Those within a piece are among the weights of the piece.
     """
 
     weights: torch.Tensor
     constants: torch.Tensor
+    spelling: torch.Tensor
+    run_weights: torch.Tensor
+    reads_letters: torch.Tensor
 
-    def __init__(self, vocabulary: int, outputs: int) -> None:
+    def __init__(self, vocabulary: int, outputs: int, *, letters: bool = False) -> None:
         super().__init__()
-        # They do not train: no parameters. The last column is the square of each piece's rarity (IDF).
-        self.register_buffer("weights", torch.zeros(vocabulary, outputs + 1))
+        self.letters = letters
+        # They do not train: no parameters. The last columns are the squares of each piece's rarity (IDF), and with letters of its runs'.
+        columns = outputs + 2 if letters else outputs + 1
+        self.register_buffer("weights", torch.zeros(vocabulary, columns))
         self.register_buffer("constants", torch.zeros(outputs))
+        if letters:
+            self.register_buffer("spelling", torch.zeros(vocabulary, COLUMNS, dtype=torch.int64))
+            self.register_buffer("run_weights", torch.zeros(RUNS, columns))
+            # 1 for a class that weighs letters too.
+            self.register_buffer("reads_letters", torch.zeros(outputs))
 
     def of_stream(self, ids: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
         """Score texts that stand one after the other.
@@ -43,7 +56,7 @@ class WordPieces(nn.Module):
             (texts, outputs), float32.
         """
         # A GPU need not look whether the ends are in order.
-        return self._scores(torch.segment_reduce(self.weights[ids], "sum", offsets=begins, axis=0, unsafe=True))
+        return self._scores(torch.segment_reduce(self._rows(ids), "sum", offsets=begins, axis=0, unsafe=True))
 
     def of_padded(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Score padded texts.
@@ -55,8 +68,16 @@ class WordPieces(nn.Module):
         Returns:
             (texts, outputs), float32.
         """
-        rows = self.weights[ids]
+        rows = self._rows(ids)
         return self._scores((rows if mask is None else rows * mask.unsqueeze(-1)).sum(dim=1))
 
+    def _rows(self, ids: torch.Tensor) -> torch.Tensor:
+        rows = self.weights[ids]
+        return rows + self.run_weights[crossing(ids, self.spelling)].sum(dim=-2) if self.letters else rows
+
     def _scores(self, sums: torch.Tensor) -> torch.Tensor:
-        return sums[:, :-1] / sums[:, -1:].clamp(min=_LEAST).sqrt() + self.constants
+        outputs = len(self.constants)
+        squares = sums[:, outputs : outputs + 1]
+        if self.letters:
+            squares = squares + sums[:, outputs + 1 :] * self.reads_letters
+        return sums[:, :outputs] / squares.clamp(min=_LEAST).sqrt() + self.constants

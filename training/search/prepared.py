@@ -13,6 +13,7 @@ from cluster.storage import Storage
 from training.data.dataset import Dataset, folds_of
 from training.data.tokens import Tokenizer
 from training.network.encoder import EncoderSource, find_encoder
+from training.network.letters import spell
 from training.search.plan import Plan, search_path
 from training.search.proposing.search_space import dimensions
 from training.search.trials.assignment import Assignment
@@ -81,7 +82,7 @@ def make_assignment(
         folds=folds_of(dataset.training, _FOLDS, settings.data.split.seed),
         validation_groups=dataset.validation.groups,
         digest=dataset.digest,
-        vocabulary=source.vocabulary,
+        spelling=spell(tokenizer.spelled(source.vocabulary)),
         storage=storage,
         start=start,
     )

@@ -106,9 +106,9 @@ def _equal_weights(settings: TrainingSettings, histories: Sequence[TrialHistory]
 
 
 def _words(prepared: Prepared) -> list[str]:
-    """Say what word pieces reach by themselves, and which heads add it to what they read from the encoder."""
+    """Say what words reach by themselves, and which heads add it to what they read from the encoder."""
     reached = ", ".join(f"{head} {one.score:.3f}" for head, one in prepared.assignment.worded.items())
-    said = f"word pieces by themselves reach, by cross-validation over the training texts: {reached}; these heads add them up"
+    said = f"words by themselves reach, by cross-validation over the training texts: {reached}; these heads add them up"
     return [said] if reached else []
 
 

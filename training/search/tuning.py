@@ -131,7 +131,7 @@ def _look_at_words(prepared: Prepared, ledger: Ledger) -> None:
     seen = None if ledger.elapsed_s else look_at_words(prepared.assignment)
     if seen is not None:
         ledger.append("look", {"look": seen.to_dict(), "elapsed_s": time.monotonic() - begun})
-        say(f"first     score {seen.score:.3f} ({seen.shown}): word pieces by themselves, on {seen.validation_texts} validation texts")
+        say(f"first     score {seen.score:.3f} ({seen.shown}): words by themselves, on {seen.validation_texts} validation texts")
 
 
 def _run(prepared: Prepared, ledger: Ledger) -> SearchResult:

@@ -60,28 +60,78 @@ class Head(nn.Module):
         return climbed + stayed
 
 
+# Runs of two to five letters that end with so many letters of a piece and begin with so many before it; a prime that numbers them.
+RUN_ENDS = [(own, length - own) for own in range(1, 5) for length in range(own + 1, 6)]
+PRIME = 65_521
+
+
+def letters_before(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the last letters, four at most, of the word before each piece, as digits to the base 256, and how many they are."""
+
+    def earlier(column: int, steps: int) -> torch.Tensor:
+        return functional.pad(rows[..., column], (steps, 0))[..., : rows.shape[-2]]
+
+    last, length = earlier(4, 4), earlier(5, 4)
+    for steps in (3, 2, 1):
+        own, count, begins = (earlier(column, steps) for column in (4, 5, 6))
+        last = (last * torch.where((begins > 0) | (count >= 4), 0, 256**count) + own) % 256**4
+        length = torch.where(begins > 0, count, (length + count).clamp(max=4))
+    return last, length
+
+
+def crossing_runs(rows: torch.Tensor) -> torch.Tensor:
+    """Return the numbers of the runs that end in each piece and begin before it, (texts, tokens, 10), 0 for none.
+
+    Args:
+        rows: Of each piece its first one to four letters, its last four, how many these are, and whether it begins a word.
+    """
+    before, length = letters_before(rows)
+    begins, after_blank = rows[..., 6] > 0, before % 256 == 32
+    found = []
+    for own, count in RUN_ENDS:
+        first = rows[..., own - 1]
+        is_run = (first > 0) & (length >= count) & ~(begins & after_blank if own == 1 else begins)
+        found.append(torch.where(is_run, ((before % 256**count) * 256**own + first) % PRIME + 1, 0))
+    return torch.stack(found, dim=-1)
+
+
 class WordPieces(nn.Module):
-    """Weights of a text's word pieces, summed as if its TF-IDF vector had the length 1.
+    """Weights of a text's word pieces, and of letters within its words, summed as if its TF-IDF vector had the length 1.
 
     Args:
         vocabulary: How many token ids there are.
         outputs: Classes of all heads that have weights, beside each other.
+        letters: Runs of letters that cross the borders of pieces have weights too.
     """
 
     weights: torch.Tensor
     constants: torch.Tensor
+    spelling: torch.Tensor
+    run_weights: torch.Tensor
+    reads_letters: torch.Tensor
 
-    def __init__(self, vocabulary: int, outputs: int) -> None:
+    def __init__(self, vocabulary: int, outputs: int, letters: bool) -> None:
         super().__init__()
-        # The last column is the square of each piece's rarity.
-        self.register_buffer("weights", torch.zeros(vocabulary, outputs + 1))
+        self.letters = letters
+        # The last columns are the squares of rarities: of each piece, and of its runs.
+        columns = outputs + 2 if letters else outputs + 1
+        self.register_buffer("weights", torch.zeros(vocabulary, columns))
         self.register_buffer("constants", torch.zeros(outputs))
+        if letters:
+            self.register_buffer("spelling", torch.zeros(vocabulary, 7, dtype=torch.int64))
+            self.register_buffer("run_weights", torch.zeros(PRIME + 1, columns))
+            self.register_buffer("reads_letters", torch.zeros(outputs))
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Map token ids (texts, tokens) to scores (texts, outputs)."""
-        rows = self.weights[ids]
+        rows, outputs = self.weights[ids], len(self.constants)
+        if self.letters:
+            rows = rows + self.run_weights[crossing_runs(self.spelling[ids])].sum(dim=-2)
         sums = (rows if mask is None else rows * mask.unsqueeze(-1)).sum(dim=1)
-        return sums[:, :-1] / sums[:, -1:].clamp(min=1e-12).sqrt() + self.constants
+        squares = sums[:, outputs : outputs + 1]
+        if self.letters:
+            squares = squares + sums[:, outputs + 1 :] * self.reads_letters
+        return sums[:, :outputs] / squares.clamp(min=1e-12).sqrt() + self.constants
 
 
 class TwoHeadBert(PreTrainedModel):
@@ -104,7 +154,7 @@ class TwoHeadBert(PreTrainedModel):
         scored = [(str(head["name"]), len(head["classes"])) for head in config.heads if head.get("word_pieces")]
         ends = [0, *accumulate(classes for _, classes in scored)]
         self.scored = {name: slice(*place) for (name, _), place in zip(scored, pairwise(ends), strict=True)}
-        self.word_pieces = WordPieces(int(config.encoder.vocab_size), ends[-1]) if scored else None
+        self.word_pieces = WordPieces(int(config.encoder.vocab_size), ends[-1], config.letters) if scored else None
         self.post_init()
 
     @torch.no_grad()

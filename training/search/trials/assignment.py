@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from training.data.tokens import TokenTable, joined
 from training.fit_settings import FitSettings
 from training.fitting.word_weights import Asked, HeadWeights, WordWeights, find_word_weights
+from training.network.letters import Spelling
 from training.search.proposing.search_space import Point, TrialSettings, trial_settings
 from training.search.trials.depths import first_depth
 from training.settings import TrainingSettings, of_heads
@@ -34,7 +35,7 @@ class Assignment:
         folds: The fold of each training text, (texts,), for cross-validation.
         validation_groups: The group of each validation text, "" being none; nothing where there are no groups.
         digest: SHA-256 of the data.
-        vocabulary: How many token ids the encoder has.
+        spelling: Of all pieces that the encoder knows.
         words: What word pieces say by themselves, for heads that want it and where it is something.
         storage: URI of the storage searches are in.
         start: Folder in it of an earlier version whose weights every trial starts from; "" starts from the pretrained encoder.
@@ -51,7 +52,7 @@ class Assignment:
     folds: NDArray[np.int64]
     validation_groups: Sequence[str] | None
     digest: str
-    vocabulary: int
+    spelling: Spelling
     words: WordWeights | None = None
     storage: str = ""
     start: str = ""
@@ -79,7 +80,7 @@ class Assignment:
             for head, one in settings.heads.items()
             if one.word_pieces
         ]
-        return replace(self, words=find_word_weights(self.tokens["training"], asked, self.folds, self.vocabulary, settings.fit.seed))
+        return replace(self, words=find_word_weights(self.tokens["training"], asked, self.folds, self.spelling, settings.fit.seed))
 
     def with_validation(self) -> "Assignment":
         """Return the same with the validation texts among those that are learned from."""

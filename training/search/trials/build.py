@@ -116,11 +116,14 @@ def build_model(assignment: Assignment, trial: TrialSettings) -> TwoHeadBert:
         }
         for name, head in trial.heads.items()
     ]
+    letters = assignment.words is not None and assignment.words.reads_letters
     torch.manual_seed(trial.fit.seed)
-    model = TwoHeadBert(make_config(AutoConfig.from_pretrained(str(source.folder), local_files_only=True), source.pooling, heads))
+    model = TwoHeadBert(
+        make_config(AutoConfig.from_pretrained(str(source.folder), local_files_only=True), source.pooling, heads, letters=letters)
+    )
     load_encoder_weights(model.encoder, source)
     if model.word_pieces is not None and assignment.words is not None:
-        assignment.words.fill(model.word_pieces, model.scored)
+        assignment.words.fill(model.word_pieces, assignment.spelling, model.scored)
         model.begin_with_scores()
     if assignment.start:
         load_matching_weights(model, Storage(assignment.storage), assignment.start)

@@ -21,7 +21,6 @@ from training.network.encoder import encoder_layers
 from training.network.inputs import ActivationInputs, Inputs, PooledInputs, ScoredInputs, TokenInputs
 from training.network.model import TwoHeadBert
 from training.network.prefix import has_prefix, prefix_rows
-from training.network.word_pieces import WordPieces
 from training.search.trials.assignment import Assignment
 
 _BATCH_TOKENS = 4096
@@ -75,10 +74,11 @@ def piece_scores(assignment: Assignment, heads: Sequence[str], split: str) -> to
     """
     if split == "training":
         return torch.cat([torch.tensor(assignment.worded[head].held_out) for head in heads], dim=1)
+    if assignment.words is None:
+        raise ValueError(f"no word pieces have weights, but heads {', '.join(heads)} read them")
     ends = [0, *accumulate(len(assignment.classes[head]) for head in heads)]
-    weights, table = WordPieces(assignment.vocabulary, ends[-1]), assignment.tokens[split]
-    if assignment.words is not None:
-        assignment.words.fill(weights, {head: slice(*place) for head, place in zip(heads, pairwise(ends), strict=True)})
+    places = {head: slice(*place) for head, place in zip(heads, pairwise(ends), strict=True)}
+    weights, table = assignment.words.module(assignment.spelling, places), assignment.tokens[split]
     return weights.of_stream(torch.tensor(table.ids, dtype=torch.int64), torch.tensor(table.offsets))
 
 
