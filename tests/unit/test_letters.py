@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer
 
-from training.network.letters import RUNS, crossing, spell
+from training.network.letters import ENDS, RUNS, crossing, spell
 
 MARK = " "
 WORDS = st.lists(st.lists(st.text("abcdé中", min_size=1, max_size=6), min_size=1, max_size=6), max_size=5)
@@ -18,7 +18,7 @@ count_runs = CountVectorizer(analyzer="char_wb", ngram_range=(2, 5)).build_analy
 def runs_of(pieces: list[str]) -> Counter[int]:
     """Count the runs of one text, given as its pieces."""
     spelling = spell(pieces)
-    over = crossing(torch.arange(len(pieces)), torch.from_numpy(spelling.table))
+    over = crossing(torch.arange(len(pieces)), torch.from_numpy(spelling.table), torch.tensor(ENDS))
     return Counter(over[over > 0].tolist()) + Counter(spelling.runs.tolist())
 
 
@@ -36,18 +36,18 @@ def test_they_are_those_of_the_text(words: list[list[str]]) -> None:
 
 def test_texts_one_after_the_other_or_beside_each_other_do_not_touch() -> None:
     pieces = [MARK, " do", "ct", "or", " n", "urse"]
-    table = torch.from_numpy(spell(pieces).table)
+    table, ends = torch.from_numpy(spell(pieces).table), torch.tensor(ENDS)
     first, second = [0, 1, 2, 3, 0], [0, 4, 5, 0]
-    alone = [crossing(torch.tensor(row), table) for row in (first, second)]
-    assert torch.equal(crossing(torch.tensor(first + second), table), torch.cat(alone))
-    beside = crossing(torch.tensor([first, [*second, 0]]), table)
+    alone = [crossing(torch.tensor(row), table, ends) for row in (first, second)]
+    assert torch.equal(crossing(torch.tensor(first + second), table, ends), torch.cat(alone))
+    beside = crossing(torch.tensor([first, [*second, 0]]), table, ends)
     assert torch.equal(beside[0], alone[0])
     assert torch.equal(beside[1, :4], alone[1])
 
 
 def test_numbers_have_a_place_and_pieces_without_letters_none() -> None:
     spelling = spell([" a", "b", ""])
-    found = crossing(torch.tensor([0, 1, 2, 1]), torch.from_numpy(spelling.table))
+    found = crossing(torch.tensor([0, 1, 2, 1]), torch.from_numpy(spelling.table), torch.tensor(ENDS))
     assert found.min() >= 0
     assert max(found.max(), spelling.runs.max()) < RUNS
     assert not found[2].any()

@@ -26,7 +26,7 @@ from scipy.special import log_softmax
 from training.data.labels import MISSING
 from training.data.tokens import TokenTable
 from training.judging.metrics import Labels, head_scores, majority_class, measure_head, probabilities
-from training.network.letters import RUNS, Spelling, crossing
+from training.network.letters import ENDS, RUNS, Spelling, crossing
 from training.network.word_pieces import WordPieces
 from training.search_settings import Metric
 
@@ -213,7 +213,8 @@ def _counts(table: TokenTable, vocabulary: int) -> csr_matrix:
 
 def _runs(table: TokenTable, counts: csr_matrix, spelling: Spelling) -> csr_matrix:
     """Count the runs of letters of all texts, (texts, RUNS)."""
-    numbers = crossing(torch.tensor(table.ids, dtype=torch.int64), torch.tensor(spelling.table)).numpy()
+    ids = torch.tensor(table.ids, dtype=torch.int64)
+    numbers = crossing(ids, torch.tensor(spelling.table), torch.tensor(ENDS)).numpy()
     token, _ = is_run = np.nonzero(numbers)
     places = np.repeat(np.arange(len(table)), table.lengths)[token]
     over = csr_matrix((np.ones(len(token), np.float32), (places, numbers[is_run])), shape=(len(table), RUNS))

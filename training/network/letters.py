@@ -26,11 +26,13 @@ _LEAST, _MOST = 2, 5
 _BASE = 256
 _BLANK = ord(" ")
 # A run ends with one to four letters of a piece and begins with the others before it: (letters of the piece, letters before).
-_ENDS = [(own, length - own) for own in range(1, _MOST) for length in range(max(_LEAST, own + 1), _MOST + 1)]
+_PAIRS = [(own, length - own) for own in range(1, _MOST) for length in range(own + 1, _MOST + 1)]
+#: The same in two rows, and 256 to their powers, (4, 10), int64.
+ENDS = np.array([(own, count, _BASE**own, _BASE**count) for own, count in _PAIRS], np.int64).T
 #: Columns of a spelling: the piece's first one to four letters, each as a number and 0 where it has fewer; its last four at most; how many
-#: these are; whether it begins a word.
-COLUMNS = _MOST + 2
-_LAST, _LENGTH, _BEGINS = _MOST - 1, _MOST, _MOST + 1
+#: these are; what letters before them are multiplied by, 0 where there is no room for any; whether it goes on a word.
+COLUMNS = _MOST + 3
+_LAST, _LENGTH, _ROOM, _GOES_ON = range(_MOST - 1, COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -63,54 +65,49 @@ def spell(pieces: Sequence[str]) -> Spelling:
         letters = _letters(piece)
         firsts = [_number(letters[:count]) for count in range(1, min(len(letters), _LAST) + 1)]
         table[place, : len(firsts)] = firsts
-        table[place, _LAST:] = _number(letters[-_LAST:]), len(firsts), piece.startswith(" ")
+        goes_on = not piece.startswith(" ")
+        room = _BASE ** len(firsts) if goes_on and len(firsts) < _LAST else 0
+        table[place, _LAST:] = _number(letters[-_LAST:]), len(firsts), room, goes_on
         own = _runs_within(letters)
         owners += [place] * len(own)
         runs += own
     return Spelling(table, np.array(owners, np.int64), np.array(runs, np.int64))
 
 
-def crossing(ids: torch.Tensor, spelling: torch.Tensor) -> torch.Tensor:
+def crossing(ids: torch.Tensor, spelling: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Return the numbers of the runs that end in each piece and begin before it.
 
     Args:
         ids: Token ids, (…, tokens). Each text has a mark at its beginning, so that texts may stand one after the other.
         spelling: The table of a `Spelling`.
+        ends: `ENDS`, where the other two are: a GPU that replays what it did cannot be given numbers on the way.
 
     Returns:
         (…, tokens, 10), int64; 0 where there is no run.
     """
     rows = spelling[ids]
     before, length = _before(rows)
-    begins, after_blank = rows[..., _BEGINS] > 0, before % _BASE == _BLANK
-    found = []
-    for own, count in _ENDS:
-        first = rows[..., own - 1]
-        is_run = (first > 0) & (length >= count)
-        # Nothing runs on over a blank, nor from one to the next.
-        is_run &= ~(begins & after_blank) if own == 1 else ~begins
-        number = (before % _BASE**count) * _BASE**own + first
-        found.append(torch.where(is_run, number % _PRIME + 1, 0))
-    return torch.stack(found, dim=-1)
+    # Few steps over all ten at once: a short text waits for each.
+    own, count, shift, room = ends.unbind()
+    first = rows[..., own - 1]
+    # Nothing runs on over a blank, nor from one to the next.
+    goes_on = rows[..., _GOES_ON] > 0
+    is_one_word = goes_on.unsqueeze(-1) | ((own == 1) & (before % _BASE != _BLANK).unsqueeze(-1))
+    number = before.unsqueeze(-1) % room * shift + first
+    return torch.where(is_one_word & (first > 0) & (length.unsqueeze(-1) >= count), number % _PRIME + 1, 0)
 
 
 def _before(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the last four letters, at most, of the word before each piece as a number, and how many they are."""
-    last, length = _earlier(rows, _LAST)
-    for steps in range(_LAST - 1, 0, -1):
-        own, count, begins = _earlier(rows, steps, with_begins=True)
-        # Four letters of its own leave no room for others.
-        room = torch.where((begins > 0) | (count >= _LAST), 0, _BASE**count)
-        last = (last * room + own) % _BASE**_LAST
-        length = torch.where(begins > 0, count, (length + count).clamp(max=_LAST))
-    return last, length
-
-
-def _earlier(rows: torch.Tensor, steps: int, *, with_begins: bool = False) -> tuple[torch.Tensor, ...]:
-    """Return last letters and how many, and whether it begins a word, of the piece so many steps before each; before all there is none."""
     tokens = rows.shape[-2]
-    columns = (_LAST, _LENGTH, _BEGINS) if with_begins else (_LAST, _LENGTH)
-    return tuple(functional.pad(rows[..., column], (steps, 0))[..., :tokens] for column in columns)
+    # Before a text there is no letter.
+    earlier = functional.pad(rows, (0, 0, _LAST, 0))
+    last, length = earlier[..., :tokens, _LAST], earlier[..., :tokens, _LENGTH]
+    for step in range(1, _LAST):
+        piece = earlier[..., step : step + tokens, :]
+        last = (last * piece[..., _ROOM] + piece[..., _LAST]) % _BASE**_LAST
+        length = (length * piece[..., _GOES_ON] + piece[..., _LENGTH]).clamp(max=_LAST)
+    return last, length
 
 
 def _letters(piece: str) -> list[int]:

@@ -11,7 +11,7 @@ a deep one; Salton and Buckley 1988, Term-weighting Approaches in Automatic Text
 import torch
 from torch import nn
 
-from training.network.letters import COLUMNS, RUNS, crossing
+from training.network.letters import COLUMNS, ENDS, RUNS, crossing
 
 # A text without any piece that has a weight gets the constants.
 _LEAST = 1e-12
@@ -29,6 +29,7 @@ class WordPieces(nn.Module):
     weights: torch.Tensor
     constants: torch.Tensor
     spelling: torch.Tensor
+    run_ends: torch.Tensor
     run_weights: torch.Tensor
     reads_letters: torch.Tensor
 
@@ -41,6 +42,7 @@ class WordPieces(nn.Module):
         self.register_buffer("constants", torch.zeros(outputs))
         if letters:
             self.register_buffer("spelling", torch.zeros(vocabulary, COLUMNS, dtype=torch.int64))
+            self.register_buffer("run_ends", torch.tensor(ENDS))
             self.register_buffer("run_weights", torch.zeros(RUNS, columns))
             # 1 for a class that weighs letters too.
             self.register_buffer("reads_letters", torch.zeros(outputs))
@@ -73,7 +75,7 @@ class WordPieces(nn.Module):
 
     def _rows(self, ids: torch.Tensor) -> torch.Tensor:
         rows = self.weights[ids]
-        return rows + self.run_weights[crossing(ids, self.spelling)].sum(dim=-2) if self.letters else rows
+        return rows + self.run_weights[crossing(ids, self.spelling, self.run_ends)].sum(dim=-2) if self.letters else rows
 
     def _scores(self, sums: torch.Tensor) -> torch.Tensor:
         outputs = len(self.constants)

@@ -60,39 +60,36 @@ class Head(nn.Module):
         return climbed + stayed
 
 
-# Runs of two to five letters that end with so many letters of a piece and begin with so many before it; a prime that numbers them.
-RUN_ENDS = [(own, length - own) for own in range(1, 5) for length in range(own + 1, 6)]
+# The prime that numbers runs of letters.
 PRIME = 65_521
 
 
 def letters_before(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the last letters, four at most, of the word before each piece, as digits to the base 256, and how many they are."""
-
-    def earlier(column: int, steps: int) -> torch.Tensor:
-        return functional.pad(rows[..., column], (steps, 0))[..., : rows.shape[-2]]
-
-    last, length = earlier(4, 4), earlier(5, 4)
-    for steps in (3, 2, 1):
-        own, count, begins = (earlier(column, steps) for column in (4, 5, 6))
-        last = (last * torch.where((begins > 0) | (count >= 4), 0, 256**count) + own) % 256**4
-        length = torch.where(begins > 0, count, (length + count).clamp(max=4))
+    tokens, earlier = rows.shape[-2], functional.pad(rows, (0, 0, 4, 0))
+    last, length = earlier[..., :tokens, 4], earlier[..., :tokens, 5]
+    for step in (1, 2, 3):
+        own, count, room, goes_on = earlier[..., step : step + tokens, 4:].unbind(-1)
+        last = (last * room + own) % 256**4
+        length = (length * goes_on + count).clamp(max=4)
     return last, length
 
 
-def crossing_runs(rows: torch.Tensor) -> torch.Tensor:
-    """Return the numbers of the runs that end in each piece and begin before it, (texts, tokens, 10), 0 for none.
+def crossing_runs(rows: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Return the numbers of the runs of letters that end in each piece and begin before it, (texts, tokens, 10), 0 for none.
 
     Args:
-        rows: Of each piece its first one to four letters, its last four, how many these are, and whether it begins a word.
+        rows: Of each piece its first one to four letters, its last four, how many these are, what letters before them are multiplied by,
+            and whether it goes on a word.
+        ends: With how many letters of the piece a run ends, with how many before it it begins, and 256 to their powers, (4, 10).
     """
     before, length = letters_before(rows)
-    begins, after_blank = rows[..., 6] > 0, before % 256 == 32
-    found = []
-    for own, count in RUN_ENDS:
-        first = rows[..., own - 1]
-        is_run = (first > 0) & (length >= count) & ~(begins & after_blank if own == 1 else begins)
-        found.append(torch.where(is_run, ((before % 256**count) * 256**own + first) % PRIME + 1, 0))
-    return torch.stack(found, dim=-1)
+    goes_on, after_blank = rows[..., 7] > 0, before % 256 == 32
+    own, count, shift, room = ends
+    first = rows[..., own - 1]
+    is_one_word = goes_on.unsqueeze(-1) | ((own == 1) & ~after_blank.unsqueeze(-1))
+    number = before.unsqueeze(-1) % room * shift + first
+    return torch.where(is_one_word & (first > 0) & (length.unsqueeze(-1) >= count), number % PRIME + 1, 0)
 
 
 class WordPieces(nn.Module):
@@ -107,6 +104,7 @@ class WordPieces(nn.Module):
     weights: torch.Tensor
     constants: torch.Tensor
     spelling: torch.Tensor
+    run_ends: torch.Tensor
     run_weights: torch.Tensor
     reads_letters: torch.Tensor
 
@@ -118,7 +116,8 @@ class WordPieces(nn.Module):
         self.register_buffer("weights", torch.zeros(vocabulary, columns))
         self.register_buffer("constants", torch.zeros(outputs))
         if letters:
-            self.register_buffer("spelling", torch.zeros(vocabulary, 7, dtype=torch.int64))
+            self.register_buffer("spelling", torch.zeros(vocabulary, 8, dtype=torch.int64))
+            self.register_buffer("run_ends", torch.zeros(4, 10, dtype=torch.int64))
             self.register_buffer("run_weights", torch.zeros(PRIME + 1, columns))
             self.register_buffer("reads_letters", torch.zeros(outputs))
 
@@ -126,7 +125,7 @@ class WordPieces(nn.Module):
         """Map token ids (texts, tokens) to scores (texts, outputs)."""
         rows, outputs = self.weights[ids], len(self.constants)
         if self.letters:
-            rows = rows + self.run_weights[crossing_runs(self.spelling[ids])].sum(dim=-2)
+            rows = rows + self.run_weights[crossing_runs(self.spelling[ids], self.run_ends)].sum(dim=-2)
         sums = (rows if mask is None else rows * mask.unsqueeze(-1)).sum(dim=1)
         squares = sums[:, outputs : outputs + 1]
         if self.letters:

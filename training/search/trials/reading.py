@@ -24,6 +24,8 @@ from training.network.prefix import has_prefix, prefix_rows
 from training.search.trials.assignment import Assignment
 
 _BATCH_TOKENS = 4096
+# Of every token the weights of its runs of letters are looked up.
+_TOKENS_TOGETHER = 65_536
 _mapped: dict[str, torch.Tensor] = {}
 
 
@@ -79,7 +81,11 @@ def piece_scores(assignment: Assignment, heads: Sequence[str], split: str) -> to
     ends = [0, *accumulate(len(assignment.classes[head]) for head in heads)]
     places = {head: slice(*place) for head, place in zip(heads, pairwise(ends), strict=True)}
     weights, table = assignment.words.module(assignment.spelling, places), assignment.tokens[split]
-    return weights.of_stream(torch.tensor(table.ids, dtype=torch.int64), torch.tensor(table.offsets))
+    said = [torch.zeros(0, ends[-1])]
+    for texts in np.split(np.arange(len(table)), np.flatnonzero(np.diff(table.offsets[:-1] // _TOKENS_TOGETHER)) + 1):
+        part = table.take(texts)
+        said.append(weights.of_stream(torch.tensor(part.ids, dtype=torch.int64), torch.tensor(part.offsets)))
+    return torch.cat(said)
 
 
 def tokens_of(assignment: Assignment, split: str) -> TokenInputs:
