@@ -74,7 +74,9 @@ def test_a_head_that_wants_none_is_scored_by_itself(assignment: Assignment) -> N
     assert look(mixed, model_of(mixed)).heads["job"] == 1.0
 
 
-def test_what_is_said_is_held_out_of_training_texts_and_as_a_model_says_it_of_others(assignment: Assignment) -> None:
+def test_what_is_said_is_held_out_of_training_texts_and_as_a_model_says_it_of_others(
+    assignment: Assignment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, heads = model_of(assignment), tuple(assignment.worded)
     training = piece_scores(assignment, heads, "training")
     assert np.array_equal(training[:, :3].numpy(), assignment.worded["job"].held_out)
@@ -82,6 +84,7 @@ def test_what_is_said_is_held_out_of_training_texts_and_as_a_model_says_it_of_ot
     assert model.word_pieces is not None
     rows = [torch.from_numpy(table[place]).long()[None] for place in range(len(table))]
     alone = torch.cat([model.word_pieces.of_padded(row, None) for row in rows])
+    monkeypatch.setattr("training.search.trials.reading._TOKENS_TOGETHER", int(table.lengths.max()))
     assert torch.allclose(piece_scores(assignment, heads, "validation"), alone, atol=1e-5)
 
 

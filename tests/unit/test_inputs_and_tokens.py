@@ -104,6 +104,18 @@ def test_taking_texts_keeps_their_tokens() -> None:
     assert taken.truncated.tolist() == [True, False]
 
 
+@pytest.mark.parametrize("tokens", [1, 3, 4, 100])
+def test_parts_hold_all_texts_in_order(tokens: int) -> None:
+    rows = [[1, 2], [], [3], [4, 5, 6, 7, 8], [9]]
+    table = make_token_table(rows, [9, 0, 1, 5, 1])
+    parts = list(table.parts(tokens))
+    assert [part[place].tolist() for part in parts for place in range(len(part))] == rows
+    assert np.concatenate([part.full_lengths for part in parts]).tolist() == [9, 0, 1, 5, 1]
+    # Only a text that is longer by itself, or begins before the limit, goes beyond it.
+    assert all(part.offsets[-2] < tokens + 1 for part in parts)
+    assert [len(part) for part in make_token_table([], []).parts(tokens)] == [0]
+
+
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match="tokenizer in"):
         Tokenizer(tmp_path, 8)

@@ -188,7 +188,9 @@ def test_a_head_that_weighs_no_letters_is_not_changed_by_one_that_does() -> None
     assert torch.allclose(said, alone.module(MUTE_LETTERS, {"other": slice(0, 2)}).of_stream(ids, begins), atol=1e-4)
 
 
-def test_the_sum_over_letters_is_a_regression_over_their_counts() -> None:
+def test_the_sum_over_letters_is_a_regression_over_their_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of several parts.
+    monkeypatch.setattr("training.fitting.word_weights._TOKENS_TOGETHER", 300)
     table, labels = written(150, 0)
     spelling = spell(LETTERS)
     weights = find_word_weights(table, [Asked("job", CLASSES, labels)], folds(150), spelling, 0)

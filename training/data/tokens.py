@@ -4,8 +4,9 @@ It does not know labels or models. Truncation keeps the special tokens at both e
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,13 @@ class TokenTable:
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> "TokenTable":
         """Return a table of the chosen texts, in the order of `indices`."""
         return make_token_table([self[int(index)] for index in indices], self.full_lengths[indices])
+
+    def parts(self, tokens: int) -> Iterator["TokenTable"]:
+        """Divide into tables of about so many tokens each, one after the other and without copies; no text is divided."""
+        ends = np.flatnonzero(np.diff(self.offsets[:-1] // tokens)) + 1
+        for begin, end in pairwise([0, *ends.tolist(), len(self)]):
+            offsets = self.offsets[begin : end + 1]
+            yield TokenTable(self.ids[offsets[0] : offsets[-1]], offsets - offsets[0], self.full_lengths[begin:end])
 
 
 def make_token_table(rows: Iterable[Sequence[int] | NDArray[np.int32]], full_lengths: Sequence[int] | NDArray[np.int64]) -> TokenTable:

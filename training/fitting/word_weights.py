@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.sparse import csr_matrix, diags, hstack
+from scipy.sparse import csr_matrix, diags, hstack, vstack
 from scipy.special import log_softmax
 
 from training.data.labels import MISSING
@@ -41,6 +41,8 @@ _MOST_STEPS = 200
 _MOST_LEARNED = 16_384
 # With more, counting letters takes gigabytes; and so many numbers times classes minutes.
 _MOST_TOKENS, _MOST_WORK = 4_000_000, 256_000_000
+# Of every token some hundred numbers are needed at once.
+_TOKENS_TOGETHER = 262_144
 # Scores that are trusted less than this are left out; more than this, held-out texts were few and easy.
 _LEAST_TRUST, _MOST_TRUST = 0.05, 5.0
 
@@ -213,12 +215,14 @@ def _counts(table: TokenTable, vocabulary: int) -> csr_matrix:
 
 def _runs(table: TokenTable, counts: csr_matrix, spelling: Spelling) -> csr_matrix:
     """Count the runs of letters of all texts, (texts, RUNS)."""
-    ids = torch.tensor(table.ids, dtype=torch.int64)
-    numbers = crossing(ids, torch.tensor(spelling.table), torch.tensor(ENDS)).numpy()
-    token, _ = is_run = np.nonzero(numbers)
-    places = np.repeat(np.arange(len(table)), table.lengths)[token]
-    over = csr_matrix((np.ones(len(token), np.float32), (places, numbers[is_run])), shape=(len(table), RUNS))
-    found = (over + counts @ _within(spelling)).tocsr()
+    known, ends = torch.tensor(spelling.table), torch.tensor(ENDS)
+    over = []
+    for part in table.parts(_TOKENS_TOGETHER):
+        numbers = crossing(torch.tensor(part.ids, dtype=torch.int64), known, ends).numpy()
+        is_run = np.nonzero(numbers)
+        places = np.repeat(np.arange(len(part)), part.lengths)[is_run[0]]
+        over.append(csr_matrix((np.ones(len(places), np.float32), (places, numbers[is_run])), shape=(len(part), RUNS)))
+    found = (vstack(over) + counts @ _within(spelling)).tocsr()
     found.sum_duplicates()
     return found
 

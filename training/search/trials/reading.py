@@ -81,11 +81,8 @@ def piece_scores(assignment: Assignment, heads: Sequence[str], split: str) -> to
     ends = [0, *accumulate(len(assignment.classes[head]) for head in heads)]
     places = {head: slice(*place) for head, place in zip(heads, pairwise(ends), strict=True)}
     weights, table = assignment.words.module(assignment.spelling, places), assignment.tokens[split]
-    said = [torch.zeros(0, ends[-1])]
-    for texts in np.split(np.arange(len(table)), np.flatnonzero(np.diff(table.offsets[:-1] // _TOKENS_TOGETHER)) + 1):
-        part = table.take(texts)
-        said.append(weights.of_stream(torch.tensor(part.ids, dtype=torch.int64), torch.tensor(part.offsets)))
-    return torch.cat(said)
+    parts = table.parts(_TOKENS_TOGETHER)
+    return torch.cat([weights.of_stream(torch.tensor(part.ids, dtype=torch.int64), torch.tensor(part.offsets)) for part in parts])
 
 
 def tokens_of(assignment: Assignment, split: str) -> TokenInputs:
