@@ -5,8 +5,9 @@
 
 FOLDER holds the real tables (`onet/occupations.csv`, `kldb/titles.csv`). For every seed the recipe (`recipe.py`) runs to its end, then our
 search until it has used as many CPU seconds. Measured are CPU seconds of all processes, Ray's own among them, and wall time. Prints, by
-seed: the recipe's final score and cost; CPU seconds until our search first held that score, and the ratio; both best scores at the recipe's
-cost. RESULTS gets the readings as JSON and the curves as SVG. Scores are mean macro-F1 of both heads on the validation rows.
+seed: the recipe's final score and cost; CPU seconds until our search first held that score, and the ratio; the same until a checkpoint held
+it that can be published, for a first look is a score alone; the score of our best checkpoint at the recipe's cost. RESULTS gets the
+readings as JSON and the curves as SVG. Scores are mean macro-F1 of both heads on the validation rows.
 """
 
 import argparse
@@ -69,6 +70,7 @@ class Curve:
 
     Attributes:
         points: (CPU seconds, wall seconds, best score so far), whenever it rose.
+        saved: The same of scores whose model is saved.
         cpu_s: Of the whole command.
         wall_s: Of the whole command.
         peak_bytes: Most memory that one of its processes held.
@@ -76,26 +78,30 @@ class Curve:
     """
 
     points: list[tuple[float, float, float]] = field(default_factory=list)
+    saved: list[tuple[float, float, float]] = field(default_factory=list)
     cpu_s: float = 0.0
     wall_s: float = 0.0
     peak_bytes: int = 0
     gpu_busy: float = 0.0
 
-    def note(self, meter: Meter, scores: Sequence[float]) -> None:
-        """Take in the scores reported so far."""
+    def note(self, meter: Meter, saved: Sequence[float], looks: Sequence[float] = ()) -> None:
+        """Take in the scores reported so far, of saved models and of mere looks."""
         self.cpu_s, self.wall_s, self.peak_bytes = meter.cpu_s, meter.wall_s, meter.peak_bytes
         self.gpu_busy = statistics.mean(meter.gpu_busy or [0.0])
-        best = max(scores, default=0.0)
-        if best > self.at(float("inf")):
-            self.points.append((meter.cpu_s, meter.wall_s, best))
+        for points, scores in ((self.points, [*saved, *looks]), (self.saved, saved)):
+            now = max(scores, default=0.0)
+            if now > best(points):
+                points.append((meter.cpu_s, meter.wall_s, now))
 
-    def at(self, cpu_s: float) -> float:
-        """Return the best score within so many CPU seconds."""
-        return max((score for spent, _, score in self.points if spent <= cpu_s), default=0.0)
 
-    def until(self, score: float) -> tuple[float, float] | None:
-        """Return CPU and wall seconds until a score was first held."""
-        return next(((cpu, wall) for cpu, wall, reached in self.points if reached >= score), None)
+def best(points: Sequence[tuple[float, float, float]], cpu_s: float = float("inf")) -> float:
+    """Return the best score within so many CPU seconds."""
+    return max((score for spent, _, score in points if spent <= cpu_s), default=0.0)
+
+
+def until(points: Sequence[tuple[float, float, float]], score: float) -> tuple[float, float]:
+    """Return CPU and wall seconds until a score was first held; not a number where it never was."""
+    return next(((cpu, wall) for cpu, wall, reached in points if reached >= score), (float("nan"), float("nan")))
 
 
 def write_tables(case: Case, data: Path, folder: Path) -> None:
@@ -164,7 +170,7 @@ def run_ours(folder: Path, settings: dict[str, Any], most_cpu_s: float) -> Curve
         # A first look counts where it has seen all validation rows, as the recipe does.
         looks = [event["look"] for event in events if event["kind"] == "look"]
         scores = [look["score"] for look in looks if look["validation_texts"] == count]
-        curve.note(meter, scores + [event["report"]["score"] for event in events if event["kind"] == "epoch"])
+        curve.note(meter, [event["report"]["score"] for event in events if event["kind"] == "epoch"], scores)
         return meter.cpu_s > most_cpu_s
 
     command = [sys.executable, "-m", "training", "tune", "--config", str(config), "--name", "ours"]
@@ -182,16 +188,19 @@ def _gpu_reader(gpu: float) -> Callable[[], float] | None:
 
 def said_of(recipe: Curve, ours: Curve) -> dict[str, float]:
     """Compare two curves."""
-    final = recipe.at(float("inf"))
-    held = ours.until(final)
+    final = best(recipe.points)
+    held, saved = until(ours.points, final), until(ours.saved, final)
     return {
         "recipe_score": final,
         "recipe_cpu_s": recipe.cpu_s,
         "recipe_wall_s": recipe.wall_s,
-        "held_cpu_s": held[0] if held else float("nan"),
-        "held_wall_s": held[1] if held else float("nan"),
-        "ratio": recipe.cpu_s / held[0] if held else float("nan"),
-        "our_score": ours.at(recipe.cpu_s),
+        "held_cpu_s": held[0],
+        "held_wall_s": held[1],
+        "ratio": recipe.cpu_s / held[0],
+        "saved_cpu_s": saved[0],
+        "saved_wall_s": saved[1],
+        "saved_ratio": recipe.cpu_s / saved[0],
+        "our_score": best(ours.saved, recipe.cpu_s),
         "peak_gb": ours.peak_bytes / 1e9,
         **({"recipe_gpu_busy": recipe.gpu_busy, "our_gpu_busy": ours.gpu_busy} if recipe.gpu_busy else {}),
     }
@@ -214,7 +223,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=8, help="of our search (default: %(default)s)")
     parser.add_argument("--gpu", type=float, default=0.0, help="of a trial, on both sides; .5 lets two share one (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--go-on", action="store_true", help="keep the seeds that RESULTS has, of the same code and machine")
+    parser.add_argument("--go-on", action="store_true", help="keep the seeds that RESULTS has already, of the same code and machine")
     options = parser.parse_args()
     case = CASES[options.case]
     options.out.mkdir(parents=True, exist_ok=True)
@@ -236,6 +245,8 @@ def main() -> None:
 
 
 def read_results(path: Path) -> tuple[dict[int, dict[str, float]], list[tuple[Curve, Curve]]]:
+    if not path.with_suffix(".json").exists():
+        return {}, []
     facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     curves = [(Curve(**pair["recipe"]), Curve(**pair["ours"])) for pair in facts["curves"]]
     return {int(seed): row for seed, row in facts["rows"].items()}, curves
