@@ -89,7 +89,7 @@ def test_the_sum_is_a_logistic_regression_over_tfidf() -> None:
 
 def test_marks_that_stand_in_every_text_weigh_nothing() -> None:
     weights = found(*texts(60, 0))
-    assert not {BEGIN, END} & set(weights.pieces.tolist())
+    assert not {BEGIN, END} & set(weights.pieces.ids.tolist())
     module = module_of(weights)
     assert not module.weights[[0, BEGIN, END]].any()
     # A text of which nothing is known gets the constants.
@@ -190,7 +190,7 @@ def test_a_head_that_weighs_no_letters_is_not_changed_by_one_that_does() -> None
 
 def test_the_sum_over_letters_is_a_regression_over_their_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of several parts.
-    monkeypatch.setattr("training.fitting.word_weights._TOKENS_TOGETHER", 300)
+    monkeypatch.setattr("training.fitting.piece_counts._TOKENS_TOGETHER", 300)
     table, labels = written(150, 0)
     spelling = spell(LETTERS)
     weights = find_word_weights(table, [Asked("job", CLASSES, labels)], folds(150), spelling, 0)

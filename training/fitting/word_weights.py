@@ -14,25 +14,22 @@ for held-out scores of one model as what the next one learns from.
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.sparse import csr_matrix, diags, hstack, vstack
 from scipy.special import log_softmax
 
 from training.data.labels import MISSING
 from training.data.tokens import TokenTable
+from training.fitting.piece_counts import NO_TERMS, Counted, Terms, count_pieces, count_runs, runs_within
 from training.judging.metrics import Labels, head_scores, majority_class, measure_head, probabilities
-from training.network.letters import ENDS, RUNS, Spelling, crossing
+from training.network.letters import Spelling
 from training.network.word_pieces import WordPieces
 from training.search_settings import Metric
 
 Scores = NDArray[np.float32]
-# What stands in one text only tells classes apart by chance.
-_LEAST_TEXTS = 2
 # scikit-learn's C; between them nothing was gained.
 _INVERSE_PENALTIES = (1.0, 10.0)
 _INVERSE_PENALTY_OF_RUNS = 30.0
@@ -41,8 +38,6 @@ _MOST_STEPS = 200
 _MOST_LEARNED = 16_384
 # With more, counting letters takes gigabytes; and so many numbers times classes minutes.
 _MOST_TOKENS, _MOST_WORK = 4_000_000, 256_000_000
-# Of every token some hundred numbers are needed at once.
-_TOKENS_TOGETHER = 262_144
 # Scores that are trusted less than this are left out; more than this, held-out texts were few and easy.
 _LEAST_TRUST, _MOST_TRUST = 0.05, 5.0
 
@@ -71,17 +66,13 @@ class WordWeights:
     """What was found for all heads.
 
     Attributes:
-        pieces: Token ids that have weights, (pieces,).
-        rarities: Their IDF, (pieces,).
-        runs: Numbers of runs of letters that have weights, (runs,).
-        run_rarities: Their IDF, (runs,).
+        pieces: Those that have weights.
+        runs: Runs of letters that have weights; none where no head weighs them.
         heads: By name; a head is left out where its words say nothing.
     """
 
-    pieces: NDArray[np.int64]
-    rarities: Scores
-    runs: NDArray[np.int64]
-    run_rarities: Scores
+    pieces: Terms
+    runs: Terms
     heads: Mapping[str, HeadWeights]
 
     @property
@@ -110,8 +101,8 @@ class WordWeights:
         """
         outputs = len(module.constants)
         # Copies: what Ray's object store lends cannot be written to, and torch warns of it.
-        pieces = torch.tensor(self.pieces)
-        module.weights[pieces, outputs] = torch.tensor(self.rarities) ** 2
+        pieces = torch.tensor(self.pieces.ids)
+        module.weights[pieces, outputs] = torch.tensor(self.pieces.rarities) ** 2
         for head, place in places.items():
             module.weights[pieces, place] = torch.tensor(self.heads[head].weights)
             module.constants[place] = torch.tensor(self.heads[head].constants)
@@ -120,14 +111,14 @@ class WordWeights:
 
     def _fill_letters(self, module: WordPieces, spelling: Spelling, places: Mapping[str, slice]) -> None:
         module.spelling.copy_(torch.tensor(spelling.table))
-        runs = torch.tensor(self.runs)
-        module.run_weights[runs, -1] = torch.tensor(self.run_rarities) ** 2
+        runs = torch.tensor(self.runs.ids)
+        module.run_weights[runs, -1] = torch.tensor(self.runs.rarities) ** 2
         for head, place in places.items():
             if (found := self.heads[head].run_weights) is not None:
                 module.run_weights[runs, place] = torch.tensor(found)
                 module.reads_letters[place] = 1.0
         # Runs within a piece need no looking up: where the piece stands, they do.
-        module.weights += torch.from_numpy(_within(spelling) @ module.run_weights.numpy())
+        module.weights += torch.from_numpy(runs_within(spelling) @ module.run_weights.numpy())
 
 
 @dataclass(frozen=True)
@@ -164,127 +155,78 @@ def find_word_weights(table: TokenTable, heads: list[Asked], folds: NDArray[np.i
     """
     from threadpoolctl import threadpool_limits
 
-    counts = _counts(table, len(spelling))
-    pieces, runs = _kept(counts), _kept(_runs(table, counts, spelling)) if len(table.ids) <= _MOST_TOKENS else None
-    if not len(pieces.columns):
+    pieces = count_pieces(table, len(spelling))
+    if not len(pieces.terms):
         return None
+    ways, runs = [_Way(pieces, penalty) for penalty in _INVERSE_PENALTIES], NO_TERMS
+    if len(table.ids) <= _MOST_TOKENS and len((found := count_runs(table, spelling)).terms):
+        ways.append(_Way(pieces + found, _INVERSE_PENALTY_OF_RUNS))
+        runs = found.terms
     # Steps are so short that more threads only wait for each other.
     with threadpool_limits(1):
-        found = {head.name: _learned(head, pieces, runs, folds, seed) for head in heads}
-    kept = {name: one for name, one in found.items() if one is not None}
-    if not kept:
-        return None
-    no_runs = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    return WordWeights(pieces.columns, pieces.rarities, *((runs.columns, runs.rarities) if runs else no_runs), kept)
+        learned = {head.name: _learned(head, ways, folds, seed) for head in heads}
+    kept = {name: one for name, one in learned.items() if one is not None}
+    return WordWeights(pieces.terms, runs, kept) if kept else None
 
 
 @dataclass(frozen=True)
-class _Counted:
-    """How often what stands where.
+class _Way:
+    """What a regression reads, and scikit-learn's C for it."""
 
-    Attributes:
-        columns: Which pieces or runs, (features,).
-        rarities: Their IDF, (features,).
-        counts: (texts, features).
+    counted: Counted
+    inverse_penalty: float
+
+
+def _learned(head: Asked, ways: list[_Way], folds: NDArray[np.int64], seed: int) -> HeadWeights | None:
+    """Learn one head's weights in the way whose held-out scores are best.
+
+    The first way reads pieces alone; one that reads runs of letters too has these behind the pieces.
     """
-
-    columns: NDArray[np.int64]
-    rarities: Scores
-    counts: csr_matrix
-
-    def __add__(self, other: "_Counted") -> "_Counted":
-        columns, rarities = np.concatenate([self.columns, other.columns]), np.concatenate([self.rarities, other.rarities])
-        return _Counted(columns, rarities, hstack([self.counts, other.counts], format="csr"))
-
-    @cached_property
-    def vectors(self) -> csr_matrix:
-        """TF-IDF vectors of length 1, (texts, features).
-
-        The length is that of a vector in which every occurrence has a place of its own, so that a model can sum it in one pass.
-        """
-        lengths = np.sqrt(np.maximum(self.counts @ self.rarities**2, np.finfo(np.float32).tiny))
-        return (diags(1.0 / lengths) @ self.counts @ diags(self.rarities)).tocsr()
-
-
-def _counts(table: TokenTable, vocabulary: int) -> csr_matrix:
-    places = np.repeat(np.arange(len(table)), table.lengths)
-    counts = csr_matrix((np.ones(len(places), np.float32), (places, table.ids)), shape=(len(table), vocabulary))
-    counts.sum_duplicates()
-    return counts
-
-
-def _runs(table: TokenTable, counts: csr_matrix, spelling: Spelling) -> csr_matrix:
-    """Count the runs of letters of all texts, (texts, RUNS)."""
-    known, ends = torch.tensor(spelling.table), torch.tensor(ENDS)
-    over = []
-    for part in table.parts(_TOKENS_TOGETHER):
-        numbers = crossing(torch.tensor(part.ids, dtype=torch.int64), known, ends).numpy()
-        is_run = np.nonzero(numbers)
-        places = np.repeat(np.arange(len(part)), part.lengths)[is_run[0]]
-        over.append(csr_matrix((np.ones(len(places), np.float32), (places, numbers[is_run])), shape=(len(part), RUNS)))
-    found = (vstack(over) + counts @ _within(spelling)).tocsr()
-    found.sum_duplicates()
-    return found
-
-
-def _within(spelling: Spelling) -> csr_matrix:
-    """Count the runs within each piece, (pieces, RUNS)."""
-    return csr_matrix((np.ones(len(spelling.runs), np.float32), (spelling.owners, spelling.runs)), shape=(len(spelling), RUNS))
-
-
-def _kept(counts: csr_matrix) -> _Counted:
-    """Leave out what stands in one text only, and what stands in every text, as the marks of beginning and end do: its rarity is 0."""
-    texts = counts.shape[0]
-    having = np.bincount(counts.indices, minlength=counts.shape[1])
-    columns = np.flatnonzero((having >= _LEAST_TEXTS) & (having < texts))
-    return _Counted(columns, np.log((1 + texts) / (1 + having[columns])).astype(np.float32), counts[:, columns])
-
-
-def _learned(head: Asked, pieces: _Counted, runs: _Counted | None, folds: NDArray[np.int64], seed: int) -> HeadWeights | None:
     labelled = np.flatnonzero(head.labels != MISSING)
     if len(labelled) > _MOST_LEARNED:
         labelled = np.sort(np.random.default_rng(seed).choice(labelled, _MOST_LEARNED, replace=False))
     if len(np.unique(head.labels[labelled])) < 2:
         return None
-    ways = [(pieces.vectors, penalty) for penalty in _INVERSE_PENALTIES]
-    if runs is not None and len(runs.columns) and runs.counts[labelled].nnz * head.classes <= _MOST_WORK:
-        ways.append(((pieces + runs).vectors, _INVERSE_PENALTY_OF_RUNS))
-    tried = [_held_out(head, vectors, labelled, folds, penalty) for vectors, penalty in ways]
+    count = len(ways[0].counted.terms)
+    ways = [way for way in ways if len(way.counted.terms) == count or _work(head, way.counted, labelled) <= _MOST_WORK]
+    tried = [_held_out(head, way, labelled, folds) for way in ways]
     scored = [_score(head, scores, labelled) for scores in tried]
     # The first of equals: fewer weights.
     best = scored.index(max(scored))
-    (vectors, penalty), held_out = ways[best], tried[best]
+    way, held_out = ways[best], tried[best]
     trust = _trust(held_out[labelled], head.labels[labelled])
     if trust < _LEAST_TRUST:
         return None
-    weights, constants = _regress(head, vectors, labelled, penalty)
+    weights, constants = _regress(head, way, labelled)
     # Nobody learned from the others, so that the whole regression's scores of them are held out as well.
     others = np.setdiff1d(np.arange(len(folds)), labelled)
-    held_out[others] = vectors[others] @ weights + constants
-    count = len(pieces.columns)
-    run_weights = None
-    if runs is not None and len(weights) > count:
-        run_weights = trust * runs.rarities[:, None] * weights[count:]
-    own = trust * pieces.rarities[:, None] * weights[:count]
-    return HeadWeights(own, run_weights, trust * constants, trust * held_out, scored[best])
+    held_out[others] = way.counted.vectors[others] @ weights + constants
+    of_terms = trust * way.counted.terms.rarities[:, None] * weights
+    run_weights = of_terms[count:] if len(of_terms) > count else None
+    return HeadWeights(of_terms[:count], run_weights, trust * constants, trust * held_out, scored[best])
 
 
-def _held_out(head: Asked, vectors: csr_matrix, labelled: NDArray[np.int64], folds: NDArray[np.int64], penalty: float) -> Scores:
+def _work(head: Asked, counted: Counted, labelled: NDArray[np.int64]) -> int:
+    return int(counted.counts[labelled].nnz) * head.classes
+
+
+def _held_out(head: Asked, way: _Way, labelled: NDArray[np.int64], folds: NDArray[np.int64]) -> Scores:
     scores = np.zeros((len(folds), head.classes), np.float32)
     for fold in np.unique(folds[labelled]):
         own, others = (labelled[folds[labelled] == fold], labelled[folds[labelled] != fold])
         if len(np.unique(head.labels[others])) > 1:
-            weights, constants = _regress(head, vectors, others, penalty)
-            scores[own] = vectors[own] @ weights + constants
+            weights, constants = _regress(head, way, others)
+            scores[own] = way.counted.vectors[own] @ weights + constants
     return scores
 
 
-def _regress(head: Asked, vectors: csr_matrix, chosen: NDArray[np.int64], penalty: float) -> tuple[Scores, Scores]:
-    """Return weights, (pieces, classes), and constants, (classes,)."""
+def _regress(head: Asked, way: _Way, chosen: NDArray[np.int64]) -> tuple[Scores, Scores]:
+    """Return weights, (terms, classes), and constants, (classes,)."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=penalty, class_weight="balanced", max_iter=_MOST_STEPS)
+    vectors = way.counted.vectors
+    model = LogisticRegression(C=way.inverse_penalty, class_weight="balanced", max_iter=_MOST_STEPS)
     with warnings.catch_warnings():
         # Nearly converged is as good: a penalty is chosen from two.
         warnings.simplefilter("ignore", ConvergenceWarning)
