@@ -5,9 +5,9 @@
 
 FOLDER holds the real tables (`onet/occupations.csv`, `kldb/titles.csv`). For every seed the recipe (`recipe.py`) runs to its end, then our
 search until it has used as many CPU seconds. Measured are CPU seconds of all processes, Ray's own among them, and wall time. Prints, by
-seed: the recipe's final score and cost; CPU seconds until our search first held that score, and the ratio; the same until a checkpoint held
-it that can be published, for a first look is a score alone; the score of our best checkpoint at the recipe's cost. RESULTS gets the
-readings as JSON and the curves as SVG. Scores are mean macro-F1 of both heads on the validation rows.
+seed: the recipe's final score and cost; CPU seconds until our search first held that score, and the ratio; the same until a model held it
+that can be published if the search is stopped, for a look at a sample is no model; our best model's score at the recipe's cost. RESULTS
+gets the readings as JSON and the curves as SVG. Scores are mean macro-F1 of both heads on the validation rows.
 """
 
 import argparse
@@ -70,7 +70,7 @@ class Curve:
 
     Attributes:
         points: (CPU seconds, wall seconds, best score so far), whenever it rose.
-        saved: The same of scores whose model is saved.
+        saved: The same of scores whose model can be published if the search is stopped.
         cpu_s: Of the whole command.
         wall_s: Of the whole command.
         peak_bytes: Most memory that one of its processes held.
@@ -85,7 +85,7 @@ class Curve:
     gpu_busy: float = 0.0
 
     def note(self, meter: Meter, saved: Sequence[float], looks: Sequence[float] = ()) -> None:
-        """Take in the scores reported so far, of saved models and of mere looks."""
+        """Take in the scores reported so far, of models that can be published and of mere looks."""
         self.cpu_s, self.wall_s, self.peak_bytes = meter.cpu_s, meter.wall_s, meter.peak_bytes
         self.gpu_busy = statistics.mean(meter.gpu_busy or [0.0])
         for points, scores in ((self.points, [*saved, *looks]), (self.saved, saved)):
@@ -168,9 +168,10 @@ def run_ours(folder: Path, settings: dict[str, Any], most_cpu_s: float) -> Curve
     def look(meter: Meter) -> bool:
         events = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(ledger.glob("*.json"))]
         # A first look counts where it has seen all validation rows, as the recipe does.
-        looks = [event["look"] for event in events if event["kind"] == "look"]
-        scores = [look["score"] for look in looks if look["validation_texts"] == count]
-        curve.note(meter, [event["report"]["score"] for event in events if event["kind"] == "epoch"], scores)
+        looks = [event for event in events if event["kind"] == "look" and event["look"]["validation_texts"] == count]
+        scores = {is_model: [one["look"]["score"] for one in looks if one.get("is_model", False) == is_model] for is_model in (True, False)}
+        trained = [event["report"]["score"] for event in events if event["kind"] == "epoch"]
+        curve.note(meter, trained + scores[True], scores[False])
         return meter.cpu_s > most_cpu_s
 
     command = [sys.executable, "-m", "training", "tune", "--config", str(config), "--name", "ours"]

@@ -289,12 +289,12 @@ def test_each_head_alone_is_compared_and_a_version_starts_the_next_search(attach
     assert (refused.returncode, "--with-weights is given without --from-version" in refused.stderr) == (2, True)
 
 
-def stopped(settings: Path, number: signal.Signals, *words: str) -> Done:
-    """Send a signal to a search that has reported a trial's first epoch, and wait for its end."""
+def stopped(settings: Path, number: signal.Signals, *words: str, after: str = " training  epoch 1") -> Done:
+    """Send a signal to a search that has said something, at first of a trial's first epoch, and wait for its end."""
     process = start(settings, *words)
     assert process.stdout is not None
     for line in process.stdout:
-        if " training  epoch 1" in line:
+        if after in line:
             process.send_signal(number)
             break
     said, errors = process.communicate(timeout=120)
@@ -319,6 +319,29 @@ def test_stopped_at_any_moment_its_best_can_be_published_and_it_can_go_on(attach
     assert len(whole["trials"]) == 4
     assert "early" not in whole
     assert "test" in whole["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("after", "number"),
+    [("words by themselves", signal.SIGINT), ("words by themselves", signal.SIGTERM), ("Ray  ", signal.SIGINT), ("Ray  ", signal.SIGTERM)],
+)
+def test_stopped_before_anything_has_trained_what_words_say_can_be_published(
+    attached: Callable[..., Path], after: str, number: signal.Signals
+) -> None:
+    settings = attached(tuning=ONE_BY_ONE | {"num_samples": 2, "confirm_top": 0})
+    ended = stopped(settings, number, "tune", "--name", "one", after=after)
+    assert ended.returncode == 130, ended.stderr
+    early = result_of(storage_of(settings))
+    assert "with 0 of at least 2 trials" in early["early"]
+    assert [(trial["origin"], trial["cpu_seconds"]) for trial in early["trials"]] == [("words alone", 0.0)]
+    assert "It is what words say by themselves" in early["headline"]
+    # Judged as it will be served: the whole model, loaded and asked, says what was said before anything was encoded.
+    assert early["metrics"]["validation"]["score"] == pytest.approx(early["published"]["score"], abs=1e-6)
+    published = training_here(settings, "publish", "--search", "one", "--promote")
+    assert published.returncode == 0, published.stderr
+    gone_on = training_here(settings, "tune", "--resume", "one")
+    assert gone_on.returncode == 0, gone_on.stderr
+    assert "words alone" not in {trial["origin"] for trial in result_of(storage_of(settings))["trials"]}
 
 
 def test_a_budget_ends_the_search_in_time_and_says_so(attached: Callable[..., Path]) -> None:

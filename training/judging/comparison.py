@@ -14,6 +14,7 @@ from training.settings import TrainingSettings
 
 DEFAULT = "default"
 EQUAL = "equal weights"
+WORDS_ALONE = "words alone"
 SINGLE = "one model per head"
 WORD_COUNTS = "TF-IDF + logistic regression"
 LIKELIHOOD = "exp(-log_loss)"
@@ -73,6 +74,8 @@ def headline(record: Mapping[str, Any], split: str) -> str:
     origin = next(trial["origin"] for trial in record["trials"] if trial["position"] == record["best"])
     if origin == DEFAULT:
         sentences.append(_about_the_default(record))
+    if origin == WORDS_ALONE:
+        sentences.append("It is what words say by themselves: nothing that trained was better so far.")
     said = [_said(overall[name], name) for name in (DEFAULT, EQUAL, SINGLE, WORD_COUNTS) if name in overall]
     if said:
         sentences.append(_sentence(said))

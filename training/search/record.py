@@ -9,7 +9,7 @@ from typing import Any
 
 from training.checkpoint import code_revision, library_versions
 from training.judging.abstention import ALWAYS_ABSTAIN
-from training.judging.comparison import headline
+from training.judging.comparison import WORDS_ALONE, headline
 from training.judging.judge import HeadCalibration, reported_split
 from training.judging.metrics import head_scores, selection_score
 from training.manifest import EncoderFacts, HeadFacts, ModelFacts
@@ -66,7 +66,7 @@ def make_record(
         "trials": [_trial(one, settings.tuning) for one in sorted(main, key=lambda one: one.number)],
         "confirmed": sorted((_confirmed(one) for one in table if one.confirmed), key=lambda one: (-one["mean"], one["position"])),
         "front": pareto_front(table) if settings.tuning.mode == "pareto" else [],
-        "importance": importance(settings, main),
+        "importance": importance(settings, [one for one in main if one.origin != WORDS_ALONE]),
         "splits": {split: len(examples) for split, examples in dataset.splits().items()},
         **judged,
         "comparisons": comparisons,
@@ -118,7 +118,7 @@ def _heads_alone(rung: FirstRung | None, best: Standing) -> list[str]:
         return []
     reached = ", ".join(f"{head} {one.scores[0]:.3f} (best of {one.candidates})" for head, one in rung.heads.items() if one.best)
     said = [f"heads on the frozen encoder reach, by cross-validation over the training texts: {reached}"]
-    if best.best.last.get("best_number") == 0:
+    if best.best.last.get("best_number") == 0 and best.origin != WORDS_ALONE:
         said.append(
             "training the encoder brought nothing on the validation texts: the published model is the pretrained encoder with trained heads"
         )

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -28,7 +28,7 @@ from training.search.deciding.pareto import parse_pick
 from training.search.explorations import make_agenda
 from training.search.plan import LEDGER_FOLDER, Plan, Start, check_name, default_name, next_attempt, note_job, pin, read_plan
 from training.search.prepared import Prepared, announce, prepare, with_budget, without_test
-from training.search.proposing.ledger import Ledger
+from training.search.proposing.ledger import Ledger, TrialHistory
 from training.search.proposing.search_space import check_depth, check_space
 from training.search.proposing.searcher import SCORE
 from training.search.recorder import OpenLogs, Recorder
@@ -37,6 +37,7 @@ from training.search.trials.first_rung import first_rung
 from training.search.trials.found_heads import read_rung
 from training.search.trials.trial import train
 from training.search.winner import SearchResult, finish, has_checkpoint
+from training.search.words_alone import words_alone
 from training.search_settings import TuningSettings
 from training.settings import TrainingSettings
 
@@ -114,9 +115,21 @@ def _see_through(prepared: Prepared, cluster: ClusterSettings, budget: Mapping[s
     note_job(prepared.storage, prepared.name)
     prepared = with_budget(prepared, budget or {}, _used(prepared, ledger))
     announce(prepared)
-    _look_at_words(prepared, ledger)
     for file in ledger.damaged:
         say(f"note      {ledger.path}/{file} is damaged and left out; the trial goes on from its last whole checkpoint")
+    try:
+        with _ended_by_signals():
+            _look_at_words(prepared, ledger)
+            return _connected(prepared, ledger, cluster)
+    except KeyboardInterrupt:
+        if ledger.histories():
+            # Tune hears of it while it trains; this is somebody who no longer waits for the report.
+            raise
+        return _finish_early(prepared, [], ledger.elapsed_s)
+
+
+def _connected(prepared: Prepared, ledger: Ledger, cluster: ClusterSettings) -> SearchResult:
+    # Once more: where Ray starts it takes SIGTERM for itself.
     with connect(cluster) as connection, _ended_by_signals():
         say(f"Ray       {connection.dashboard_url} {'(started for this search)' if connection.is_private else ''}".rstrip())
         if not connection.is_private and (nodes := check_everywhere(prepared.storage)):
@@ -130,22 +143,21 @@ def _look_at_words(prepared: Prepared, ledger: Ledger) -> None:
     begun = time.monotonic()
     seen = None if ledger.elapsed_s else look_at_words(prepared.assignment)
     if seen is not None:
-        ledger.append("look", {"look": seen.to_dict(), "elapsed_s": time.monotonic() - begun})
+        # Whoever is stopped from here on has a model to publish: see `words_alone`.
+        is_model = not prepared.assignment.start
+        ledger.append("look", {"look": seen.to_dict(), "is_model": is_model, "elapsed_s": time.monotonic() - begun})
         say(f"first     score {seen.score:.3f} ({seen.shown}): words by themselves, on {seen.validation_texts} validation texts")
 
 
 def _run(prepared: Prepared, ledger: Ledger) -> SearchResult:
     begun = time.monotonic()
-    try:
-        rung = first_rung(prepared.assignment, prepared.folder, ledger)
-    except KeyboardInterrupt:
-        raise _nothing_yet(prepared) from None
+    rung = first_rung(prepared.assignment, prepared.folder, ledger)
     if rung is not None:
         prepared = replace(prepared, assignment=replace(prepared.assignment, heads_from=prepared.folder))
     agenda = make_agenda(prepared, ledger, rung)
     agenda.begun = begun
     if not _fit(prepared, agenda):
-        return _finish_early(prepared, agenda)
+        return _finish_early(prepared, list(agenda.histories.values()), agenda.elapsed_s)
     return finish(prepared, list(agenda.histories.values()), agenda.elapsed_s)
 
 
@@ -156,18 +168,24 @@ def _used(prepared: Prepared, ledger: Ledger) -> dict[str, float]:
     return {"time_budget_s": ledger.elapsed_s, "cpu_budget_s": trained + (rung.cpu_s if rung else 0.0)}
 
 
-def _finish_early(prepared: Prepared, agenda: Agenda) -> SearchResult:
+def _finish_early(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: float) -> SearchResult:
     """Make a version of what is best so far, judged on the validation texts alone: the search may go on, and look at the test texts then.
+
+    Args:
+        prepared: The search.
+        histories: All its trials.
+        elapsed_s: Wall seconds it took so far.
 
     Raises:
         TuningError: Nothing has a score yet.
     """
-    known = [replace(one, state=one.state or "stopped") for one in agenda.histories.values() if one.epochs]
+    known = [replace(one, state=one.state or "stopped") for one in histories if one.epochs]
     found = [one for one in known if one.is_sound and has_checkpoint(prepared, one)]
-    if not found:
+    words = words_alone(prepared.assignment, histories)
+    if not found and words is None:
         raise _nothing_yet(prepared)
     note = f"stopped before its end, with {len(found)} of at least {prepared.settings.tuning.num_samples} trials; the test texts are unseen"
-    return finish(without_test(prepared), found, agenda.elapsed_s, f"{note}; {_go_on(prepared)}")
+    return finish(without_test(prepared), [*found, *([words] if words else [])], elapsed_s, f"{note}; {_go_on(prepared)}")
 
 
 def _nothing_yet(prepared: Prepared) -> TuningError:

@@ -21,7 +21,7 @@ from training.fitting.fit import best_state_in
 from training.fitting.predict import predict_logits
 from training.golden import Golden, choose_golden
 from training.judging.calibration import fit_temperature
-from training.judging.comparison import DEFAULT, EQUAL, SINGLE, WORD_COUNTS, Answers, compare
+from training.judging.comparison import DEFAULT, EQUAL, SINGLE, WORD_COUNTS, WORDS_ALONE, Answers, compare
 from training.judging.judge import account, calibrate, reported_split
 from training.judging.metrics import Logits, probabilities
 from training.judging.word_counts import WordCounts
@@ -135,7 +135,9 @@ def load_best(prepared: Prepared, history: TrialHistory, heads: Sequence[str] | 
     assignment, trial = _of(prepared.assignment, history, heads)
     with tempfile.TemporaryDirectory() as folder:
         model = build_model(assignment, trial)
-        load_trainable_state(model, best_state_in(_checkpoint(prepared, history, Path(folder))))
+        # Such a model is as it is built: there is no checkpoint of it.
+        if history.origin != WORDS_ALONE:
+            load_trainable_state(model, best_state_in(_checkpoint(prepared, history, Path(folder))))
     nn.Module.to(model, choose_device())
     return model
 
@@ -221,7 +223,7 @@ def _single_answers(prepared: Prepared, histories: Sequence[TrialHistory], split
 def _answers(prepared: Prepared, history: TrialHistory, split: str, heads: Sequence[str] | None = None) -> Answers:
     """Return what a training answers: what it wrote down when it ended, or else what its checkpoint answers now."""
     with tempfile.TemporaryDirectory() as folder:
-        written = read_answers(_checkpoint(prepared, history, Path(folder)))
+        written = None if history.origin == WORDS_ALONE else read_answers(_checkpoint(prepared, history, Path(folder)))
     logits = written or answer_splits(load_best(prepared, history, heads), prepared)
     labels = prepared.dataset.validation.labels
     # As in serving: each training with its own temperature. Only a log loss sees the difference.

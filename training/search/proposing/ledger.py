@@ -33,7 +33,7 @@ class TrialHistory:
         number: Its place in the group; 0 is the default configuration.
         point: Searched values by path, as they were in its last epoch.
         seed: Of weights, order and dropout.
-        origin: Who proposed it: `default`, `equal weights`, `version N`, `heads alone`, `sampler`, `confirmation`.
+        origin: Who proposed it: `default`, `equal weights`, `version N`, `heads alone`, `sampler`, `confirmation`, `words alone`.
         epochs: What each epoch reported, from epoch 1.
         state: How it ended: `finished`, `stopped`, `passed over`, `diverged`, `out of memory` or `died`; "" while it has not.
         error: Class of the error that ended it.

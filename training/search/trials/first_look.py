@@ -57,11 +57,20 @@ def look_at_words(assignment: Assignment) -> Look | None:
     Args:
         assignment: What all trials share.
     """
+    figures = words_figures(assignment)
+    return None if figures is None else _look(assignment, len(assignment.tokens["training"]), len(assignment.tokens["validation"]), figures)
+
+
+def words_figures(assignment: Assignment) -> dict[str, dict[str, Any]] | None:
+    """Measure what word pieces say by themselves of the validation texts, by head; nothing where they speak for some heads only.
+
+    Args:
+        assignment: What all trials share.
+    """
     if assignment.worded.keys() != assignment.classes.keys() or not len(assignment.tokens["validation"]):
         return None
     every = np.arange(len(assignment.tokens["validation"]))
-    figures = {head: _figures(assignment, head, scores, every) for head, scores in _said(assignment).items()}
-    return _look(assignment, len(assignment.tokens["training"]), len(every), figures)
+    return {head: _figures(assignment, head, scores, every) for head, scores in words_say(assignment).items()}
 
 
 def look(assignment: Assignment, model: TwoHeadBert) -> Look:
@@ -76,15 +85,19 @@ def look(assignment: Assignment, model: TwoHeadBert) -> Look:
     held_out = _sample(assignment.tokens["validation"], _VALIDATION_TOKENS, settings.fit.seed)
     learned = _pooled(assignment, model, "training", sample, depth)
     answered = _pooled(assignment, model, "validation", held_out, depth)
-    said, figures = _said(assignment), {}
+    said, figures = words_say(assignment), {}
     for head in assignment.classes:
         logits = _answers(default_head(assignment, head, learned, sample), answered)
         figures[head] = _figures(assignment, head, logits + said[head][held_out] if head in said else logits, held_out)
     return _look(assignment, len(sample), len(held_out), figures)
 
 
-def _said(assignment: Assignment) -> dict[str, NDArray[np.float32]]:
-    """Return what word pieces say of the validation texts, by head, (texts, classes)."""
+def words_say(assignment: Assignment) -> dict[str, NDArray[np.float32]]:
+    """Return what word pieces say of the validation texts, by head, (texts, classes).
+
+    Args:
+        assignment: What all trials share.
+    """
     heads = tuple(assignment.worded)
     if not heads:
         return {}

@@ -1,0 +1,67 @@
+"""What words say by themselves as a trial: scored as the whole model answers, numbered after the others, left out where it cannot be."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from training.data.dataset import load_dataset
+from training.data.tokens import Tokenizer
+from training.fitting.predict import predict_logits
+from training.judging.metrics import joint_accuracy
+from training.network.encoder import find_encoder
+from training.network.inputs import TokenInputs
+from training.search.prepared import make_assignment
+from training.search.proposing.ledger import TrialHistory
+from training.search.proposing.search_space import trial_settings
+from training.search.trials.assignment import Assignment
+from training.search.trials.build import build_model
+from training.search.trials.first_look import look_at_words
+from training.search.words_alone import words_alone
+from training.settings import TrainingSettings
+
+
+@pytest.fixture
+def assignment(make_encoder: Callable[..., Path], tmp_path: Path) -> Assignment:
+    jobs = ("driver", "nurse", "sales")
+    # Every fifth label is of another class, so that no score is 1.
+    rows = [(f"{jobs[row % 3]} {'abc'[row // 3 % 3]}", jobs[(row + (row % 5 == 0)) % 3], "abc"[row // 3 % 3]) for row in range(240)]
+    (tmp_path / "table.csv").write_text("\n".join(["text,job,letter", *(",".join(row) for row in rows)]))
+    settings = TrainingSettings.model_validate(
+        {
+            "data": {"files": [str(tmp_path / "table.csv")], "duplicates": "keep"},
+            "heads": {"job": {}, "letter": {}},
+            "encoder": {"name": str(make_encoder("bert")), "max_tokens": 16},
+            "tuning": {"score_weights": {"job": 3.0, "letter": 1.0}},
+        }
+    )
+    source = find_encoder(settings.encoder)
+    return make_assignment(settings, load_dataset(settings), source, Tokenizer(source.folder, 16), str(tmp_path / "storage"))
+
+
+def test_it_is_scored_as_the_model_that_nobody_has_trained_answers(assignment: Assignment) -> None:
+    history, seen = words_alone(assignment, []), look_at_words(assignment)
+    assert history is not None
+    assert seen is not None
+    assert history.last["score"] == seen.score < 1.0
+    assert history.last["head_scores"] == seen.heads
+    model = build_model(assignment, trial_settings(assignment.settings, history.point))
+    logits = predict_logits(model, TokenInputs(assignment.tokens["validation"], assignment.pad_id), 1_024)
+    chosen = {head: values.argmax(axis=1) for head, values in logits.items()}
+    assert history.last["joint_accuracy"] == joint_accuracy(assignment.labels["validation"], chosen)
+
+
+def test_its_number_is_after_those_of_other_trials(assignment: Assignment) -> None:
+    others = [TrialHistory(f"{group}-{number}", group, number, {}, 7, "sampler") for group, number in (("trial", 3), ("single-job", 8))]
+    history = words_alone(assignment, others)
+    assert history is not None
+    assert history.number == 4
+    assert history.is_sound
+
+
+def test_there_is_none_where_a_model_would_say_more_or_less(assignment: Assignment) -> None:
+    assert words_alone(replace(assignment, start="versions/1"), []) is None
+    heads = {name: one.model_copy(update={"word_pieces": name == "job"}) for name, one in assignment.settings.heads.items()}
+    settings = assignment.settings.model_copy(update={"heads": heads})
+    assert words_alone(replace(assignment, settings=settings).with_words(), []) is None
