@@ -1,7 +1,8 @@
 """CPU seconds of a command and of everything it starts, also of what it leaves behind when it ends.
 
 The kernel hands orphans to the nearest "subreaper" above them, so this process becomes one: nothing a command starts can leave its tree.
-Living processes are read from /proc; a process that ended counts with what it had when it was last seen.
+Living processes are read from /proc; a process that ended counts with what it had when it was last seen. What an earlier command left
+behind is in the tree as well, also when it has ended, and is not counted.
 """
 
 import ctypes
@@ -32,12 +33,20 @@ class Meter:
     peak_bytes: int = 0
     gpu_busy: list[float] = field(default_factory=list)
     _seen: dict[tuple[int, str], float] = field(default_factory=dict)
+    _earlier: frozenset[tuple[int, str]] = frozenset()
     _begun: float = field(default_factory=time.monotonic)
 
     @property
     def wall_s(self) -> float:
         """Seconds since it was made."""
         return time.monotonic() - self._begun
+
+    def begin(self) -> None:
+        """Leave out every process that is there now."""
+        self.look()
+        self._earlier = frozenset(self._seen)
+        self._seen.clear()
+        self.cpu_s, self.peak_bytes, self._begun = 0.0, 0, time.monotonic()
 
     def look(self) -> None:
         """Read what all descendants of this process have used; the reading of one that is gone stays."""
@@ -48,9 +57,10 @@ class Meter:
         waiting = [os.getpid()]
         while waiting:
             for one in children.get(waiting.pop(), ()):
-                self._seen[one.pid, one.started] = one.cpu_s
-                self.peak_bytes = max(self.peak_bytes, one.resident_bytes)
                 waiting.append(one.pid)
+                if (one.pid, one.started) not in self._earlier:
+                    self._seen[one.pid, one.started] = one.cpu_s
+                    self.peak_bytes = max(self.peak_bytes, one.resident_bytes)
         self.cpu_s = sum(self._seen.values())
 
 
@@ -97,6 +107,7 @@ def measure(
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     meter, ended, is_enough = Meter(), threading.Event(), False
+    meter.begin()
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=folder, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT)
         waiter = threading.Thread(target=lambda: (process.wait(), ended.set()))
