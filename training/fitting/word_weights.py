@@ -67,7 +67,7 @@ class WordWeights:
 
     Attributes:
         pieces: Those that have weights.
-        runs: Runs of letters that have weights; none where no head weighs them.
+        runs: Runs of letters that heads may weigh; none where letters were not counted.
         heads: By name; a head is left out where its words say nothing.
     """
 
