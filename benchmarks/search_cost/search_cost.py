@@ -169,9 +169,9 @@ def run_ours(folder: Path, settings: dict[str, Any], most_cpu_s: float) -> Curve
         events = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(ledger.glob("*.json"))]
         # A first look counts where it has seen all validation rows, as the recipe does.
         looks = [event for event in events if event["kind"] == "look" and event["look"]["validation_texts"] == count]
-        scores = {is_model: [one["look"]["score"] for one in looks if one.get("is_model", False) == is_model] for is_model in (True, False)}
-        trained = [event["report"]["score"] for event in events if event["kind"] == "epoch"]
-        curve.note(meter, trained + scores[True], scores[False])
+        models = [event["report"]["score"] for event in events if event["kind"] == "epoch"]
+        models += [event["look"]["score"] for event in looks if event.get("is_model")]
+        curve.note(meter, models, [event["look"]["score"] for event in looks])
         return meter.cpu_s > most_cpu_s
 
     command = [sys.executable, "-m", "training", "tune", "--config", str(config), "--name", "ours"]
