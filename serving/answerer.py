@@ -20,6 +20,7 @@ from serving.follower import Follower
 from serving.messages import Answer, EngineTrial, HeadFacts, Limits, Pooling, Prediction, PredictRequest, VersionFacts, shaped
 from serving.observing.seen import Seen
 from serving.predictor import Predictor, TokenizedText
+from serving.promised import Promised
 from serving.reading import finished_texts, text_reason
 from serving.remembered import Remembered, key
 from serving.scheduling.queued import Scheduled
@@ -149,18 +150,19 @@ class Answerer:
         if self._following is not None and self._following.done() and self._follower.name is not None:
             raise NotReady("the registry is not followed any more")
 
-    async def predict(self, request: PredictRequest, client: str = "") -> Answered:
+    async def predict(self, request: PredictRequest, client: str = "", promised: Promised | None = None) -> Answered:
         """Answer all texts of a request with one version.
 
         Args:
             request: Whose texts.
             client: Who asks; see `Scheduler.submit`.
+            promised: What a canary must keep to, if it is to answer.
 
         Raises:
             ServingError: See `Scheduler.submit` and `finished_texts`.
         """
         current, deadline = self._follower.current, self._deadline(request)
-        chosen = (self.candidate and self.candidate.takes(client, current)) or current
+        chosen = self._chosen(client, current, promised)
         try:
             answers, spent = await self._answer(chosen, request, deadline, client)
         except ServingError as error:
@@ -176,6 +178,12 @@ class Answerer:
             self.candidate.compare(request, answers, chosen, current, waiting_s=self.scheduler.queue_s)
         prediction = Prediction.model_construct(version=chosen.version, answers=shaped(answers, request))
         return Answered(prediction, spent)
+
+    def _chosen(self, client: str, current: Predictor, promised: Promised | None) -> Predictor:
+        other = self.candidate.takes(client, current) if self.candidate is not None else None
+        if other is None or (promised is not None and not promised.is_kept_by(other.version, other.manifest.heads)):
+            return current
+        return other
 
     async def _answer(self, predictor: Predictor, request: PredictRequest, deadline: float, client: str) -> tuple[Sequence[Answer], Spent]:
         texts = finished_texts(request, predictor.manifest.text_template, self._limits(predictor))

@@ -14,6 +14,7 @@ from serving.answerer import Answered, Explained
 from serving.errors import BadRequest, InvalidFields
 from serving.explaining import ExplainRequest
 from serving.messages import Limits, PredictRequest, Problem, VersionFacts
+from serving.promised import Promised
 from serving.reading import check_limits
 
 # Who names clients is the proxy in front; a caller that names itself anew each time only gets what nobody known gets.
@@ -28,7 +29,7 @@ COMPONENTS = "components/schemas"
 class Answering(Protocol):
     """What the routes need; `serving.answerer.Answerer` is one."""
 
-    async def predict(self, request: PredictRequest, client: str = "") -> Answered:
+    async def predict(self, request: PredictRequest, client: str = "", promised: Promised | None = None) -> Answered:
         """Answer a request of a client."""
         ...
 
@@ -71,8 +72,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     return bytes(body)
 
 
-async def answer(answering: Answering, request: Request, asked: PredictRequest) -> Answered:
-    """Answer what a request asks, within its deadline and in its client's turn.
+async def answer(answering: Answering, request: Request, asked: PredictRequest, promised: Promised | None = None) -> Answered:
+    """Answer what a request asks, within its deadline and in its client's turn, by a version that keeps to what was promised.
 
     Raises:
         InvalidFields: 422; see `check_limits` and `deadline_ms`.
@@ -81,7 +82,7 @@ async def answer(answering: Answering, request: Request, asked: PredictRequest) 
     if shorter != asked.deadline_ms:
         asked = asked.model_copy(update={"deadline_ms": shorter})
     check_limits(asked, answering.limits())
-    return await answering.predict(asked, client_id(request))
+    return await answering.predict(asked, client_id(request), promised)
 
 
 def client_id(request: Request) -> str:

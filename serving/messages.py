@@ -22,6 +22,9 @@ class Message(BaseModel):
 
 # The document says what `text_reason` refuses of any text.
 Text = Annotated[str, Field(json_schema_extra={"pattern": r"\S"})]
+# The first mistake in a list ends reading it: a body has room for a million.
+Texts = Annotated[list[Text], Field(min_length=1, fail_fast=True)]
+Fields = Annotated[dict[str, str], Field(fail_fast=True)]
 
 
 class Limits(Message):
@@ -45,10 +48,8 @@ class PredictRequest(Message):
         }
     )
 
-    texts: Annotated[list[Text], Field(min_length=1, fail_fast=True)] | None = Field(
-        default=None, description="Finished texts, as the template makes them."
-    )
-    examples: Annotated[list[dict[str, str]], Field(min_length=1, fail_fast=True)] | None = Field(
+    texts: Texts | None = Field(default=None, description="Finished texts, as the template makes them.")
+    examples: Annotated[list[Fields], Field(min_length=1, fail_fast=True)] | None = Field(
         default=None, description="Instead of `texts`: fields that the version's text template joins (see `/v1/version`)."
     )
     deadline_ms: Annotated[int, Field(ge=1)] | None = Field(

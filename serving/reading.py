@@ -12,7 +12,10 @@ from pydantic import BaseModel, ValidationError
 
 from serving.errors import BadRequest, InvalidFields
 from serving.messages import Limits, Message, PredictRequest
-from training.template import template_columns, template_parts
+from training.template import is_blank, template_columns, template_parts
+
+# Telling each takes longer than reading the body did, on the loop that answers everybody.
+_MOST_MISTAKES = 100
 
 Finding = tuple[str, str]
 MessageT = TypeVar("MessageT", bound=Message)
@@ -23,11 +26,13 @@ def parse_body(kind: type[MessageT], body: bytes) -> MessageT:
 
     Raises:
         BadRequest: 400 for a body that is not JSON.
-        InvalidFields: 422, with every finding.
+        InvalidFields: 422, with every finding, or how many there are.
     """
     try:
         return kind.model_validate_json(body, strict=True)
     except ValidationError as error:
+        if error.error_count() > _MOST_MISTAKES:
+            raise InvalidFields([("", f"has {error.error_count()} mistakes; the keys are {', '.join(kind.model_fields)}")]) from None
         findings = error.errors(include_url=False, include_input=False, include_context=False)
         if findings[0]["type"] == "json_invalid":
             raise BadRequest(f"body is not JSON: {_position(findings[0]['msg'])}", 400) from None
@@ -88,7 +93,9 @@ def _missing_field(index: int, example: Mapping[str, str], template: str) -> Fin
 
 
 def joined(example: Mapping[str, str], template: str) -> str:
-    """Join fields into the text that a template makes of them."""
+    """Join fields into the text that a template makes of them; "" where all are blank, as in training."""
+    if all(is_blank(example[column]) for column in template_columns(template)):
+        return ""
     return "".join(literal + (example[column] if column else "") for literal, column, _ in template_parts(template))
 
 

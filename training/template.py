@@ -34,3 +34,8 @@ def template_columns(template: str) -> list[str]:
         ValueError: See `template_parts`.
     """
     return list(dict.fromkeys(column for _, column, _ in template_parts(template) if column is not None))
+
+
+def is_blank(text: str) -> bool:
+    """Tell whether a text has nothing but white space and invisible characters."""
+    return not any(character.isprintable() and character != " " for character in text)

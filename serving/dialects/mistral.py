@@ -5,14 +5,13 @@ Source: https://docs.mistral.ai/api (classifications), read 2026-11.
 
 import json
 import uuid
-from typing import Annotated
 
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field
 
 from serving.dialects.heads import whole
 from serving.door import ASKING, Answering, answer, body_schema, problems, read_body, reply
-from serving.messages import Message, PredictRequest, Text
+from serving.messages import Message, PredictRequest, Text, Texts
 from serving.reading import parse_body
 
 
@@ -22,7 +21,7 @@ class Classifications(Message):
     model_config = {"json_schema_extra": {"examples": [{"model": "twohead", "input": ["Nurse for our intensive care unit."]}]}}
 
     model: str = Field(default="", description="Sent back as it came; all heads answer.")
-    input: Text | Annotated[list[Text], Field(min_length=1)] = Field(description="A text or a list of texts.")
+    input: Text | Texts = Field(description="A text or a list of texts.")
 
 
 class Scores(BaseModel):

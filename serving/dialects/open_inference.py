@@ -13,7 +13,8 @@ from pydantic import BaseModel, Field
 from serving.dialects.heads import whole
 from serving.door import ASKING, Answering, answer, body_schema, problems, read_body, reply
 from serving.errors import InvalidFields, NotFound
-from serving.messages import Answer, Message, PredictRequest, Text, VersionFacts
+from serving.messages import Answer, Message, PredictRequest, Texts, VersionFacts
+from serving.promised import Promised
 from serving.reading import parse_body
 
 SERVER, INPUT, SCORES = "twohead", "text", ".scores"
@@ -24,9 +25,9 @@ class InputTensor(Message):
     """The texts."""
 
     name: str = Field(description=f"`{INPUT}`.")
-    shape: list[int] = Field(description="[texts], or [texts, 1].")
+    shape: Annotated[list[int], Field(fail_fast=True)] = Field(description="[texts], or [texts, 1].")
     datatype: Literal["BYTES"]
-    data: Annotated[list[Text], Field(min_length=1)]
+    data: Texts
     parameters: dict[str, Any] = Field(default={}, description="Not read.")
 
 
@@ -48,8 +49,8 @@ class Infer(Message):
 
     id: str = Field(default="", description="Sent back as it came.")
     parameters: dict[str, Any] = Field(default={}, description="Not read.")
-    inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=1)]
-    outputs: list[WantedOutput] = Field(default=[], description="Left out: the class of every head.")
+    inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=1, fail_fast=True)]
+    outputs: Annotated[list[WantedOutput], Field(fail_fast=True)] = Field(default=[], description="Left out: the class of every head.")
 
 
 class OutputTensor(BaseModel):
@@ -140,7 +141,8 @@ def add(app: FastAPI, answering: Answering) -> None:
         asked = parse_body(Infer, await read_body(request, answering.limits()))
         facts = _served(answering, model, version)
         texts, wanted = _texts(asked), _wanted(asked, facts)
-        answered = await answer(answering, request, PredictRequest.model_construct(texts=texts))
+        promised = Promised(facts.heads, facts.version if version else None)
+        answered = await answer(answering, request, PredictRequest.model_construct(texts=texts), promised)
         content: dict[str, Any] = {"model_name": model, "model_version": str(answered.prediction.version)}
         content |= {"id": asked.id} if asked.id else {}
         return reply(answered, json.dumps(content | {"outputs": [_output(name, whole(answered)) for name in wanted]}, ensure_ascii=False))

@@ -13,6 +13,7 @@ from serving.dialects.heads import find_head, whole
 from serving.door import ASKING, Answering, answer, body_schema, problems, read_body, reply
 from serving.errors import InvalidFields
 from serving.messages import HeadAnswer, Message, PredictRequest, Text
+from serving.promised import Promised
 from serving.reading import parse_body
 
 
@@ -21,7 +22,7 @@ class Inputs(Message):
 
     model_config = {"json_schema_extra": {"examples": [{"inputs": "Nurse for our intensive care unit."}]}}
 
-    inputs: Text | Annotated[list[Text | list[Text]], Field(min_length=1)] = Field(
+    inputs: Text | Annotated[list[Text | Annotated[list[Text], Field(fail_fast=True)]], Field(min_length=1, fail_fast=True)] = Field(
         description="A text; or a list of texts, each alone or as a list of one. Pairs are not read."
     )
     raw_scores: bool = Field(default=False, description="Must be false: answers are probabilities.")
@@ -52,8 +53,9 @@ def add(app: FastAPI, answering: Answering) -> None:
         request: Request, head: Annotated[str, Query(description="Which head; may be left out where the version has one.")] = ""
     ) -> Response:
         asked = parse_body(Inputs, await read_body(request, answering.limits()))
-        chosen = find_head(answering.facts(), head, "the parameter head")
-        answered = await answer(answering, request, PredictRequest.model_construct(texts=_texts(asked)))
+        facts = answering.facts()
+        chosen = find_head(facts, head, "the parameter head")
+        answered = await answer(answering, request, PredictRequest.model_construct(texts=_texts(asked)), Promised(facts.heads))
         ranked = [_ranked(one.heads[chosen.name]) for one in whole(answered)]
         return reply(answered, json.dumps(ranked[0] if isinstance(asked.inputs, str) else ranked, ensure_ascii=False))
 

@@ -6,14 +6,15 @@ Source: https://docs.vllm.ai/en/latest/models/pooling_models.html (classificatio
 import json
 import time
 import uuid
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field
 
 from serving.dialects.heads import find_head, whole
 from serving.door import ASKING, Answering, answer, body_schema, problems, read_body, reply
-from serving.messages import Answer, HeadFacts, Message, PredictRequest, Text
+from serving.messages import Answer, HeadFacts, Message, PredictRequest, Text, Texts
+from serving.promised import Promised
 from serving.reading import parse_body
 
 
@@ -23,7 +24,7 @@ class Classify(Message):
     model_config = {"json_schema_extra": {"examples": [{"model": "category", "input": "Nurse for our intensive care unit."}]}}
 
     model: str = Field(default="", description="Which head; may be left out where the version has one.")
-    input: Text | Annotated[list[Text], Field(min_length=1)] = Field(description="A text or a list of texts.")
+    input: Text | Texts = Field(description="A text or a list of texts.")
 
 
 class Classified(BaseModel):
@@ -67,9 +68,10 @@ def add(app: FastAPI, answering: Answering) -> None:
     )
     async def classify(request: Request) -> Response:
         asked = parse_body(Classify, await read_body(request, answering.limits()))
-        head = find_head(answering.facts(), asked.model, "model")
+        facts = answering.facts()
+        head = find_head(facts, asked.model, "model")
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
-        answered = await answer(answering, request, PredictRequest.model_construct(texts=texts))
+        answered = await answer(answering, request, PredictRequest.model_construct(texts=texts), Promised(facts.heads))
         return reply(answered, json.dumps(_classification(head, whole(answered)), ensure_ascii=False))
 
 

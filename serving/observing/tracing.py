@@ -17,6 +17,7 @@ from serving.door import Answering
 from serving.errors import ServingError
 from serving.explaining import ExplainRequest
 from serving.messages import Limits, PredictRequest, VersionFacts
+from serving.promised import Promised
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -59,9 +60,9 @@ class Traced:
     def __init__(self, answering: Answering) -> None:
         self._answering = answering
 
-    async def predict(self, request: PredictRequest, client: str = "") -> Answered:
+    async def predict(self, request: PredictRequest, client: str = "", promised: Promised | None = None) -> Answered:
         """Answer a request of a client."""
-        answered = await self._answering.predict(request, client)
+        answered = await self._answering.predict(request, client, promised)
         answers = answered.prediction.answers
         _tell(answered, len(answers), sum(answer.tokens for answer in answers))
         return answered

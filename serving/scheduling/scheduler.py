@@ -245,14 +245,15 @@ class Scheduler:
 
     def _ahead_in_s(self) -> float | None:
         """Return how long to wait before the next batch is composed, although one is computed; None: as long as that takes."""
-        is_whole = self.queued_tokens >= (self._batch_tokens or self._oldest_model().batch_tokens)
+        is_whole = self.queued_tokens >= (self._batch_tokens or self._next_model().batch_tokens)
         if not is_whole or not self._last_s:
             return None
         return max(self._free_at - _AHEAD_SHARE * self._last_s - time.monotonic(), 0.0)
 
-    def _oldest_model(self) -> Model:
-        # An older version's texts first: its predictor goes when they are answered.
-        return next(iter(self._queue.values())).request.model
+    def _next_model(self) -> Model:
+        # Whose turn it is does not depend on which version was asked: copies for a candidate keep nobody waiting.
+        _, text = min(self._queue.items(), key=_turn)
+        return text.request.model
 
     def _drop_hopeless(self) -> None:
         """Drop requests of which a text could not be computed before their deadline, where others wait who get that time."""
@@ -264,13 +265,12 @@ class Scheduler:
                 self._expire(request)
 
     def _compose(self) -> list[int]:
-        model = self._oldest_model()
-        waiting = [(order, text) for order, text in self._queue.items() if text.request.model is model]
-        waiting.sort(key=lambda one: (one[1].place, one[0]))
+        model = self._next_model()
+        waiting = sorted((one for one in self._queue.items() if one[1].request.model is model), key=_turn)
         overdue_before = time.monotonic() - self._age_bound_s
         overdue = len(list(takewhile(lambda one: one[1].request.arrived <= overdue_before, waiting)))
         chosen = choose([text.tokens for _, text in waiting], overdue, self._batch_tokens or model.batch_tokens, pads=model.pads)
-        clients = len({text.request.client or id(text.request) for _, text in waiting})
+        clients = len({text.request.client or id(text.request) for text in self._queue.values()})
         self._turns.serve(sum(waiting[index][1].tokens for index in chosen), clients)
         return [waiting[index][0] for index in chosen]
 
@@ -338,3 +338,8 @@ class Scheduler:
             log.critical("the scheduler's loop ended", exc_info=error)
         for request in list(self._open):
             self._fail(request, NotReady("the scheduler does not run"))
+
+
+def _turn(waiting: tuple[int, Text]) -> tuple[float, int]:
+    order, text = waiting
+    return text.place, order

@@ -15,6 +15,7 @@ from serving.follower import Follower
 from serving.messages import PredictRequest
 from serving.observing.names import COUNTED
 from serving.predictor import Predictor
+from serving.promised import Promised
 from serving.routes import build_app
 from serving.settings import ServingSettings
 
@@ -27,11 +28,11 @@ class Busy(Answerer):
 
     refusals = 0
 
-    async def predict(self, request: PredictRequest, client: str = "") -> Answered:
+    async def predict(self, request: PredictRequest, client: str = "", promised: Promised | None = None) -> Answered:
         if self.refusals > 0:
             self.refusals -= 1
             raise Overloaded("9.0 s of work come before this request, but at most 5 s may", 1.0)
-        return await super().predict(request, client)
+        return await super().predict(request, client, promised)
 
 
 class OneVersion:

@@ -12,6 +12,7 @@ import pytest
 from serving.answerer import Answered, Spent
 from serving.errors import NotReady
 from serving.messages import Answer, HeadAnswer, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts
+from serving.promised import Promised
 from serving.reading import finished_texts
 from serving.routes import build_app
 
@@ -35,7 +36,7 @@ class Fake:
     def __init__(self, *, is_ready: bool = True, error: Exception | None = None) -> None:
         self.is_ready, self.error = is_ready, error
 
-    async def predict(self, request: PredictRequest, client: str = "") -> Answered:
+    async def predict(self, request: PredictRequest, client: str = "", promised: Promised | None = None) -> Answered:
         texts = finished_texts(request, "{text}", LIMITS)
         if self.error is not None:
             raise self.error

@@ -10,9 +10,10 @@ import pytest
 
 from training.data.dataset import Dataset, load_dataset
 from training.data.labels import MISSING
-from training.data.rows import is_blank, render
+from training.data.rows import render
 from training.errors import DataError
 from training.settings import TrainingSettings
+from training.template import is_blank
 
 HEADS = {"category": {}, "education": {}}
 

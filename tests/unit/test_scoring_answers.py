@@ -76,10 +76,11 @@ def test_batches_are_of_similar_length_and_bounded() -> None:
 
 
 def test_texts_are_made_as_training_makes_them() -> None:
-    rows = pa.table({"title": ["a", None, "b"], "n": [1, 2, None], "many": [["x"], [], None]})
-    assert make_texts(rows, None, "{title}: {n}") == ["a: 1", ": 2", "b: "]
-    assert make_texts(rows, "n", "{title}") == ["1", "2", ""]
-    assert make_texts(rows, "many", "{title}") == [None, None, ""]
+    rows = pa.table({"title": ["a", None, "b", " "], "n": [1, 2, None, None], "many": [["x"], [], None, None]})
+    # A row without anything in it is no example in training either.
+    assert make_texts(rows, None, "{title}: {n}") == ["a: 1", ": 2", "b: ", ""]
+    assert make_texts(rows, "n", "{title}") == ["1", "2", "", ""]
+    assert make_texts(rows, "many", "{title}") == [None, None, "", ""]
 
 
 def test_answers_are_the_predictors_own(tiny_checkpoint: Path) -> None:

@@ -16,6 +16,7 @@ from serving.errors import DeadlineExceeded, InvalidFields, NotReady, Overloaded
 from serving.follower import Follower
 from serving.messages import Answer, HeadAnswer, PredictRequest
 from serving.predictor import Predictor
+from serving.promised import Promised
 from serving.settings import CanarySettings, CandidateSettings, ServingSettings, ShadowSettings
 
 REQUEST = PredictRequest(texts=["a", "b"])
@@ -213,6 +214,25 @@ async def test_real_versions_are_compared(make_checkpoint: Callable[[int], Path]
         {"canary": CanarySettings(version=2, fraction=0.5)} if role == "canary" else {"shadow": ShadowSettings(version=2)}
     )
     await with_versions(make_checkpoint, test, **settings)
+
+
+async def test_a_canary_answers_where_it_keeps_to_what_the_caller_was_promised(make_checkpoint: Callable[[int], Path]) -> None:
+    async def test(answerer: Answerer) -> None:
+        heads = answerer.facts().heads
+        renamed = [heads[0].model_copy(update={"name": "other"}), *heads[1:]]
+        reordered = [heads[0].model_copy(update={"classes": heads[0].classes[::-1]}), *heads[1:]]
+        expected = [
+            (None, {1, 2}),
+            (Promised(heads), {1, 2}),
+            (Promised(heads, 1), {1}),
+            (Promised(renamed), {1}),
+            (Promised(reordered), {1}),
+        ]
+        for promised, versions in expected:
+            told = [await answerer.predict(REQUEST, str(number), promised) for number in range(20)]
+            assert {one.version for one in told} == versions
+
+    await with_versions(make_checkpoint, test, canary=CanarySettings(version=2, fraction=0.5))
 
 
 async def test_what_breaks_a_canary_is_answered_by_the_version_beside_it(make_checkpoint: Callable[[int], Path]) -> None:

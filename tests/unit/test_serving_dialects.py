@@ -9,6 +9,7 @@ import pytest
 from serving.answerer import Answered, Spent
 from serving.door import Answering
 from serving.messages import Answer, HeadAnswer, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts
+from serving.promised import Promised
 from serving.reading import finished_texts
 from serving.routes import build_app
 
@@ -25,10 +26,12 @@ class TwoHeads:
     def __init__(self, heads: int = 2) -> None:
         self.heads = HEADS[:heads]
         self.asked: list[tuple[list[str], int | None, str]] = []
+        self.promised: list[Promised | None] = []
 
-    async def predict(self, request: PredictRequest, client: str = "") -> Answered:
+    async def predict(self, request: PredictRequest, client: str = "", promised: Promised | None = None) -> Answered:
         texts = finished_texts(request, "{text}", LIMITS)
         self.asked.append((texts, request.deadline_ms, client))
+        self.promised.append(promised)
         told = {
             "category": HeadAnswer(**{"class": "nurse"}, probability=0.75, scores={"sales": 0.25, "nurse": 0.75}),
             "education": HeadAnswer(**{"class": None}, probability=0.5, scores={"none": 0.2, "school": 0.3, "master": 0.5}, abstained=True),
@@ -186,3 +189,21 @@ def test_deadline_and_client_count_in_every_dialect() -> None:
     for path, body in asking:
         assert call("POST", path, answering, json=body, headers=headers).status_code == 200
     assert answering.asked == [(["a"], 400, "acme")] * 4
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("/predict?head=category", {"inputs": "a"}, Promised(HEADS)),
+        ("/classify", {"model": "category", "input": "a"}, Promised(HEADS)),
+        ("/v1/classifications", {"input": "a"}, None),
+        ("/v2/models/production/infer", tensor("a"), Promised(HEADS)),
+        ("/v2/models/production/versions/7/infer", tensor("a"), Promised(HEADS, 7)),
+    ],
+)
+def test_whoever_answers_has_the_heads_that_were_told_and_the_version_that_was_named(
+    path: str, body: dict[str, Any], expected: Promised | None
+) -> None:
+    answering = TwoHeads()
+    assert call("POST", path, answering, json=body).status_code == 200
+    assert answering.promised == [expected]

@@ -4,8 +4,12 @@ from typing import Any
 
 import pytest
 
+from serving.dialects.mistral import Classifications
+from serving.dialects.open_inference import Infer
+from serving.dialects.text_embeddings import Inputs
+from serving.dialects.vllm import Classify
 from serving.errors import BadRequest, InvalidFields, Overloaded
-from serving.messages import Answer, HeadAnswer, Limits, PredictRequest, shaped
+from serving.messages import Answer, HeadAnswer, Limits, Message, PredictRequest, shaped
 from serving.reading import check_limits, finished_texts, parse_body
 
 LIMITS = Limits(max_texts=3, max_characters=10, max_tokens=8, max_body_bytes=1000, deadline_ms=1000)
@@ -46,6 +50,7 @@ def test_texts_and_examples() -> None:
         ([], [("", "must be an object")]),
         ({"texts": ["a"], "deadline_ms": 1001}, [("deadline_ms", "must be at most 1000")]),
         ({"texts": ["a"], "deadline_ms": "5"}, [("deadline_ms", "must be a valid integer")]),
+        ({"examples": [{"title": " ", "text": "\u200b"}]}, [("examples.0", "is empty")]),
         ({"examples": [{"title": "a"}]}, [("examples.0", "lacks the field 'text', which the text template names")]),
     ],
 )
@@ -65,6 +70,33 @@ def test_findings_are_few_for_a_body_that_is_wrong_all_over() -> None:
     with pytest.raises(InvalidFields) as caught:
         finished_texts(PredictRequest(texts=[" "] * 500), TEMPLATE, limits)
     assert len(caught.value.findings) == 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "field"),
+    [
+        (PredictRequest, {"texts": [0] * 5_000}, "texts.0"),
+        (PredictRequest, {"examples": [{str(number): number for number in range(5_000)}]}, "examples.0"),
+        (Classify, {"input": [0] * 5_000}, "input"),
+        (Classifications, {"input": [0] * 5_000}, "input"),
+        (Inputs, {"inputs": [0] * 5_000}, "inputs"),
+        (Inputs, {"inputs": [[0] * 5_000]}, "inputs"),
+        (Infer, {"inputs": [{"name": "text", "shape": ["a"] * 5_000, "datatype": "BYTES", "data": [0] * 5_000}]}, "inputs.0.shape.0"),
+        (Infer, {"inputs": [{}] * 5_000}, "inputs.0.name"),
+        (Infer, {"inputs": [], "outputs": [{}] * 5_000}, "inputs"),
+    ],
+)
+def test_a_list_is_read_up_to_its_first_mistake(kind: type[Message], body: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidFields) as caught:
+        parse_body(kind, json.dumps(body).encode())
+    assert caught.value.findings[0][0] == field
+    assert len(caught.value.findings) <= 4
+
+
+def test_very_many_unknown_keys_are_counted_and_not_told() -> None:
+    with pytest.raises(InvalidFields) as caught:
+        parse_body(PredictRequest, json.dumps({f"secret{number}": 0 for number in range(101)}).encode())
+    assert caught.value.findings == [("", f"has 101 mistakes; the keys are {', '.join(PredictRequest.model_fields)}")]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from serving.answerer import Answered, Explained, Spent
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
 from serving.explaining import ExplainRequest, Explanation, HeadExplanation, Span
 from serving.messages import Answer, HeadAnswer, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts
+from serving.promised import Promised
 from serving.reading import finished_texts
 from serving.routes import build_app
 
@@ -28,7 +29,7 @@ class FakeAnswering:
         self.clients: list[str] = []
         self.explained: list[ExplainRequest] = []
 
-    async def predict(self, request: PredictRequest, client: str = "") -> Answered:
+    async def predict(self, request: PredictRequest, client: str = "", promised: Promised | None = None) -> Answered:
         self.clients.append(client)
         if self.error is not None:
             raise self.error

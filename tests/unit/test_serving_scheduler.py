@@ -191,6 +191,26 @@ def test_texts_of_another_model_do_not_share_a_batch() -> None:
     run(test)
 
 
+def test_many_texts_for_one_version_do_not_keep_one_for_another_waiting() -> None:
+    """Copies for a candidate wait beside what people asked."""
+
+    async def test(scheduler: Scheduler) -> None:
+        current, candidate = GatedModel(), GatedModel(is_open=True)
+        candidate.batches = current.batches
+        first = submit(scheduler, current, "a")
+        await current.busy()
+        copies = submit(scheduler, candidate, *[f"m{number:02}" for number in range(50)])
+        await settled()
+        asked = [submit(scheduler, current, text) for text in ("one", "two")]
+        current.gate.set()
+        await asyncio.gather(first, *asked, copies)
+        # The copies' first text came before; the others' turn is later.
+        assert current.batches[:3] == [["a"], ["m00", "m01", "m02"], ["one", "two"]]
+        assert [text for batch in current.batches[3:] for text in batch] == [f"m{number:02}" for number in range(3, 50)]
+
+    run(test, batch_tokens=9)
+
+
 def test_the_text_that_breaks_the_engine_fails_alone() -> None:
     async def test(scheduler: Scheduler) -> None:
         model = GatedModel(breaks_on="bad")

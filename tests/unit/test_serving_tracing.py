@@ -16,6 +16,7 @@ from serving.errors import NotReady, Overloaded, ServingError
 from serving.explaining import METHOD, ExplainRequest, Explanation
 from serving.messages import Answer, HeadAnswer, Limits, Prediction, PredictRequest, VersionFacts
 from serving.observing.tracing import Spans, Traced, add_tracing, make_tracer
+from serving.promised import Promised
 from serving.replica import Replica
 from serving.routes import build_app
 
@@ -29,7 +30,7 @@ class FakeAnswering:
 
     error: Exception | None = None
 
-    async def predict(self, request: PredictRequest, client: str = "") -> Answered:
+    async def predict(self, request: PredictRequest, client: str = "", promised: Promised | None = None) -> Answered:
         if self.error is not None:
             raise self.error
         told = HeadAnswer(class_="nurse", probability=0.9, scores={"nurse": 0.9, "sales": 0.1})

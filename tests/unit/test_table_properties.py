@@ -15,10 +15,10 @@ from pydantic import ValidationError
 
 from training.data.dataset import Dataset, load_dataset
 from training.data.labels import MISSING
-from training.data.rows import is_blank, render, text_key
+from training.data.rows import render, text_key
 from training.errors import DataError
 from training.settings import TrainingSettings
-from training.template import template_columns, template_parts
+from training.template import is_blank, template_columns, template_parts
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
 # Line feeds, quotes, commas, tabs, marks of other scripts; carriage returns become line feeds in some formats, NUL is refused.

@@ -13,7 +13,7 @@ from training.data.table import Table, read_table
 from training.data_settings import DataSettings
 from training.errors import DataError
 from training.settings import TrainingSettings
-from training.template import template_columns, template_parts
+from training.template import is_blank, template_columns, template_parts
 
 SPLITS = ("training", "validation", "test")
 
@@ -62,11 +62,6 @@ def render(template: str, columns: Mapping[str, Sequence[str]]) -> list[str]:
         pieces = [literal + (columns[column][position][:length] if column else "") for literal, column, length in parts]
         filled.append("" if all(map(is_blank, cells)) else "".join(pieces))
     return filled
-
-
-def is_blank(text: str) -> bool:
-    """Tell whether a text has nothing but white space and invisible characters."""
-    return not any(character.isprintable() and character != " " for character in text)
 
 
 @dataclass(frozen=True)
