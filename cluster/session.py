@@ -41,6 +41,8 @@ _FALLBACK_PORT, _FALLBACK_PORTS = 8500, 1_000
 
 # Ray puts sockets some 68 characters below its folder, and a socket's path may have 103 on macOS, 107 on Linux.
 _LONGEST_ROOT = 18
+# mkdtemp makes an unguessable folder of mode 0700 in it.
+_SHORT_ROOT = Path("/tmp")  # noqa: S108
 
 SETTLED = {
     "RAY_AUTH_MODE": "token",
@@ -130,11 +132,8 @@ def new_session(token_path: Path | None = None) -> Session:
     Raises:
         ClusterError: There is no place to write, or the token would be readable by others.
     """
-    root = Path(tempfile.gettempdir())
-    if len(str(root)) > _LONGEST_ROOT:
-        root = Path("/tmp")  # noqa: S108  # mkdtemp makes an unguessable folder of mode 0700 in it
     try:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_root()))
     except OSError as error:
         raise _unwritable(error) from None
     token_path = token_path or folder / "token"
@@ -145,6 +144,12 @@ def new_session(token_path: Path | None = None) -> Session:
         shutil.rmtree(folder, ignore_errors=True)
         raise (_unwritable(error) if isinstance(error, OSError) else error) from None
     return Session(folder, token_path)
+
+
+def _root() -> Path:
+    """Return where sessions go: the folder for temporary files, unless its path is too long."""
+    root = Path(tempfile.gettempdir())
+    return root if len(str(root)) <= _LONGEST_ROOT else _SHORT_ROOT
 
 
 def _unwritable(error: OSError) -> ClusterError:
@@ -201,8 +206,7 @@ def private_session() -> Iterator[Session]:
 
 def sweep() -> None:
     """Remove private sessions whose owner was killed before it could; what they do is lost already."""
-    root = Path(tempfile.gettempdir())
-    for lock in [*root.glob(f"{PREFIX}*/{OWNER_FILE}")]:
+    for lock in [*_root().glob(f"{PREFIX}*/{OWNER_FILE}")]:
         try:
             with lock.open("r+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

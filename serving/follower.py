@@ -106,6 +106,9 @@ class Follower:
             self._fail(None, error)
             return
         version = resolved.result()
+        if self.last_failure is not None and (version == self.current.version or self.last_failure.version is None):
+            # Over: the name can be read, and is not that of a version which fails.
+            self.last_failure = None
         if version == self.current.version or self._failed_lately(version):
             return
         log.info("version %d is loaded beside version %d", version, self.current.version)
@@ -114,7 +117,7 @@ class Follower:
         if error := prepared.exception():
             self._fail(version, error)
             return
-        self._current = prepared.result()
+        self._current, self.last_failure = prepared.result(), None
         log.info("version %d answers", version)
 
     def stop(self) -> None:

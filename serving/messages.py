@@ -183,7 +183,7 @@ class VersionFacts(Message):
     dtype: str = Field(description="How precisely the encoder computes.")
     batch_tokens: int = Field(description="Most tokens in a batch; without a setting, as few as keep the engine as fast as it can be.")
     calibration: list[EngineTrial] = Field(default=[], description="How each precision did on the version's golden texts, on this machine.")
-    last_failure: Failure | None = Field(default=None, description="Of a newer version that could not be loaded.")
+    last_failure: Failure | None = Field(default=None, description="Of the version that the name points to; null once it could be loaded.")
     candidate: CandidateFacts | None = Field(default=None, exclude_if=_is_none, description="What is tried beside it.")
 
     @field_serializer("metrics")

@@ -170,6 +170,15 @@ class EngineApart:
 
 def _end(started: Started) -> None:
     started.connection.close()
+    if not threading.main_thread().is_alive():
+        # The interpreter ends, and threads with it.
+        _wait_for(started)
+        return
+    # The last one to hold an engine may be the loop that answers everybody: it does not wait for a process to go.
+    threading.Thread(target=_wait_for, args=(started,), name="engine's end").start()
+
+
+def _wait_for(started: Started) -> None:
     if not started.life.poll(_END_S):
         os.kill(started.pid, signal.SIGKILL)
     started.life.close()

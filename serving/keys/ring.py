@@ -61,6 +61,7 @@ class KeyRing:
         self._buckets: dict[str, Bucket] = {}
         self._wrong: OrderedDict[str, Bucket] = OrderedDict()
         self._damaged: set[str] = set()
+        self._unreadable: set[str] = set()
 
     async def start(self) -> None:
         """Read all keys.
@@ -92,6 +93,7 @@ class KeyRing:
             # Nothing of ours takes a key's file away: the folder itself is gone, like a disk that is not there.
             raise StorageError("all keys are gone")
         fresh = {identity: known[identity] for identity in good if identity in known}
+        unreadable: set[str] = set()
         for identity in sorted(good - fresh.keys()):
             try:
                 fresh[identity] = self._store.read(identity)
@@ -99,7 +101,12 @@ class KeyRing:
                 # The others stay good. Its own words hold an id and a path.
                 log.error("%s", error.message)
                 self._damaged.add(identity)
-        self._keys = fresh
+            except StorageError as error:
+                # It may be read later; what was revoked must not wait for that.
+                unreadable.add(identity)
+                if identity not in self._unreadable:
+                    log.error("%s", error.message)
+        self._keys, self._unreadable = fresh, unreadable
         self._buckets = {identity: bucket for identity, bucket in self._buckets.items() if identity in fresh}
 
     def admit(self, held: str | None, scope: str, address: str) -> Key:

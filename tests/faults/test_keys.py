@@ -199,6 +199,31 @@ def test_g8_a_damaged_file_closes_its_key_alone(store: KeyStore, tmp_path: Path,
     assert f"{damaged.id}.json: is damaged" in caplog.text
 
 
+def test_g8_a_key_that_cannot_be_read_now_delays_no_revocation(
+    store: KeyStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (known, ended), ring = make(store), ring_of(store)
+    denied, held = make(store)
+    read = store.read
+
+    def refuse(identity: str) -> Key:
+        if identity == denied.id:
+            raise StorageError(f"keys/{identity}.json: Permission denied")
+        return read(identity)
+
+    monkeypatch.setattr(store, "read", refuse)
+    store.revoke(known.id)
+    for _ in range(2):
+        ring.refresh()
+        for one in (ended, held):
+            with pytest.raises(Unauthorized):
+                ring.admit(one, "predict", "")
+    assert caplog.text.count("Permission denied") == 1
+    monkeypatch.undo()
+    ring.refresh()
+    assert ring.admit(held, "predict", "") == denied
+
+
 def test_g8_the_file_of_one_key_is_not_anothers(store: KeyStore, tmp_path: Path) -> None:
     weak, weak_held = make(store, "predict")
     strong, strong_held = make(store, "admin")

@@ -246,3 +246,15 @@ def test_sweeping_spares_the_living_and_clears_the_dead(
         assert child.wait(10) == -signal.SIGTERM
         # A cluster of `up` has no owner: it is meant to stay.
         assert lasting.folder.exists()
+
+
+def test_sweeping_looks_where_sessions_are_made_that_have_too_long_a_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "short").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(module, "_SHORT_ROOT", tmp_path / "short")
+    monkeypatch.setattr(module, "_LONGEST_ROOT", 1)
+    dead = new_session()
+    assert dead.folder.parent == tmp_path / "short"
+    (dead.folder / OWNER_FILE).touch()
+    sweep()
+    assert not dead.folder.exists()

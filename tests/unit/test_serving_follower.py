@@ -119,10 +119,11 @@ def test_a_broken_version_is_tried_again_only_after_a_while(monkeypatch: pytest.
         await follower.refresh()
         await follower.refresh()
         assert versions.fetched == [3, 5]
+        assert follower.last_failure is not None
         now += module.RETRY_S
         del versions.broken[5]
         await follower.refresh()
-        assert follower.current.version == 5
+        assert (follower.current.version, follower.last_failure) == (5, None)
 
     follow(versions, test)
 
@@ -136,6 +137,23 @@ def test_an_unreachable_registry_changes_nothing() -> None:
         assert follower.current.version == 3
         assert follower.last_failure is not None
         assert (follower.last_failure.version, follower.last_failure.reason) == (None, "storage is away")
+        versions.version = 3
+        await follower.refresh()
+        assert follower.last_failure is None
+
+    follow(versions, test)
+
+
+def test_a_failure_is_over_when_the_name_moves_back() -> None:
+    versions = FakeVersions(3, {5: CheckpointError("broken")})
+
+    async def test(follower: Follower) -> None:
+        versions.version = 5
+        await follower.refresh()
+        assert follower.last_failure is not None
+        versions.version = 3
+        await follower.refresh()
+        assert follower.last_failure is None
 
     follow(versions, test)
 

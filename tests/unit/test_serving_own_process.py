@@ -5,8 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -99,6 +102,21 @@ def test_it_ends_with_its_last_engine(start: Callable[[], Started], tiny_checkpo
     del predictor
     gc.collect()
     assert ended(pid)
+
+
+def test_whoever_lets_it_go_last_does_not_wait_for_its_end() -> None:
+    gone, closed = threading.Event(), threading.Event()
+    connection: Any = SimpleNamespace(close=lambda: None)
+    life: Any = SimpleNamespace(poll=lambda _: gone.wait(30) or True, close=closed.set)
+    process = OwnProcess(lambda: Started(os.getpid(), connection, life))
+    before = set(threading.enumerate())
+    del process
+    gc.collect()
+    (waiting,) = set(threading.enumerate()) - before
+    assert not closed.is_set()
+    gone.set()
+    waiting.join(30)
+    assert closed.is_set()
 
 
 @pytest.mark.parametrize("how", ["start_anew", "server.start"])
