@@ -85,6 +85,7 @@ class Answerer:
         settings: The section `serving`.
         follower: Where the current version comes from.
         follow: Makes a follower of another version, for a candidate.
+        trial: See `Candidate`.
 
     Attributes:
         candidate: The version on trial beside it.
@@ -93,7 +94,9 @@ class Answerer:
         seen: Counts answers by head and class.
     """
 
-    def __init__(self, settings: ServingSettings, follower: Follower, follow: Callable[[int], Follower] | None = None) -> None:
+    def __init__(
+        self, settings: ServingSettings, follower: Follower, follow: Callable[[int], Follower] | None = None, trial: str = ""
+    ) -> None:
         self._settings = settings
         self._follower = follower
         self._known_limits: dict[int, Limits] = {}
@@ -102,7 +105,7 @@ class Answerer:
         self.abstained: Counter[str] = Counter()
         self.seen = Seen()
         self.scheduler = Scheduler(settings.batch_tokens, settings.max_queue_s)
-        self.candidate = make_candidate(settings.canary, settings.shadow, follow, self._copy) if follow is not None else None
+        self.candidate = make_candidate(settings.canary, settings.shadow, follow, self._copy, trial) if follow is not None else None
         self._remembered = Remembered(settings.cache_answers, self.scheduler.counters)
 
     async def start(self) -> None:
@@ -299,7 +302,7 @@ class Answerer:
             batch_tokens=self._settings.batch_tokens or predictor.batch_tokens,
             calibration=[EngineTrial.model_validate(trial.to_dict()) for trial in predictor.calibration],
             last_failure=self._follower.last_failure,
-            candidate=self.candidate.facts() if self.candidate is not None else None,
+            candidate=self.candidate.facts(predictor.version) if self.candidate is not None else None,
         )
 
     def _count_abstentions(self, answers: Iterable[Answer]) -> None:

@@ -160,10 +160,11 @@ class CandidateFacts(Message):
 
     role: str = Field(description="`canary` answers some requests, `shadow` only copies of them.")
     version: int
+    trial: str = Field(default="", description="Tells this trial from earlier ones of the same version.")
     ready: bool
     failure: str = Field(default="", description="Why it could not be loaded.")
     errors: int = Field(description="Requests it failed on.")
-    compared: dict[str, int] = Field(description="Head → texts that both versions were asked about.")
+    compared: dict[str, int] = Field(description="Head → texts that it and the version that answers now were both asked about.")
     agreement: dict[str, float] = Field(description="Head → share of these for which both name the same class, or none.")
 
 

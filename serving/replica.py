@@ -60,7 +60,7 @@ class Replica:
         registry = Registry(Storage(checked.storage), checked.trusted_keys)
         self._follower = Follower(registry, reference, load)
         log_with_serve((lambda: self._follower.version) if settings.log_format == "json" else None)
-        self._answerer = Answerer(settings, self._follower, lambda version: Follower(registry, version, load))
+        self._answerer = Answerer(settings, self._follower, lambda version: Follower(registry, version, load), checked.trial)
         self._tracer = make_tracer() if settings.tracing else None
         self._ring = KeyRing(KeyStore(Storage(checked.storage))) if settings.require_keys else None
         if self._ring is not None:

@@ -6,6 +6,7 @@ starts the new ones first. It does not know how a replica answers.
 
 import http
 import json
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from serving.status import Status, deployed, progress, read_status, reason
 Say = Callable[[str], None]
 
 POLL_S = 0.25
+_TRIAL_BYTES = 4
 
 
 class ServeClient(Protocol):
@@ -88,7 +90,8 @@ class Rollout:
             ClusterError: The port is taken, a replica cannot start, nothing answers in time, or somebody deployed something else meanwhile.
         """
         place, trusted = Storage(self._cluster.storage).uri, self._cluster.trusted_keys
-        arguments = Arguments(storage=place, version=version, trusted_keys=trusted, settings=settings)
+        trial = secrets.token_hex(_TRIAL_BYTES) if settings.canary or settings.shadow else ""
+        arguments = Arguments(storage=place, version=version, trusted_keys=trusted, trial=trial, settings=settings)
         config = render(settings, arguments, self._runtime_env(settings))
         details = self._details()
         self._check_port(settings, details)

@@ -206,12 +206,14 @@ class Arguments(Section):
         storage: Where the registry is; absolute, because a replica may run elsewhere.
         version: Stay with this version; null follows `settings.name`.
         trusted_keys: Of the section `cluster`.
+        trial: Another one whenever a canary or a shadow is deployed, so that what is counted about it is not what earlier ones left.
         settings: The section `serving`, without what only the rollout reads.
     """
 
     storage: str
     version: int | None = None
     trusted_keys: tuple[str, ...] = ()
+    trial: str = ""
     settings: ServingSettings = ServingSettings()
 
     def dump(self) -> dict[str, Any]:

@@ -39,17 +39,19 @@ class Candidate:
         settings: Which version, and its share of the requests.
         follower: Loads it.
         ask: Asks a version.
+        trial: Tells this trial from earlier ones of the same version; the same on all replicas.
 
     Attributes:
         answered: Texts it answered to callers.
         errors: Requests it failed on.
-        compared: Head → texts that both versions answered.
-        agreed: Head → texts of these for which both name the same class, or both none.
+        compared: Version beside it and head → texts that both versions answered.
+        agreed: The same → texts of these for which both name the same class, or both none.
         left_out: Requests that were not copied, because others waited.
     """
 
-    def __init__(self, role: str, settings: CandidateSettings, follower: Follower, ask: Ask) -> None:
+    def __init__(self, role: str, settings: CandidateSettings, follower: Follower, ask: Ask, trial: str = "") -> None:
         self.role = role
+        self.trial = trial
         self.version = settings.version
         self._fraction = settings.fraction
         self._follower = follower
@@ -60,8 +62,8 @@ class Candidate:
         self._failure = ""
         self.answered = 0
         self.errors = 0
-        self.compared: Counter[str] = Counter()
-        self.agreed: Counter[str] = Counter()
+        self.compared: Counter[tuple[int, str]] = Counter()
+        self.agreed: Counter[tuple[int, str]] = Counter()
         self.left_out = 0
 
     def start(self) -> None:
@@ -78,16 +80,18 @@ class Candidate:
             await asyncio.wait(tasks)
         self._follower.stop()
 
-    def facts(self) -> CandidateFacts:
-        """Tell how it does."""
+    def facts(self, beside: int) -> CandidateFacts:
+        """Tell how it does beside a version."""
+        compared = {head: count for (version, head), count in self.compared.items() if version == beside}
         return CandidateFacts(
             role=self.role,
             version=self.version,
+            trial=self.trial,
             ready=self._predictor is not None,
             failure=self._failure,
             errors=self.errors,
-            compared=dict(self.compared),
-            agreement={head: round(self.agreed[head] / count, 4) for head, count in self.compared.items()},
+            compared=compared,
+            agreement={head: round(self.agreed[beside, head] / count, 4) for head, count in compared.items()},
         )
 
     def takes(self, client: str, current: Predictor) -> Predictor | None:
@@ -127,11 +131,12 @@ class Candidate:
             self.left_out += 1
             return
         other = current if answered_by is predictor else predictor
-        copy = asyncio.get_running_loop().create_task(self._copy(request, answers, other, is_its_own=other is predictor))
+        copy = asyncio.get_running_loop().create_task(self._copy(request, answers, other, beside=current.version))
         self._copies.add(copy)
         copy.add_done_callback(self._copies.discard)
 
-    async def _copy(self, request: PredictRequest, answers: Sequence[Answer], other: Predictor, *, is_its_own: bool) -> None:
+    async def _copy(self, request: PredictRequest, answers: Sequence[Answer], other: Predictor, *, beside: int) -> None:
+        is_its_own = other.version != beside
         try:
             found = await self._ask(other, request)
         except (Overloaded, DeadlineExceeded):
@@ -144,8 +149,8 @@ class Candidate:
         self.errors += is_its_own and any(answer.error for answer in found)
         for ours, theirs in zip(answers, found, strict=True):
             for head in ours.heads.keys() & theirs.heads.keys():
-                self.compared[head] += 1
-                self.agreed[head] += ours.heads[head].class_ == theirs.heads[head].class_
+                self.compared[beside, head] += 1
+                self.agreed[beside, head] += ours.heads[head].class_ == theirs.heads[head].class_
 
     @property
     def _predictor(self) -> Predictor | None:
@@ -164,9 +169,9 @@ class Candidate:
 
 
 def make_candidate(
-    canary: CandidateSettings | None, shadow: CandidateSettings | None, follow: Callable[[int], Follower], ask: Ask
+    canary: CandidateSettings | None, shadow: CandidateSettings | None, follow: Callable[[int], Follower], ask: Ask, trial: str = ""
 ) -> Candidate | None:
     """Make what the settings ask for; nothing where they do not."""
     if canary is not None:
-        return Candidate("canary", canary, follow(canary.version), ask)
-    return Candidate("shadow", shadow, follow(shadow.version), ask) if shadow is not None else None
+        return Candidate("canary", canary, follow(canary.version), ask, trial)
+    return Candidate("shadow", shadow, follow(shadow.version), ask, trial) if shadow is not None else None

@@ -46,7 +46,8 @@ def conclude(cluster: ClusterSettings, settings: ServingSettings, when: str, lea
             raise AnswerError(
                 f"version {tried.version} is not on trial at {settings.url}", hint="python -m serving deploy, with these settings"
             )
-        while (decided := decide(tally := read_tally(client.metrics(), tried.version), rule, least)) is None and time.monotonic() < until:
+        about = (tried.version, served.candidate.trial, served.version)
+        while (decided := decide(tally := read_tally(client.metrics(), *about), rule, least)) is None and time.monotonic() < until:
             if (told := _told(tally)) != last:
                 say(f"version {tried.version}: {told}")
                 last = told

@@ -66,14 +66,22 @@ def parse_rule(words: str) -> Rule:
     return Rule(found["agreement"], int(found.get("errors", 0)))
 
 
-def read_tally(page: str, version: int) -> Tally:
-    """Add up what a page of figures says about a candidate, over all replicas."""
+def read_tally(page: str, version: int, trial: str, beside: int) -> Tally:
+    """Add up what a page of figures says about a candidate, over all replicas.
+
+    Args:
+        page: In Prometheus's words. What replicas counted stays on it when they are gone.
+        version: The candidate.
+        trial: Which trial of it; errors count in all of that.
+        beside: What it must have been compared with.
+    """
+    wanted = {"candidate": str(version), "trial": trial}
     names = {METRICS[name].series[0]: name for name in ("compared", "agreed", "candidate_errors")}
     sums: dict[str, dict[str, float]] = {name: {} for name in names.values()}
     for line in page.splitlines():
         if (found := _SERIES.match(line)) and found[1] in names:
             labels = dict(_LABEL.findall(found[2]))
-            if labels.get("candidate") == str(version):
+            if wanted.items() <= labels.items() and labels.get("beside", str(beside)) == str(beside):
                 heads, head = sums[names[found[1]]], labels.get("head", "")
                 heads[head] = heads.get(head, 0.0) + float(found[3])
     return Tally(sums["compared"], sums["agreed"], sum(sums["candidate_errors"].values()))

@@ -106,13 +106,13 @@ class Figures:
         """Add what a version on trial did since the last call, where there is one."""
         if candidate is None:
             return
-        version = str(candidate.version)
-        self._count("candidate_answers", candidate.answered, candidate=version)
-        self._count("candidate_errors", candidate.errors, candidate=version)
-        self._count("candidate_left_out", candidate.left_out, candidate=version)
-        for head, count in candidate.compared.items():
-            self._count("compared", count, candidate=version, head=head)
-            self._count("agreed", candidate.agreed[head], candidate=version, head=head)
+        told = {"candidate": str(candidate.version), "trial": candidate.trial}
+        self._count("candidate_answers", candidate.answered, **told)
+        self._count("candidate_errors", candidate.errors, **told)
+        self._count("candidate_left_out", candidate.left_out, **told)
+        for (beside, head), count in candidate.compared.items():
+            self._count("compared", count, **told, beside=str(beside), head=head)
+            self._count("agreed", candidate.agreed[beside, head], **told, beside=str(beside), head=head)
 
     def _count(self, name: str, total: float, **labels: str) -> None:
         key = (name, *labels.values())

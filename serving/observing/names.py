@@ -102,6 +102,7 @@ TRIED = dict(
                 "candidate_left_out": "Requests that were not compared, because others waited.",
             },
             "candidate",
+            "trial",
         ),
         *_all(
             "counter",
@@ -110,6 +111,8 @@ TRIED = dict(
                 "agreed": "Texts of these for which both name the same class, or none.",
             },
             "candidate",
+            "trial",
+            "beside",
             "head",
         ),
     ]

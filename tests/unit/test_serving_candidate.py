@@ -106,10 +106,12 @@ async def test_the_other_version_is_asked_and_agreement_counted_by_head(role: st
     await settled()
     assert found == asked
     assert candidate.answered == (2 if answered_by is not OLD else 0)
-    assert dict(candidate.compared) == ({"job": 2, "level": 2} if asked else {})
+    assert dict(candidate.compared) == ({(1, "job"): 2, (1, "level"): 2} if asked else {})
     if asked:
-        assert candidate.facts().agreement == {"job": 1.0, "level": 0.5}
-        assert (candidate.agreed["job"], candidate.agreed["level"]) == (2, 1)
+        assert candidate.facts(1).agreement == {"job": 1.0, "level": 0.5}
+        assert (candidate.agreed[1, "job"], candidate.agreed[1, "level"]) == (2, 1)
+    # With the version before this one it was not compared.
+    assert candidate.facts(0).compared == {}
 
 
 async def test_copies_are_left_out_where_others_wait() -> None:
@@ -155,7 +157,7 @@ async def test_one_that_does_not_load_changes_nothing() -> None:
     compare(candidate)
     await settled()
     assert asked == []
-    facts = candidate.facts()
+    facts = candidate.facts(1)
     assert (facts.ready, facts.failure, facts.errors) == (False, "no such version", 1)
     await candidate.stop()
 
@@ -193,7 +195,7 @@ async def with_versions(make_checkpoint: Callable[[int], Path], test: Test, **se
 
 
 async def compared(answerer: Answerer, texts: int) -> None:
-    while answerer.candidate is None or answerer.candidate.compared["category"] < texts:
+    while answerer.candidate is None or answerer.candidate.compared[1, "category"] < texts:
         await asyncio.sleep(0.01)
 
 
@@ -254,23 +256,26 @@ async def test_what_breaks_a_canary_is_answered_by_the_version_beside_it(make_ch
 
 
 PAGE = """# TYPE twohead_compared_total counter
-twohead_compared_total{candidate="2",head="job",replica="a"} 300.0
-twohead_compared_total{candidate="2",head="job",replica="b"} 200.0
-twohead_compared_total{candidate="2",head="level",replica="a"} 500.0
-twohead_compared_total{candidate="1",head="level",replica="a"} 900.0
-twohead_agreed_total{candidate="2",head="job",replica="a"} 299.0
-twohead_agreed_total{candidate="2",head="job",replica="b"} 196.0
-twohead_agreed_total{candidate="2",head="level",replica="a"} 490.0
-twohead_candidate_errors_total{candidate="2",replica="a"} 1.0
-twohead_candidate_errors_total{candidate="1",replica="a"} 7.0
+twohead_compared_total{beside="1",candidate="2",head="job",replica="a",trial="ab"} 300.0
+twohead_compared_total{beside="1",candidate="2",head="job",replica="b",trial="ab"} 200.0
+twohead_compared_total{beside="1",candidate="2",head="level",replica="a",trial="ab"} 500.0
+twohead_compared_total{beside="1",candidate="2",head="level",replica="0",trial="aa"} 900.0
+twohead_compared_total{beside="3",candidate="2",head="level",replica="a",trial="ab"} 900.0
+twohead_compared_total{beside="1",candidate="3",head="level",replica="a",trial="ab"} 900.0
+twohead_agreed_total{beside="1",candidate="2",head="job",replica="a",trial="ab"} 299.0
+twohead_agreed_total{beside="1",candidate="2",head="job",replica="b",trial="ab"} 196.0
+twohead_agreed_total{beside="1",candidate="2",head="level",replica="a",trial="ab"} 490.0
+twohead_candidate_errors_total{candidate="2",replica="a",trial="ab"} 1.0
+twohead_candidate_errors_total{candidate="2",replica="0",trial="aa"} 8.0
+twohead_candidate_errors_total{candidate="3",replica="a",trial="ab"} 7.0
 """
 
 
 def test_figures_of_all_replicas_are_added_up() -> None:
-    tally = read_tally(PAGE, 2)
+    tally = read_tally(PAGE, 2, "ab", 1)
     assert tally == Tally({"job": 500.0, "level": 500.0}, {"job": 495.0, "level": 490.0}, 1.0)
     assert tally.agreement == {"job": 0.99, "level": 0.98}
-    assert read_tally("", 2) == Tally({}, {}, 0)
+    assert read_tally("", 2, "ab", 1) == Tally({}, {}, 0)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +283,7 @@ def test_figures_of_all_replicas_are_added_up() -> None:
     [(Rule(0.98, 1), 500, True), (Rule(0.981, 1), 500, False), (Rule(0.98, 1), 501, None), (Rule(0.98, 0), 501, False)],
 )
 def test_the_head_that_agrees_least_decides_and_errors_need_no_waiting(rule: Rule, least: int, expected: bool | None) -> None:
-    assert decide(read_tally(PAGE, 2), rule, least) is expected
+    assert decide(read_tally(PAGE, 2, "ab", 1), rule, least) is expected
 
 
 def test_rules_are_read() -> None:

@@ -114,9 +114,9 @@ def test_everything_named_is_published_and_nothing_else(told: Told) -> None:
     seen.note(version, [NURSE] * LEAST)
     figures = Figures()
     figures.publish(scheduler(counters), {"job": 1}, seen, version)
-    tried: Any = SimpleNamespace(version=2, answered=1, errors=1, left_out=1, compared={"job": 4}, agreed={"job": 3})
+    tried: Any = SimpleNamespace(version=2, trial="ab", answered=1, errors=1, left_out=1, compared={(1, "job"): 4}, agreed={(1, "job"): 3})
     figures.publish_candidate(tried)
-    assert told["twohead_agreed"] == {("2", "job"): 3}
+    assert told["twohead_agreed"] == {("2", "ab", "1", "job"): 3}
     assert set(told) == {series.removesuffix("_total") for metric in METRICS.values() for series in metric.series}
     assert told["twohead_answers"] == {("job", "nurse"): LEAST}
 

@@ -9,7 +9,7 @@ from cluster.errors import ClusterError
 from cluster.settings import ClusterSettings
 from serving import rollout as module
 from serving.rollout import Rollout
-from serving.settings import ServingSettings
+from serving.settings import ServingSettings, ShadowSettings
 
 OTHER = {"name": "other", "import_path": "other:app", "route_prefix": "/other"}
 TRACEBACK = """The deployment failed to start 3 times in a row. Error:
@@ -79,6 +79,17 @@ def test_deploying_keeps_other_applications(settings: ServingSettings) -> None:
     status = made(serve).status()
     assert (status.state, status.running, status.min_replicas, status.max_replicas) == ("RUNNING", 1, 1, 4)
     assert (status.url, status.version, status.name) == (settings.url, 7, "production")
+
+
+def test_every_deployment_of_a_candidate_is_a_trial_of_its_own(settings: ServingSettings) -> None:
+    serve = FakeServe()
+    tried = settings.model_copy(update={"shadow": ShadowSettings(version=8)})
+    for deployed in (tried, tried, settings, settings):
+        made(serve).deploy(deployed, 7)
+    first, second, *without = (put["applications"][0]["args"]["trial"] for put in serve.puts)
+    assert len({first, second, ""}) == 3
+    # Without one nothing changes, and no replica is restarted.
+    assert without == ["", ""]
 
 
 def test_scaling_changes_the_numbers_and_nothing_else(settings: ServingSettings) -> None:
