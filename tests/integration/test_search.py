@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 import yaml
 
 from cluster.facts import Facts
+from cluster.settings import ClusterSettings
 from tests.small_searches import CLUSTER, Done, attach, events_of, result_of, running_ray, start, training, training_here, write_table
+from training.search import tuning
 
 # In this process the libraries' own warnings would count as ours.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -301,7 +304,16 @@ def stopped(settings: Path, number: signal.Signals, *words: str, after: str = " 
     return Done(process.returncode, said, errors)
 
 
-def test_stopped_at_any_moment_its_best_can_be_published_and_it_can_go_on(attached: Callable[..., Path]) -> None:
+@contextmanager
+def exiting(_: ClusterSettings) -> Iterator[None]:
+    """Do as Ray does on SIGTERM while it starts."""
+    raise SystemExit(signal.SIGTERM)
+    yield
+
+
+def test_stopped_at_any_moment_its_best_can_be_published_and_it_can_go_on(
+    attached: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = attached(tuning=ONE_BY_ONE | {"num_samples": 3, "ladder": False, "confirm_top": 0})
     for number, words in ((signal.SIGINT, ("tune", "--name", "one")), (signal.SIGTERM, ("tune", "--resume", "one"))):
         ended = stopped(settings, number, *words)
@@ -311,6 +323,10 @@ def test_stopped_at_any_moment_its_best_can_be_published_and_it_can_go_on(attach
         assert "stopped before its end" in early["early"]
         # Not one look at the test texts: the search may go on.
         assert "test" not in early["metrics"]
+    with monkeypatch.context() as patched:
+        patched.setattr(tuning, "connect", exiting)
+        assert training_here(settings, "tune", "--resume", "one").returncode == 130
+    assert result_of(storage_of(settings))["published"] == early["published"]
     published = training_here(settings, "publish", "--search", "one")
     assert published.returncode == 0, published.stderr
     gone_on = training_here(settings, "tune", "--resume", "one", "--trials", "4")
@@ -342,6 +358,13 @@ def test_stopped_before_anything_has_trained_what_words_say_can_be_published(
     gone_on = training_here(settings, "tune", "--resume", "one")
     assert gone_on.returncode == 0, gone_on.stderr
     assert "words alone" not in {trial["origin"] for trial in result_of(storage_of(settings))["trials"]}
+
+
+def test_stopped_while_ray_starts_what_words_say_can_be_published(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "connect", exiting)
+    settings = project(tuning={"num_samples": 2})
+    assert training_here(settings, "tune", "--name", "one").returncode == 130
+    assert [trial["origin"] for trial in result_of(storage_of(settings))["trials"]] == ["words alone"]
 
 
 def test_a_budget_ends_the_search_in_time_and_says_so(attached: Callable[..., Path]) -> None:

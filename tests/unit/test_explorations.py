@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.unit.test_agenda import make, report
+from tests.unit.test_agenda import climbing, make, report
 from training.search import explorations
 
 
@@ -29,3 +29,21 @@ def test_what_was_stopped_stays_stopped_and_is_paid_once(tmp_path: Path, monkeyp
     # Both that were to be tried have been: what is left confirms.
     assert again.suggest("t4")["group"] == "confirm-trial"
     assert [event["trial"]["name"] for event in again.ledger.events("epoch")].count("trial-0") == 1
+
+
+def test_what_was_stopped_and_climbs_since_goes_on_climbing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = climbing(tmp_path)
+    begun.suggest("t0")
+    begun.heard("t0", report(0.5, is_last=False))
+    begun.ended("t0", "stopped")
+    assert begun.suggest("t1")["depths"] == (5, 0)
+    # Killed before its first epoch with all layers.
+    monkeypatch.setattr(explorations, "last_checkpoint", lambda *_: tmp_path)
+    monkeypatch.setattr(explorations, "checkpoints", lambda *_: ["tune-0/trial-0/checkpoint_000000"])
+    again = climbing(tmp_path)
+    explorations._remember(SimpleNamespace(storage=None, name="one"), again)  # type: ignore[arg-type]  # all of it that is asked for
+    assert (again.histories["trial-0"].state, again.histories["trial-0"].depths) == ("", (5, 0))
+    # The sampler hears what it heard then: there is no score for what was stopped.
+    states = [[trial.state.name for trial in one.explorations[0].proposer.study.trials] for one in (begun, again)]
+    assert states == [["PRUNED"]] * 2
+    assert again.suggest("t2")["depths"] == (5, 0)

@@ -4,5 +4,5 @@ Rooms in floor order: `proposing`, `trials`, `deciding`; then the files here. Of
 know Ray.
 
 Files in floor order: `agenda`, `recorder`, `plan`, `prepared`, `progress`, `record`, `words_alone`, `winner`, `explorations`,
-`tuning`, `terminal`, `review`.
+`stopping`, `tuning`, `terminal`, `review`.
 """

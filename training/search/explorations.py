@@ -111,8 +111,8 @@ def _remember(prepared: Prepared, agenda: Agenda) -> None:
         stopped = replay(one.scheduler, [(number, [report]) for group, number, report in reports if group == one.group])
         for history in (history for history in ordered if history.group == one.group):
             was_decided = stopped.get(history.number) == history.last.get("epoch", -1)
-            if not history.state and was_decided and history.name not in damaged:
-                # And not carried out before the kill.
+            if not history.state and was_decided and history.name not in damaged and not history.is_climbing:
+                # And not carried out before the kill. One that climbs since was stopped before, and goes on.
                 agenda.close(history, "stopped")
             one.proposer.remember(history.before_climbing())
     for history in ordered:

@@ -5,12 +5,10 @@ It does not know how one trial trains (`trial`), what a search writes down (`led
 
 import logging
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.connection import connect
@@ -32,6 +30,7 @@ from training.search.proposing.ledger import Ledger, TrialHistory
 from training.search.proposing.search_space import check_depth, check_space
 from training.search.proposing.searcher import SCORE
 from training.search.recorder import OpenLogs, Recorder
+from training.search.stopping import ended_by_signals, is_stopped_by, report_goes_first
 from training.search.trials.first_look import look_at_words
 from training.search.trials.first_rung import first_rung
 from training.search.trials.found_heads import read_rung
@@ -41,7 +40,22 @@ from training.search.words_alone import words_alone
 from training.search_settings import TuningSettings
 from training.settings import TrainingSettings
 
-_ROUNDING = 1e-6
+
+@dataclass
+class _Course:
+    """How far a search has come.
+
+    Attributes:
+        prepared: The search.
+        histories: Its trials.
+        elapsed_s: Wall seconds it took.
+        is_whole: It came to its end.
+    """
+
+    prepared: Prepared
+    histories: Sequence[TrialHistory] = field(default_factory=list)
+    elapsed_s: float = 0.0
+    is_whole: bool = False
 
 
 def search(settings: TrainingSettings, cluster: ClusterSettings, name: str | None = None, start: Start | None = None) -> SearchResult:
@@ -117,48 +131,56 @@ def _see_through(prepared: Prepared, cluster: ClusterSettings, budget: Mapping[s
     announce(prepared)
     for file in ledger.damaged:
         say(f"note      {ledger.path}/{file} is damaged and left out; the trial goes on from its last whole checkpoint")
+    course = _Course(prepared, list(ledger.histories().values()), ledger.elapsed_s)
     try:
-        with _ended_by_signals():
-            _look_at_words(prepared, ledger)
-            return _connected(prepared, ledger, cluster)
-    except KeyboardInterrupt:
-        if ledger.histories():
-            # Tune hears of it while it trains; this is somebody who no longer waits for the report.
+        with ended_by_signals():
+            _look_at_words(course, ledger)
+            _connected(course, ledger, cluster)
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Before Tune listened, or after.
+        if not is_stopped_by(error):
             raise
-        return _finish_early(prepared, [], ledger.elapsed_s)
+    # Without Ray: what it held is free for others.
+    with report_goes_first(is_whole=course.is_whole), _told_how_to_go_on(prepared):
+        if not course.is_whole:
+            return _finish_early(course.prepared, course.histories, course.elapsed_s)
+        return finish(course.prepared, course.histories, course.elapsed_s)
 
 
-def _connected(prepared: Prepared, ledger: Ledger, cluster: ClusterSettings) -> SearchResult:
+def _connected(course: _Course, ledger: Ledger, cluster: ClusterSettings) -> None:
+    prepared = course.prepared
     # Once more: where Ray starts it takes SIGTERM for itself.
-    with connect(cluster) as connection, _ended_by_signals():
+    with connect(cluster) as connection, ended_by_signals():
         say(f"Ray       {connection.dashboard_url} {'(started for this search)' if connection.is_private else ''}".rstrip())
         if not connection.is_private and (nodes := check_everywhere(prepared.storage)):
             say(f"storage   all {nodes} nodes read and write it")
         with _told_how_to_go_on(prepared):
-            return _run(prepared, ledger)
+            _run(course, ledger)
 
 
-def _look_at_words(prepared: Prepared, ledger: Ledger) -> None:
+def _look_at_words(course: _Course, ledger: Ledger) -> None:
     """Tell what is known before anything is encoded."""
-    begun = time.monotonic()
-    seen = None if ledger.elapsed_s else look_at_words(prepared.assignment)
+    begun, assignment = time.monotonic(), course.prepared.assignment
+    seen = None if ledger.elapsed_s else look_at_words(assignment)
     if seen is not None:
+        course.elapsed_s = time.monotonic() - begun
         # Whoever is stopped from here on has a model to publish: see `words_alone`.
-        is_model = not prepared.assignment.start
-        ledger.append("look", {"look": seen.to_dict(), "is_model": is_model, "elapsed_s": time.monotonic() - begun})
+        is_model = not assignment.start
+        ledger.append("look", {"look": seen.to_dict(), "is_model": is_model, "elapsed_s": course.elapsed_s})
         say(f"first     score {seen.score:.3f} ({seen.shown}): words by themselves, on {seen.validation_texts} validation texts")
 
 
-def _run(prepared: Prepared, ledger: Ledger) -> SearchResult:
-    begun = time.monotonic()
+def _run(course: _Course, ledger: Ledger) -> None:
+    begun, prepared = time.monotonic(), course.prepared
     rung = first_rung(prepared.assignment, prepared.folder, ledger)
     if rung is not None:
         prepared = replace(prepared, assignment=replace(prepared.assignment, heads_from=prepared.folder))
     agenda = make_agenda(prepared, ledger, rung)
     agenda.begun = begun
-    if not _fit(prepared, agenda):
-        return _finish_early(prepared, list(agenda.histories.values()), agenda.elapsed_s)
-    return finish(prepared, list(agenda.histories.values()), agenda.elapsed_s)
+    try:
+        course.is_whole = _fit(prepared, agenda)
+    finally:
+        course.prepared, course.histories, course.elapsed_s = prepared, list(agenda.histories.values()), agenda.elapsed_s
 
 
 def _used(prepared: Prepared, ledger: Ledger) -> dict[str, float]:
@@ -222,30 +244,9 @@ def _fit(prepared: Prepared, agenda: Agenda) -> bool:
     Returns:
         Whether it came to its end; a signal ends it before.
     """
-    try:
-        _tuner(prepared, agenda).fit()
-    except KeyboardInterrupt:
-        # Before Tune listened.
-        return False
+    _tuner(prepared, agenda).fit()
     # Tune catches Ctrl-C and returns as if all were done.
     return agenda.is_handed_out and not agenda.live
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM end Tune as Ctrl-C does: every trial has saved its last epoch, and what is best so far can be published."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    # Tune listens to this one as well as to Ctrl-C.
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    signal.signal(signal.SIGUSR1, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
 
 
 def _tuner(prepared: Prepared, agenda: Agenda) -> Any:

@@ -62,7 +62,8 @@ class TrialHistory:
         """Return what was known when it first ended, for a trial that climbs since."""
         if not self.is_climbing:
             return self
-        return replace(self, state="finished", epochs=[one for one in self.epochs if not one.get("is_climbing")])
+        before = [one for one in self.epochs if not one.get("is_climbing")]
+        return replace(self, state="finished" if before and before[-1].get("is_last") else "stopped", epochs=before)
 
     @property
     def best_point(self) -> Point:
