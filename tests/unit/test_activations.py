@@ -166,6 +166,20 @@ def test_the_least_recently_used_goes_when_room_is_needed(tmp_path: Path) -> Non
     assert sum(json.loads(path.read_text())["bytes"] for path in tmp_path.glob("*/facts.json")) <= bound
 
 
+@pytest.mark.parametrize("facts", [None, "", "{", '{"bytes": null}', "[]"])
+def test_what_a_crash_left_goes_and_what_is_not_ours_stays(facts: str | None, tmp_path: Path) -> None:
+    left, other = wanted(), wanted(seed=1)
+    cache = ActivationCache(tmp_path, other.size_bytes)
+    cache.open(left, Computer(left))
+    cache.close()
+    (tmp_path / left.name / "facts.json").unlink()
+    if facts is not None:
+        (tmp_path / left.name / "facts.json").write_text(facts)
+    (tmp_path / "photos").mkdir()
+    assert cache.open(other, Computer(other)) is not None
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"photos", other.name}
+
+
 def test_what_is_in_use_stays_and_there_is_no_room(tmp_path: Path) -> None:
     one, other = wanted(), wanted(seed=1)
     bound = one.size_bytes + other.size_bytes - 1

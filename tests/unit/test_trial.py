@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ray.tune import Checkpoint
@@ -66,8 +67,11 @@ def test_every_epoch_is_reported_with_a_whole_checkpoint_and_the_last_one_with_a
     reports = train(assignment, tmp_path)
     assert [(one["epoch"], one[IS_LAST]) for one in reports] == [(1, False), (2, False), (3, True)]
     assert [whole_epoch(tmp_path / f"epoch-{number}") for number in (1, 2, 3)] == [1, 2, 3]
-    assert [read_answers(tmp_path / f"epoch-{number}") is None for number in (1, 2, 3)] == [True, True, False]
+    assert [read_answers(tmp_path / f"epoch-{number}", assignment.tokens) is None for number in (1, 2, 3)] == [True, True, False]
     assert all(one["epoch_cpu_s"] > 0 for one in reports)
+    # The same texts in another order are others: answers are told from each other by their place alone.
+    turned = {split: table.take(np.arange(len(table))[::-1]) for split, table in assignment.tokens.items()}
+    assert read_answers(tmp_path / "epoch-3", turned) is None
 
 
 @pytest.fixture
@@ -133,7 +137,7 @@ def test_a_trial_that_climbs_trains_more_layers_from_where_fewer_were_best(assig
         *((number, 0, True, number == 5) for number in (4, 5)),
     ]
     assert all(one["score"] >= below[-1]["score"] for one in reports[3:])
-    assert [read_answers(tmp_path / f"whole/epoch-{number}") is None for number in range(1, 6)] == [True] * 4 + [False]
+    assert [read_answers(tmp_path / f"whole/epoch-{number}", assignment.tokens) is None for number in range(1, 6)] == [True] * 4 + [False]
 
 
 def test_wherever_it_was_interrupted_it_ends_the_same(assignment: Assignment, tmp_path: Path) -> None:
@@ -187,4 +191,4 @@ def test_at_the_end_the_validation_texts_are_learned_too(assignment: Assignment,
         assert learned.tokens["training"][len(training) + place].tolist() == validation[place].tolist()
     assert learned.labels["training"]["job"].tolist() == [*assignment.labels["training"]["job"], *assignment.labels["validation"]["job"]]
     assert learned.tokens["validation"] is validation
-    assert read_answers(tmp_path / "one/epoch-3") is not None
+    assert read_answers(tmp_path / "one/epoch-3", assignment.tokens) is not None

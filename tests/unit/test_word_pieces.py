@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from training.data.labels import MISSING
 from training.data.tokens import TokenTable, make_token_table, pad
 from training.fit_settings import FitSettings
+from training.fitting import word_weights
 from training.fitting.population import Candidate, Question, known, train_population
 from training.fitting.word_weights import Asked, WordWeights, find_word_weights
 from training.network.inputs import ScoredInputs, TokenInputs
@@ -108,6 +109,27 @@ def test_held_out_scores_are_of_who_has_not_learned_from_the_text() -> None:
     factor = float((said * again).sum() / (again * again).sum())
     assert np.abs(said - factor * again).max() < 1e-3
     assert np.abs(first.held_out[~own] - factor * second.held_out[~own]).max() > 0.05
+
+
+def test_a_copy_of_a_text_that_was_learned_from_is_held_out_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, labels = texts(120, 0)
+    twice = table.take(np.tile(np.arange(120), 2))
+    monkeypatch.setattr(word_weights, "_MOST_LEARNED", 100)
+    weights = find_word_weights(twice, [Asked("job", CLASSES, np.tile(labels, 2))], np.tile(folds(120), 2), MUTE, 0)
+    assert weights is not None
+    first, second = np.split(weights.heads["job"].held_out, 2)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_where_there_are_too_many_weights_the_rarest_pieces_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, labels = texts(300, 0)
+    monkeypatch.setattr(word_weights, "_MOST_WEIGHTS", 20 * CLASSES + 1)
+    weights = found(table, labels)
+    has_weights = np.abs(weights.heads["job"].weights).max(axis=1) > 0
+    having = np.bincount(np.concatenate([np.unique(table[place]) for place in range(len(table))]), minlength=VOCABULARY)
+    standing_in = having[weights.pieces.ids]
+    assert has_weights.sum() == 20
+    assert standing_in[has_weights].min() >= standing_in[~has_weights].max()
 
 
 def test_words_that_say_nothing_are_left_out() -> None:

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from training.data.dataset import load_dataset
 from training.data.tokens import Tokenizer
 from training.fitting.predict import predict_logits
-from training.judging.metrics import joint_accuracy
+from training.judging.metrics import joint_accuracy, probabilities
 from training.network.encoder import find_encoder
 from training.network.inputs import TokenInputs
 from training.search.prepared import make_assignment
@@ -17,13 +18,13 @@ from training.search.proposing.ledger import TrialHistory
 from training.search.proposing.search_space import trial_settings
 from training.search.trials.assignment import Assignment
 from training.search.trials.build import build_model
-from training.search.trials.first_look import look_at_words
+from training.search.trials.first_look import look_at_words, words_say
 from training.search.words_alone import words_alone
 from training.settings import TrainingSettings
 
 
-@pytest.fixture
-def assignment(make_encoder: Callable[..., Path], tmp_path: Path) -> Assignment:
+@pytest.fixture(params=["softmax", "corn"])
+def assignment(make_encoder: Callable[..., Path], tmp_path: Path, request: pytest.FixtureRequest) -> Assignment:
     jobs = ("driver", "nurse", "sales")
     # Every fifth label is of another class, so that no score is 1.
     rows = [(f"{jobs[row % 3]} {'abc'[row // 3 % 3]}", jobs[(row + (row % 5 == 0)) % 3], "abc"[row // 3 % 3]) for row in range(240)]
@@ -31,7 +32,7 @@ def assignment(make_encoder: Callable[..., Path], tmp_path: Path) -> Assignment:
     settings = TrainingSettings.model_validate(
         {
             "data": {"files": [str(tmp_path / "table.csv")], "duplicates": "keep"},
-            "heads": {"job": {}, "letter": {}},
+            "heads": {"job": {}, "letter": {"ordered": True, "classes": ["a", "b", "c"], "loss": request.param}},
             "encoder": {"name": str(make_encoder("bert")), "max_tokens": 16},
             "tuning": {"score_weights": {"job": 3.0, "letter": 1.0}},
         }
@@ -50,6 +51,8 @@ def test_it_is_scored_as_the_model_that_nobody_has_trained_answers(assignment: A
     logits = predict_logits(model, TokenInputs(assignment.tokens["validation"], assignment.pad_id), 1_024)
     chosen = {head: values.argmax(axis=1) for head, values in logits.items()}
     assert history.last["joint_accuracy"] == joint_accuracy(assignment.labels["validation"], chosen)
+    for head, scores in words_say(assignment).items():
+        np.testing.assert_allclose(probabilities(logits[head]), probabilities(scores), atol=1e-6)
 
 
 def test_its_number_is_after_those_of_other_trials(assignment: Assignment) -> None:

@@ -6,6 +6,7 @@ The least recently used goes first, never what a living process reads. It does n
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -25,6 +26,8 @@ FOLDER = "activations"
 _LOG = logging.getLogger(__name__)
 _FACTS = "facts.json"
 _IN_USE = "in-use"
+# As `Wanted.name` makes them; whatever else is in the folder is not ours.
+_NAME = re.compile(r"[0-9a-f]{32}")
 
 Compute = Callable[[Shard], list[NDArray[np.float32]]]
 
@@ -109,10 +112,9 @@ class ActivationCache:
         return True
 
     def _make_room(self, needed: int) -> bool:
-        entries = sorted((path.parent for path in self.folder.glob(f"*/{_FACTS}")), key=lambda entry: (entry / _FACTS).stat().st_mtime)
-        sizes = {entry: int(json.loads((entry / _FACTS).read_text(encoding="utf-8"))["bytes"]) for entry in entries}
+        sizes = {entry: size for entry in self.folder.iterdir() if _NAME.fullmatch(entry.name) and (size := _size_of(entry))}
         total = sum(sizes.values())
-        for entry in entries:
+        for entry in sorted(sizes, key=lambda entry: (entry / _FACTS).stat().st_mtime):
             if total + needed <= self._most_bytes:
                 break
             with locked(entry / _IN_USE, wait=False) as is_free:
@@ -120,6 +122,17 @@ class ActivationCache:
                     shutil.rmtree(entry)
                     total -= sizes[entry]
         return total + needed <= self._most_bytes
+
+
+def _size_of(entry: Path) -> int:
+    """Return how many bytes activations may take; 0 where a crash has left what nobody can use, which then goes."""
+    try:
+        return int(json.loads((entry / _FACTS).read_text(encoding="utf-8"))["bytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        with locked(entry / _IN_USE, wait=False) as is_free:
+            if is_free:
+                shutil.rmtree(entry, ignore_errors=True)
+        return 0
 
 
 def _made(folder: Path) -> Path:

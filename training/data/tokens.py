@@ -3,6 +3,7 @@
 It does not know labels or models. Truncation keeps the special tokens at both ends.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ class TokenTable:
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each text as it is used, (texts,), int64."""
         return np.diff(self.offsets)
+
+    @property
+    def digest(self) -> str:
+        """Of the token ids of all texts, in their order: SHA-256 in hexadecimal."""
+        return hashlib.sha256(self.ids.tobytes() + self.offsets.tobytes()).hexdigest()
 
     @property
     def truncated(self) -> NDArray[np.bool_]:

@@ -38,6 +38,8 @@ _MOST_STEPS = 200
 _MOST_LEARNED = 16_384
 # With more, counting letters takes gigabytes; and so many numbers times classes minutes.
 _MOST_TOKENS, _MOST_WORK = 4_000_000, 256_000_000
+# A regression needs 200 bytes for each of its weights.
+_MOST_WEIGHTS = 10_000_000
 # Scores that are trusted less than this are left out; more than this, held-out texts were few and easy.
 _LEAST_TRUST, _MOST_TRUST = 0.05, 5.0
 
@@ -188,7 +190,7 @@ def _learned(head: Asked, ways: list[_Way], folds: NDArray[np.int64], seed: int)
     if len(np.unique(head.labels[labelled])) < 2:
         return None
     count = len(ways[0].counted.terms)
-    ways = [way for way in ways if len(way.counted.terms) == count or _work(head, way.counted, labelled) <= _MOST_WORK]
+    ways = [way for way in ways if len(way.counted.terms) == count or _is_feasible(head, way.counted, labelled)]
     tried = [_held_out(head, way, labelled, folds) for way in ways]
     scored = [_score(head, scores, labelled) for scores in tried]
     # The first of equals: fewer weights.
@@ -198,22 +200,21 @@ def _learned(head: Asked, ways: list[_Way], folds: NDArray[np.int64], seed: int)
     if trust < _LEAST_TRUST:
         return None
     weights, constants = _regress(head, way, labelled)
-    # Nobody learned from the others, so that the whole regression's scores of them are held out as well.
-    others = np.setdiff1d(np.arange(len(folds)), labelled)
-    held_out[others] = way.counted.vectors[others] @ weights + constants
     of_terms = trust * way.counted.terms.rarities[:, None] * weights
     run_weights = of_terms[count:] if len(of_terms) > count else None
     return HeadWeights(of_terms[:count], run_weights, trust * constants, trust * held_out, scored[best])
 
 
-def _work(head: Asked, counted: Counted, labelled: NDArray[np.int64]) -> int:
-    return int(counted.counts[labelled].nnz) * head.classes
+def _is_feasible(head: Asked, counted: Counted, labelled: NDArray[np.int64]) -> bool:
+    work = int(counted.counts[labelled].nnz) * head.classes
+    return work <= _MOST_WORK and len(counted.terms) * head.classes <= _MOST_WEIGHTS
 
 
 def _held_out(head: Asked, way: _Way, labelled: NDArray[np.int64], folds: NDArray[np.int64]) -> Scores:
     scores = np.zeros((len(folds), head.classes), np.float32)
-    for fold in np.unique(folds[labelled]):
-        own, others = (labelled[folds[labelled] == fold], labelled[folds[labelled] != fold])
+    for fold in np.unique(folds):
+        # Of a text that was not drawn a copy may have been: it is in the same fold.
+        own, others = np.flatnonzero(folds == fold), labelled[folds[labelled] != fold]
         if len(np.unique(head.labels[others])) > 1:
             weights, constants = _regress(head, way, others)
             scores[own] = way.counted.vectors[own] @ weights + constants
@@ -225,22 +226,29 @@ def _regress(head: Asked, way: _Way, chosen: NDArray[np.int64]) -> tuple[Scores,
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    vectors = way.counted.vectors
+    terms = _weighed(way.counted, head.classes)
+    vectors = way.counted.vectors[chosen][:, terms]
     model = LogisticRegression(C=way.inverse_penalty, class_weight="balanced", max_iter=_MOST_STEPS)
     with warnings.catch_warnings():
         # Nearly converged is as good: a penalty is chosen from two.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(vectors[chosen], head.labels[chosen])
+        model.fit(vectors, head.labels[chosen])
     found, constants = model.coef_.T, model.intercept_
     if len(model.classes_) == 2:
         # One column says it for both.
         found, constants = np.hstack([-found, found]) / 2, np.concatenate([-constants, constants]) / 2
-    weights = np.zeros((vectors.shape[1], head.classes), np.float32)
-    weights[:, model.classes_] = found
+    weights = np.zeros((len(way.counted.terms), head.classes), np.float32)
+    weights[np.ix_(terms, model.classes_)] = found
     # A class that nobody knows a text of is less likely than any other in any text.
-    every = np.full(head.classes, float((vectors[chosen] @ found + constants).min()), np.float32)
+    every = np.full(head.classes, float((vectors @ found + constants).min()), np.float32)
     every[model.classes_] = constants
     return weights, every
+
+
+def _weighed(counted: Counted, classes: int) -> NDArray[np.int64]:
+    """Choose the terms that get weights: those that stand in most texts, where there are too many times the classes."""
+    texts = np.bincount(counted.counts.indices, minlength=len(counted.terms))
+    return np.sort(np.argsort(-texts, kind="stable")[: max(1, _MOST_WEIGHTS // classes)])
 
 
 def _score(head: Asked, scores: Scores, labelled: NDArray[np.int64]) -> float:

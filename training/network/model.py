@@ -85,12 +85,16 @@ class Head(nn.Module):
         self.output = nn.Linear(hidden_size or width, classes - 1 if loss == "corn" else classes)
 
     def say_nothing(self) -> None:
-        """Answer 0 until something is learned: a head that scores are added to begins with them alone.
+        """Find all classes alike until something is learned: a head that scores are added to begins with them alone.
 
         Source: Zhang, Dauphin and Ma 2019, Fixup Initialization (arXiv 1901.09321), for branches that begin at 0.
         """
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
+        if self.loss == "corn":
+            # Of the classes from k - 1 on, all but one are above it.
+            with torch.no_grad():
+                self.output.bias.copy_(torch.arange(len(self.output.bias), 0, -1).log())
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """Map pooled vectors (texts, width) to logits (texts, classes)."""

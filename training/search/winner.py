@@ -223,7 +223,8 @@ def _single_answers(prepared: Prepared, histories: Sequence[TrialHistory], split
 def _answers(prepared: Prepared, history: TrialHistory, split: str, heads: Sequence[str] | None = None) -> Answers:
     """Return what a training answers: what it wrote down when it ended, or else what its checkpoint answers now."""
     with tempfile.TemporaryDirectory() as folder:
-        written = None if history.origin == WORDS_ALONE else read_answers(_checkpoint(prepared, history, Path(folder)))
+        own = None if history.origin == WORDS_ALONE else _checkpoint(prepared, history, Path(folder))
+        written = read_answers(own, prepared.assignment.tokens) if own else None
     logits = written or answer_splits(load_best(prepared, history, heads), prepared)
     labels = prepared.dataset.validation.labels
     # As in serving: each training with its own temperature. Only a log loss sees the difference.

@@ -19,13 +19,14 @@ from training.activations.cache import ActivationCache, RangeExceeded, folder_fo
 from training.activations.wanted import Shard, Source, Wanted
 from training.network.encoder import encoder_layers
 from training.network.inputs import ActivationInputs, Inputs, PooledInputs, ScoredInputs, TokenInputs
+from training.network.letters import ENDS
 from training.network.model import TwoHeadBert
 from training.network.prefix import has_prefix, prefix_rows
 from training.search.trials.assignment import Assignment
 
 _BATCH_TOKENS = 4096
-# Of every token the weights of its runs of letters are looked up.
-_TOKENS_TOGETHER = 65_536
+# Of every token the weights of its runs of letters are looked up, for every class: so many at once.
+_WEIGHTS_TOGETHER = 16_777_216
 _mapped: dict[str, torch.Tensor] = {}
 
 
@@ -81,7 +82,7 @@ def piece_scores(assignment: Assignment, heads: Sequence[str], split: str) -> to
     ends = [0, *accumulate(len(assignment.classes[head]) for head in heads)]
     places = {head: slice(*place) for head, place in zip(heads, pairwise(ends), strict=True)}
     weights, table = assignment.words.module(assignment.spelling, places), assignment.tokens[split]
-    parts = table.parts(_TOKENS_TOGETHER)
+    parts = table.parts(max(1, _WEIGHTS_TOGETHER // (ENDS.shape[1] * ends[-1])))
     return torch.cat([weights.of_stream(torch.tensor(part.ids, dtype=torch.int64), torch.tensor(part.offsets)) for part in parts])
 
 

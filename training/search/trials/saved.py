@@ -7,10 +7,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from cluster.storage import sha256_file
+from training.data.tokens import TokenTable
 from training.judging.metrics import Logits
 
 ANSWERS_FILE = "answers.safetensors"
@@ -33,17 +34,26 @@ def whole_epoch(folder: Path) -> int | None:
         return None
 
 
-def save_answers(folder: Path, answers: Mapping[str, Logits]) -> None:
-    """Write the logits of whole splits, split → head → (texts, classes)."""
+def save_answers(folder: Path, answers: Mapping[str, Logits], texts: Mapping[str, TokenTable]) -> None:
+    """Write the logits of whole splits, split → head → (texts, classes), and a digest of each split's texts in their order."""
     tensors = {f"{split}/{head}": values for split, logits in answers.items() for head, values in logits.items()}
-    save_file(tensors, folder / ANSWERS_FILE)
+    save_file(tensors, folder / ANSWERS_FILE, {split: texts[split].digest for split in answers})
 
 
-def read_answers(folder: Path) -> dict[str, Logits] | None:
-    """Return split → head → logits, (texts, classes), or nothing where a checkpoint has none that can be read."""
+def read_answers(folder: Path, texts: Mapping[str, TokenTable]) -> dict[str, Logits] | None:
+    """Return split → head → logits, (texts, classes), or nothing where a checkpoint has none that can be read.
+
+    Args:
+        folder: Of the checkpoint.
+        texts: By split. A table with its rows in another order holds the same data, and answers to other rows.
+    """
     try:
+        with safe_open(folder / ANSWERS_FILE, framework="numpy") as file:
+            digests = file.metadata() or {}
         tensors = load_file(folder / ANSWERS_FILE)
     except (OSError, SafetensorError):
+        return None
+    if not digests or any(split not in texts or texts[split].digest != digest for split, digest in digests.items()):
         return None
     answers: dict[str, Logits] = {}
     for name, values in tensors.items():

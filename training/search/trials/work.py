@@ -177,7 +177,7 @@ class Work:
         facts = {"best_point": self._best_point, "depth": self._trial.fit.frozen_layers, INTERVAL: self._ends}
         (folder / _FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
         if epoch.is_last and self._order.answers:
-            save_answers(folder, answer_all(self._assignment, self._trial, fit))
+            save_answers(folder, answer_all(self._assignment, self._trial, fit), self._assignment.tokens)
         seal(folder, epoch.number)
 
 
