@@ -35,8 +35,10 @@ def report_goes_first(*, is_whole: bool) -> Iterator[None]:
         is_whole: The search came to its end: whoever stops it now is told once that only the report is missing.
     """
     with _as_they_were() as is_ours:
-        if is_ours:
-            _hear(_tell if is_whole else signal.default_int_handler)
+        if is_ours and is_whole:
+            _hear(_tell)
+        elif is_ours:
+            _hear(signal.default_int_handler)
         yield
 
 
