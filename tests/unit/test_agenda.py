@@ -123,11 +123,12 @@ def test_exploring_ends_while_its_best_can_still_be_confirmed(tmp_path: Path) ->
     agenda.heard("t0", report(0.5, epoch_s=60.0, epoch_cpu_s=50.0))
     agenda.ended("t0", "finished")
     assert agenda.used.cpu_s == 50.0
-    # A trial costs 60 s, and so will what confirms it: two at once, so 30 s.
-    agenda.spent_s = 60.0
+    # A trial costs 60 s, and so will the one that confirms it: a second place beside it makes it no shorter.
+    agenda.spent_s = 30.0
     assert not agenda.is_spent
-    agenda.spent_s = 75.0
+    agenda.spent_s = 45.0
     assert agenda.is_spent
+    agenda.spent_s = 75.0
     assert agenda.suggest("t1") == Searcher.FINISHED  # 75 + 60 s: not even that
     agenda = make(tmp_path / "other", budget=Budget(200.0))
     agenda.suggest("t0")
@@ -171,8 +172,8 @@ def test_it_says_what_is_best_and_how_long_it_will_take(tmp_path: Path) -> None:
     agenda.heard("t0", report(0.5, interval=(0.4, 0.6), epoch_s=600.0))
     assert agenda.status() == "best so far trial-0 0.500 [0.400, 0.600]"
     agenda.ended("t0", "finished")
-    # One more trial and one that confirms, two at once.
-    assert agenda.status() == "best so far trial-0 0.500 [0.400, 0.600], about 10 min left"
+    # One more trial, and then one that confirms.
+    assert agenda.status() == "best so far trial-0 0.500 [0.400, 0.600], about 20 min left"
 
 
 class Rungs:
@@ -218,6 +219,44 @@ def test_a_trial_that_climbs_goes_on_from_its_checkpoints_and_the_sampler_hears_
     before = found["trial-0"].before_climbing()
     assert (before.state, before.last["score"]) == ("finished", 0.5)
     assert agenda.suggest("t3")["name"] == "confirm-0-8"
+
+
+def test_training_all_layers_is_forecast_at_what_it_costs(tmp_path: Path) -> None:
+    agenda = climbing(tmp_path)
+    ladder: Any = agenda.explorations[0].ladder
+    ladder.layers = 6
+    agenda.suggest("t0")
+    for epoch in (1, 2):
+        agenda.heard("t0", report(0.5, epoch=epoch, is_last=epoch == 2, epoch_s=10.0, depth=5))
+    agenda.ended("t0", "finished")
+    order = agenda.suggest("t1")
+    assert order["depths"] == (5, 0)
+    left = agenda.left_s()
+    # Two epochs of six layers instead of one.
+    assert left is not None
+    assert left >= 120.0
+    agenda.heard("t1", report(0.7, epoch=3, is_climbing=True, is_last=False, epoch_s=100.0, depth=0))
+    agenda.heard("t1", report(0.8, epoch=4, is_climbing=True, epoch_s=100.0, depth=0))
+    agenda.ended("t1", "finished")
+    # The sampler's trial is passed over. Whoever trains the best again trains all of it.
+    assert agenda.suggest("t2")["name"] == "confirm-0-8"
+    assert agenda.left_s() == pytest.approx(220.0)
+    agenda.heard("t2", report(0.7, epoch=1, is_last=False, epoch_s=10.0, depth=5))
+    assert agenda.left_s() == pytest.approx(210.0)
+
+
+def test_what_is_too_dear_to_confirm_within_the_budget_is_not_begun(tmp_path: Path) -> None:
+    agenda = make(tmp_path, budget=Budget(1_000.0))
+    for name, score, seconds in (("t0", 0.5, 10.0), ("t1", 0.6, 600.0)):
+        agenda.suggest(name)
+        agenda.heard(name, report(score, epoch_s=seconds))
+        agenda.ended(name, "finished")
+    agenda.spent_s = 350.0
+    assert not agenda.is_spent
+    agenda.spent_s = 450.0
+    assert agenda.is_spent
+    # The mean of both would have left room for it.
+    assert agenda.suggest("t2") == Searcher.FINISHED
 
 
 @pytest.mark.parametrize("state", ["diverged", "out of memory", "died"])

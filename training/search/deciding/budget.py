@@ -1,10 +1,11 @@
 """What a search may use, what it has used, and how long it will still take.
 
-It does not know Ray or how trials train. Its forecasts are means over what has ended: a search cannot know better, and says "about".
+It does not know Ray or how trials train. Its forecasts are of what has ended, and of the epochs of what runs: a search cannot know better,
+and says "about".
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -54,12 +55,55 @@ def spent_on(history: TrialHistory) -> Cost:
     return Cost(_sum(history, "epoch_s"), _sum(history, "epoch_cpu_s"))
 
 
+def spent_at(history: TrialHistory, depths: Sequence[int]) -> Cost:
+    """Return what a trial has used to train with so many frozen layers, or what it has used where that is not known."""
+    own = [one for one in history.epochs if one.get("depth", depths[0] if depths else None) in depths]
+    return spent_on(replace(history, epochs=own)) if own else spent_on(history)
+
+
+def still_needed(history: TrialHistory, epochs: float, layers: int) -> Cost | None:
+    """Forecast what a running trial will still use.
+
+    Args:
+        history: Of the trial.
+        epochs: So many a training has, on average.
+        layers: Of the encoder. An epoch costs as much as its last one did, or where all there are trained fewer layers, in proportion.
+
+    Returns:
+        Nothing where it has trained no epoch yet.
+    """
+    trained = [one for one in history.epochs if one["epoch"] > 0 and "epoch_s" in one]
+    if not trained:
+        return None
+    last, depth = trained[-1], history.depths[-1] if history.depths else None
+    done = sum(one.get("depth") == last.get("depth") for one in trained)
+    factor = 1.0
+    if depth is not None and last.get("depth", depth) != depth:
+        done, factor = 0, (layers - depth) / max(layers - last["depth"], 1)
+    # One that goes on has at least one before it.
+    return times(Cost(float(last["epoch_s"]), float(last.get("epoch_cpu_s", 0.0))), factor * max(epochs - done, 1.0))
+
+
+def together(costs: Iterable[Cost], side_by_side: int) -> Cost:
+    """Return what several trials cost, so many of them at once."""
+    found = list(costs)
+    wall_s = max(sum(one.wall_s for one in found) / side_by_side, max((one.wall_s for one in found), default=0.0))
+    return Cost(wall_s, sum(one.cpu_s for one in found))
+
+
 def mean_cost(histories: Sequence[TrialHistory]) -> Cost:
     """Return what a trial with a score cost on average; nothing is 0 before the first has ended."""
     costs = [spent_on(one) for one in histories if one.is_sound]
     if not costs:
         return Cost(0.0, 0.0)
     return Cost(float(np.mean([one.wall_s for one in costs])), float(np.mean([one.cpu_s for one in costs])))
+
+
+def mean_epochs(histories: Sequence[TrialHistory]) -> float:
+    """Return how many epochs the last training of a trial with a score had on average; 0 before the first has ended."""
+    sound = [one for one in histories if one.is_sound]
+    counts = [sum(one.get("depth") == history.last.get("depth") for one in history.epochs if one["epoch"]) for history in sound]
+    return float(np.mean(counts)) if counts else 0.0
 
 
 def times(cost: Cost, trials: float, side_by_side: int = 1) -> Cost:

@@ -78,6 +78,11 @@ def group_heads(group: str, heads: Sequence[str]) -> tuple[str, ...]:
     return (explored.removeprefix(_SINGLE),) if explored.startswith(_SINGLE) else tuple(heads)
 
 
+def explored_group(group: str) -> str:
+    """Name the group of trials whose configuration one of this group trains again."""
+    return MAIN_GROUP if group == REFIT_GROUP else group.removeprefix(_CONFIRM)
+
+
 def confirmations(histories: Sequence[TrialHistory], tuning: TuningSettings) -> list[TrialHistory]:
     """Name the trainings that will confirm: other seeds of the best few, the default, equal weights, and each head's own best.
 
