@@ -367,6 +367,23 @@ def test_stopped_while_ray_starts_what_words_say_can_be_published(project: Calla
     assert [trial["origin"] for trial in result_of(storage_of(settings))["trials"]] == ["words alone"]
 
 
+def test_where_training_spoils_what_words_say_they_are_published(attached: Callable[..., Path]) -> None:
+    fit = {"epochs": 1, "encoder_learning_rate": 5e-3, "head_learning_rate": 50.0, "batch_texts": 8}
+    tuning = {"num_samples": 1, "max_concurrent_trials": 1, "ladder": False, "confirm_top": 1, "confirm_seeds": 1, "refit": True}
+    settings = attached(fit=fit, search_space={"encoder_learning_rate": 5e-3, "head_learning_rate": 50.0}, tuning=tuning)
+    done = training_here(settings, "tune", "--name", "one")
+    assert done.returncode == 0, done.stderr
+    assert "(words by themselves" in done.stdout
+    result = result_of(storage_of(settings))
+    assert [(trial["position"], trial["origin"]) for trial in result["trials"]] == [(0, "default"), (1, "words alone")]
+    assert (result["best"], result["published"]["name"]) == (1, "words")
+    assert "nothing that trained was better" in result["headline"]
+    assert "the published model learned from the validation texts too" not in " ".join(result["notes"])
+    assert result["metrics"]["validation"]["score"] == pytest.approx(result["published"]["score"], abs=1e-6)
+    assert "default" in {entry["against"] for entry in result["comparisons"]}
+    assert training_here(settings, "publish", "--promote").returncode == 0
+
+
 def test_a_budget_ends_the_search_in_time_and_says_so(attached: Callable[..., Path]) -> None:
     settings = attached(tuning=ONE_BY_ONE | {"confirm_top": 0})
     ended = training_here(settings, "tune", "--name", "one", "--minutes", "0.05")

@@ -174,6 +174,9 @@ def test_it_says_what_is_best_and_how_long_it_will_take(tmp_path: Path) -> None:
     agenda.ended("t0", "finished")
     # One more trial, and then one that confirms.
     assert agenda.status() == "best so far trial-0 0.500 [0.400, 0.600], about 20 min left"
+    agenda.ledger.append("look", {"look": {"score": 0.6}, "is_model": False})
+    agenda.ledger.append("look", {"look": {"score": 0.55}, "is_model": True})
+    assert agenda.status() == "best so far trial-0 0.500 [0.400, 0.600] (words by themselves 0.550), about 20 min left"
 
 
 class Rungs:

@@ -10,16 +10,18 @@ import pytest
 from training.data.dataset import load_dataset
 from training.data.tokens import Tokenizer
 from training.fitting.predict import predict_logits
+from training.judging.comparison import WORDS_ALONE
 from training.judging.metrics import joint_accuracy, probabilities
 from training.network.encoder import find_encoder
 from training.network.inputs import TokenInputs
+from training.search.deciding.contest import standings, winner
 from training.search.prepared import make_assignment
 from training.search.proposing.ledger import TrialHistory
 from training.search.proposing.search_space import trial_settings
 from training.search.trials.assignment import Assignment
 from training.search.trials.build import build_model
 from training.search.trials.first_look import look_at_words, words_say
-from training.search.words_alone import words_alone
+from training.search.words_alone import words_alone, words_if_better
 from training.settings import TrainingSettings
 
 
@@ -68,3 +70,25 @@ def test_there_is_none_where_a_model_would_say_more_or_less(assignment: Assignme
     heads = {name: one.model_copy(update={"word_pieces": name == "job"}) for name, one in assignment.settings.heads.items()}
     settings = assignment.settings.model_copy(update={"heads": heads})
     assert words_alone(replace(assignment, settings=settings).with_words(), []) is None
+
+
+def trial(number: int, score: float, group: str = "trial") -> TrialHistory:
+    report = {"score": score, "head_scores": {"job": score, "letter": score}, "epoch": 1, "best_number": 1}
+    return TrialHistory(f"{group}-{number}", group, number, {}, 7, "sampler", epochs=[report], state="finished")
+
+
+def test_words_win_where_no_configuration_is_better_in_the_mean(assignment: Assignment) -> None:
+    words = words_alone(assignment, [])
+    assert words is not None
+    own = float(words.last["score"])
+    assert words_if_better(assignment, []) == []
+    assert words_if_better(assignment, [trial(0, own + 0.01)]) == []
+    assert [one.origin for one in words_if_better(assignment, [trial(0, own - 0.01)])] == [WORDS_ALONE]
+    # Its luck in the search is not what it is judged by.
+    searched = [trial(0, own + 0.1), trial(1, 0.1), trial(0, own - 0.01, "confirm-trial")]
+    (found,) = words_if_better(assignment, searched)
+    best, _ = winner(standings([*searched, found]), assignment.settings.tuning)
+    assert (best.origin, best.number) == (WORDS_ALONE, 2)
+    assert words_if_better(assignment, [*searched[:2], trial(0, own + 0.01, "confirm-trial")]) == []
+    tuning = assignment.settings.tuning.model_copy(update={"mode": "pareto"})
+    assert words_if_better(replace(assignment, settings=assignment.settings.model_copy(update={"tuning": tuning})), searched) == []

@@ -75,7 +75,7 @@ def headline(record: Mapping[str, Any], split: str) -> str:
     if origin == DEFAULT:
         sentences.append(_about_the_default(record))
     if origin == WORDS_ALONE:
-        sentences.append("It is what words say by themselves: nothing that trained was better so far.")
+        sentences.append("It is what words say by themselves: nothing that trained was better.")
     said = [_said(overall[name], name) for name in (DEFAULT, EQUAL, SINGLE, WORD_COUNTS) if name in overall]
     if said:
         sentences.append(_sentence(said))

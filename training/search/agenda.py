@@ -198,8 +198,15 @@ class Agenda(Searcher):
         best = max(found, key=lambda one: (float(one.last[SCORE]), -one.number))
         low, high = best.last.get(INTERVAL, (math.nan, math.nan))
         ends = "" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"
-        left = self.left_s()
-        return f"best so far {best.name} {best.last[SCORE]:.3f}{ends}" + ("" if left is None else f", about {_minutes(left)} left")
+        left, words = self.left_s(), self._words_score
+        beside = f" (words by themselves {words:.3f})" if words is not None and words > best.last[SCORE] else ""
+        time_left = "" if left is None else f", about {_minutes(left)} left"
+        return f"best so far {best.name} {best.last[SCORE]:.3f}{ends}{beside}{time_left}"
+
+    @property
+    def _words_score(self) -> float | None:
+        """What words say by themselves has, where that is a model."""
+        return next((float(one["look"]["score"]) for one in self.ledger.events("look") if one.get("is_model")), None)
 
     def left_s(self) -> float | None:
         """Forecast the seconds until the end; nothing before the first trial has ended."""

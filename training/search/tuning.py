@@ -36,7 +36,7 @@ from training.search.trials.first_rung import first_rung
 from training.search.trials.found_heads import read_rung
 from training.search.trials.trial import train
 from training.search.winner import SearchResult, finish, has_checkpoint
-from training.search.words_alone import words_alone
+from training.search.words_alone import words_alone, words_if_better
 from training.search_settings import TuningSettings
 from training.settings import TrainingSettings
 
@@ -144,7 +144,8 @@ def _see_through(prepared: Prepared, cluster: ClusterSettings, budget: Mapping[s
     with report_goes_first(is_whole=course.is_whole), _told_how_to_go_on(prepared):
         if not course.is_whole:
             return _finish_early(course.prepared, course.histories, course.elapsed_s)
-        return finish(course.prepared, course.histories, course.elapsed_s)
+        histories = [*course.histories, *words_if_better(course.prepared.assignment, course.histories)]
+        return finish(course.prepared, histories, course.elapsed_s)
 
 
 def _connected(course: _Course, ledger: Ledger, cluster: ClusterSettings) -> None:

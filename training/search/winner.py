@@ -80,7 +80,8 @@ def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: flo
     best, note = winner(table, prepared.settings.tuning)
     model = load_best(prepared, best.best)
     logits, published = answer_splits(model, prepared), best.best
-    refit = next((one for one in histories if one.group == REFIT_GROUP and one.is_sound), None)
+    # It is of the best that was trained.
+    refit = next((one for one in histories if one.group == REFIT_GROUP and one.is_sound and best.origin != WORDS_ALONE), None)
     if refit is not None:
         # It has learned the validation texts: what they say stays what they said before.
         model, published = load_best(prepared, refit), refit

@@ -1,7 +1,7 @@
 """A trial that needs no training: what words say by themselves, and nothing else.
 
-A model says so before it has trained (`trials.build`), so there is nothing of it to save, and a search that is stopped before its first
-trial has a score can still be published. It does not know Ray.
+A model says so before it has trained (`trials.build`), so there is nothing of it to save: a search that is stopped before its first
+trial has a score can still be published, and one in which no training was better publishes that. It does not know Ray.
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from training.fitting.fit import Epoch
 from training.judging.comparison import WORDS_ALONE
 from training.judging.metrics import head_scores, joint_accuracy, selection_score
-from training.search.deciding.contest import MAIN_GROUP
+from training.search.deciding.contest import MAIN_GROUP, standings, winner
 from training.search.proposing.ledger import TrialHistory
 from training.search.proposing.search_space import first_points
+from training.search.proposing.searcher import SCORE
 from training.search.trials.assignment import Assignment
 from training.search.trials.first_look import words_figures, words_say
 from training.search.trials.work import report_of
@@ -37,3 +38,18 @@ def words_alone(assignment: Assignment, histories: Sequence[TrialHistory]) -> Tr
     number = 1 + max((one.number for one in histories if one.group == MAIN_GROUP), default=-1)
     point = first_points(settings)[0]
     return TrialHistory("words", MAIN_GROUP, number, point, settings.fit.seed, WORDS_ALONE, epochs=[report], state="finished")
+
+
+def words_if_better(assignment: Assignment, histories: Sequence[TrialHistory]) -> list[TrialHistory]:
+    """Return what words say by themselves where no configuration is better on the validation texts, in the mean over its trainings.
+
+    Args:
+        assignment: What all trials share.
+        histories: All trials, ended.
+
+    Returns:
+        Nothing where a rule picks among several scores: it was made for what was searched.
+    """
+    tuning, table = assignment.settings.tuning, standings(histories)
+    words = words_alone(assignment, histories) if table and tuning.mode == "score" else None
+    return [words] if words is not None and words.last[SCORE] > winner(table, tuning)[0].score else []

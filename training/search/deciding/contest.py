@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from training.errors import TuningError
+from training.judging.comparison import WORDS_ALONE
 from training.search.deciding.pareto import Pick, front, parse_pick, pick
 from training.search.proposing.ledger import TrialHistory, sound
 from training.search.proposing.searcher import HEAD_SCORES, SCORE
@@ -173,9 +174,9 @@ def winner(group: Sequence[Standing], tuning: TuningSettings) -> tuple[Standing,
     """
     if not group:
         raise TuningError("no trial brought a score", "look into Ray's log of a trial, or try one with --set training.tuning.num_samples=1")
-    # A configuration whose trainings partly died would be judged by fewer, the lucky ones.
+    # A configuration whose trainings partly died would be judged by fewer, the lucky ones. What words say no seed changes.
     most = max(len(one.confirmed) for one in group)
-    candidates = [one for one in group if len(one.confirmed) == most]
+    candidates = [one for one in group if len(one.confirmed) == most or one.origin == WORDS_ALONE]
     if tuning.mode == "pareto" and len(candidates[0].head_scores) > 1:
         rule = _rule(candidates, tuning)
         picked = pick({one.number: one.head_scores for one in candidates}, rule)
