@@ -245,15 +245,11 @@ class Scheduler:
 
     def _ahead_in_s(self) -> float | None:
         """Return how long to wait before the next batch is composed, although one is computed; None: as long as that takes."""
-        is_whole = self.queued_tokens >= (self._batch_tokens or self._next_model().batch_tokens)
+        # Of any of the models: versions of one name are alike in that, and looking for the next one takes long where many wait.
+        is_whole = self.queued_tokens >= (self._batch_tokens or next(iter(self._queue.values())).request.model.batch_tokens)
         if not is_whole or not self._last_s:
             return None
         return max(self._free_at - _AHEAD_SHARE * self._last_s - time.monotonic(), 0.0)
-
-    def _next_model(self) -> Model:
-        # Whose turn it is does not depend on which version was asked: copies for a candidate keep nobody waiting.
-        _, text = min(self._queue.items(), key=_turn)
-        return text.request.model
 
     def _drop_hopeless(self) -> None:
         """Drop requests of which a text could not be computed before their deadline, where others wait who get that time."""
@@ -265,8 +261,10 @@ class Scheduler:
                 self._expire(request)
 
     def _compose(self) -> list[int]:
-        model = self._next_model()
-        waiting = sorted((one for one in self._queue.items() if one[1].request.model is model), key=_turn)
+        # Whose turn it is does not depend on which version was asked: copies for a candidate keep nobody waiting.
+        in_turn = sorted(self._queue.items(), key=_turn)
+        model = in_turn[0][1].request.model
+        waiting = [one for one in in_turn if one[1].request.model is model]
         overdue_before = time.monotonic() - self._age_bound_s
         overdue = len(list(takewhile(lambda one: one[1].request.arrived <= overdue_before, waiting)))
         chosen = choose([text.tokens for _, text in waiting], overdue, self._batch_tokens or model.batch_tokens, pads=model.pads)
