@@ -37,7 +37,8 @@ def test_what_was_stopped_and_climbs_since_goes_on_climbing(tmp_path: Path, monk
     begun.heard("t0", report(0.5, is_last=False))
     begun.ended("t0", "stopped")
     assert begun.suggest("t1")["depths"] == (5, 0)
-    # Killed before its first epoch with all layers.
+    # Killed before its first epoch with all layers. The scheduler stopped it before, and says so again.
+    monkeypatch.setattr(explorations, "replay", lambda *_: {0: 1})
     monkeypatch.setattr(explorations, "last_checkpoint", lambda *_: tmp_path)
     monkeypatch.setattr(explorations, "checkpoints", lambda *_: ["tune-0/trial-0/checkpoint_000000"])
     again = climbing(tmp_path)
