@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from training.search.deciding.budget import Budget, Cost, mean_cost, spent_on, times
+from training.search.deciding.budget import Budget, Cost, mean_cost, spent_on, times, together
 from training.search.proposing.ledger import TrialHistory
 
 
@@ -43,4 +43,8 @@ def test_trials_cost_what_their_epochs_took() -> None:
     assert spent_on(one) == Cost(4.0, 6.0)
     assert mean_cost([one, other, history(2, (99.0, 99.0), state="died"), history(3, state="passed over")]) == Cost(5.0, 7.0)
     assert mean_cost([]) == Cost(0.0, 0.0)
-    assert times(Cost(4.0, 6.0), 3, side_by_side=2) == Cost(6.0, 18.0)
+    assert times(Cost(4.0, 6.0), 3) == Cost(12.0, 18.0)
+    assert together([Cost(4.0, 6.0)] * 3, 2) == Cost(6.0, 18.0)
+    # However many places there are, one alone takes its time.
+    assert together([Cost(4.0, 6.0), Cost(1.0, 1.0)], 2) == Cost(4.0, 7.0)
+    assert together([], 2) == Cost(0.0, 0.0)

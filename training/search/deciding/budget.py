@@ -106,9 +106,9 @@ def mean_epochs(histories: Sequence[TrialHistory]) -> float:
     return float(np.mean(counts)) if counts else 0.0
 
 
-def times(cost: Cost, trials: float, side_by_side: int = 1) -> Cost:
-    """Return what several trials cost, so many of them at once."""
-    return Cost(cost.wall_s * trials / side_by_side, cost.cpu_s * trials)
+def times(cost: Cost, count: float) -> Cost:
+    """Return a cost so many times, one after the other."""
+    return Cost(cost.wall_s * count, cost.cpu_s * count)
 
 
 def _sum(history: TrialHistory, key: str) -> float:
