@@ -25,6 +25,9 @@ _KEPT = Path(__file__).with_name("kept.py")
 _DRAIN_S = 2
 # A front that is gone is looked for so often, and missed the third time; with Ray's default nobody is answered for half a minute.
 _LOOKED_AFTER_S = 1
+# A replica that stands still is noticed by checks alone, each of which may take as long as the time between two. Until then it is given
+# as many requests as the others ever hold at once, and all of those are lost: with Ray's defaults for a quarter of a minute.
+_CHECKED_EVERY_S, _CHECKS_FAILED = 1, 3
 
 # Requests that a replica is given at once: enough for the largest batches, and for as many again that are being read. More would only
 # wait inside it, where even to refuse one costs it more than HAProxy.
@@ -156,6 +159,8 @@ def front_environment(folder: Path, fallback_port: int) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_MOST_RECEIPT_S),
         "RAY_SERVE_HAPROXY_RETRY_ON": _RETRY_ON,
         "RAY_SERVE_HAPROXY_RETRIES": str(_RETRIES),
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": f"{_CHECKED_EVERY_S}s",
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": str(_CHECKS_FAILED),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(_DRAIN_S),
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(_LOOKED_AFTER_S),
         # One event loop in a replica: ours never blocks it.

@@ -261,6 +261,16 @@ def test_variables_name_files_of_the_session(folder: Path) -> None:
     assert [name for name in found if f'"{name}"' not in known] == []
 
 
+def test_a_replica_that_stands_still_is_given_requests_for_a_few_seconds_only(folder: Path) -> None:
+    found = front_environment(folder, 8501)
+    every_s = int(found["RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER"].removesuffix("s"))
+    # Just answered, and then each check in vain takes the time between two (its limit), and the next one follows after a quarter second.
+    failed = int(found["RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL"])
+    assert every_s + failed * every_s + (failed - 1) * 0.25 < 5
+    # One that is merely busy misses one check, or two.
+    assert failed * every_s >= 3
+
+
 def test_nobody_reads_a_line_about_every_request_unless_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     switch = "RAY_SERVE_HAPROXY_METRICS_ENABLED"
     assert front_environment(folder, 8501)[switch] == "0"
