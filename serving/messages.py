@@ -215,7 +215,9 @@ class Problem(Message):
     request_id: str
     hint: str = ""
     error: str = Field(default="", description="The detail again, where clients of other servers look for it.")
-    errors: list[FieldProblem] = Field(default=[], description="For 422: every finding. What was sent is never repeated.")
+    errors: list[FieldProblem] = Field(
+        default=[], description="For 422: every finding, or their number where it is over a hundred. What was sent is never repeated."
+    )
 
 
 def shaped(answers: Sequence[Answer], request: PredictRequest) -> list[Answer]:

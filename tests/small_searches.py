@@ -28,6 +28,10 @@ from tests.ports import port_shift
 ROOT = Path(__file__).resolve().parents[1]
 CPUS = 2
 CLUSTER = {"num_cpus": CPUS, "object_store_bytes": 100_000_000}
+# One trial at a time: only so is even the uninterrupted search the same every time.
+ONE_BY_ONE = {"head_candidates": 8, "num_samples": 5, "max_concurrent_trials": 1, "grace_period": 1, "confirm_top": 1, "confirm_seeds": 1}
+# States of trials that brought what they could.
+ENDED_WELL = ("finished", "stopped", "passed over")
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ def running_ray(folder: Path) -> Iterator[Facts]:
         yield facts
     finally:
         subprocess.run([*words, "down", "--config", str(settings)], cwd=ROOT, check=True, capture_output=True)
+
+
+def storage_of(settings: Path) -> Path:
+    """Return the storage beside a settings file of ours."""
+    return settings.parent / "storage"
 
 
 def attach(facts: Facts, storage: Path) -> None:

@@ -182,6 +182,8 @@ def test_it_says_what_is_best_and_how_long_it_will_take(tmp_path: Path) -> None:
 class Rungs:
     """A ladder that passes over whatever the sampler proposes, and lets each trial climb once."""
 
+    layers = 6
+
     def depths(self, point: Any) -> tuple[int, ...]:
         return (5,)
 

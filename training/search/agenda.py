@@ -7,15 +7,15 @@ worth confirming (`contest`).
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from training.search.deciding.budget import Budget, Cost, mean_cost, mean_epochs, spent_at, spent_on, still_needed, times, together
-from training.search.deciding.contest import explored_group
+from training.search.deciding.budget import Budget, Cost, spent_on
+from training.search.deciding.forecast import Forecast
 from training.search.deciding.ladder import Ladder
 from training.search.proposing.ledger import PASSED_OVER, Ledger, TrialHistory, trial_facts
 from training.search.proposing.searcher import HAS_DIVERGED, HAS_NO_MEMORY, HEAD_SCORES, INTERVAL, IS_LAST, SAMPLED, SCORE, Proposer
@@ -129,10 +129,10 @@ class Agenda(Searcher):
             return None
         if self._to_confirm is None:
             self._to_confirm = self._confirming
-        if self._to_confirm and self.budget.leaves(self.used, self._cost_before(self._to_confirm[0])):
+        if self._to_confirm and self.budget.leaves(self.used, self._forecast.before(self._to_confirm[0])):
             return self._begin(trial_id, self._to_confirm.pop(0))
         last = self.refit(list(self.histories.values()))
-        if last is not None and last.name not in self.histories and self.budget.leaves(self.used, self._cost_before(last)):
+        if last is not None and last.name not in self.histories and self.budget.leaves(self.used, self._forecast.before(last)):
             return None if self.live else self._begin(trial_id, last)
         self.is_handed_out = True
         return Searcher.FINISHED
@@ -147,11 +147,6 @@ class Agenda(Searcher):
         return {one.group: one for one in self.explorations}
 
     @property
-    def _explored(self) -> list[TrialHistory]:
-        """Return the trials that explore, not those that confirm."""
-        return [one for one in self.histories.values() if one.group in self._groups]
-
-    @property
     def used(self) -> Cost:
         """What the search has used so far."""
         return Cost(self.elapsed_s, self.beforehand_cpu_s + sum(spent_on(one).cpu_s for one in self.histories.values()))
@@ -161,34 +156,17 @@ class Agenda(Searcher):
         """Whether exploring has to end, so that its best can still be confirmed; never before anything has a score."""
         if not any(one.epochs for one in self.histories.values()):
             return False
-        return not self.budget.leaves(self.used, self._side_by_side(map(self._cost_before, self._confirming)))
-
-    @property
-    def _mean_cost(self) -> Cost:
-        # Of what climbs just now only what it did before is known as a whole.
-        return mean_cost([one if one.state else one.before_climbing() for one in self._explored])
+        return not self.budget.leaves(self.used, self._forecast.confirming(self._confirming))
 
     @property
     def _confirming(self) -> list[TrialHistory]:
         """What would confirm the best so far, and has not begun."""
         return [one for one in self.confirmations(list(self.histories.values())) if one.name not in self.histories]
 
-    def _cost_before(self, again: TrialHistory) -> Cost:
-        """Forecast what a known configuration costs to train again: what it did cost, which with all layers is many times the mean."""
-        own = (explored_group(again.group), again.number)
-        known = next((one for one in self.histories.values() if (one.group, one.number) == own and one.epochs), None)
-        return spent_at(known, again.depths) if known is not None else self._mean_cost
-
-    def _still_needed(self, running: TrialHistory) -> Cost:
-        exploration = self._groups.get(running.group)
-        if exploration is None:
-            whole, spent = self._cost_before(running), spent_on(running)
-            return Cost(max(whole.wall_s - spent.wall_s, 0.0), max(whole.cpu_s - spent.cpu_s, 0.0))
-        epochs = mean_epochs([one if one.state else one.before_climbing() for one in self._explored])
-        return still_needed(running, epochs, exploration.ladder.layers if exploration.ladder else 0) or self._mean_cost
-
-    def _side_by_side(self, costs: Iterable[Cost]) -> Cost:
-        return together(costs, self.most_concurrent())
+    @property
+    def _forecast(self) -> Forecast:
+        layers = {one.group: one.ladder.layers if one.ladder else 0 for one in self.explorations}
+        return Forecast(list(self.histories.values()), layers, self.most_concurrent())
 
     def status(self) -> str:
         """Say in a line what is best so far, and how long it will about take."""
@@ -210,17 +188,12 @@ class Agenda(Searcher):
 
     def left_s(self) -> float | None:
         """Forecast the seconds until the end; nothing before the first trial has ended."""
-        ended = [one for one in self._explored if one.state or one.is_climbing]
-        if not ended:
-            return self.budget.left_s(self.used)
-        # Those that were passed over cost nothing, and so will some that come.
-        cost = times(self._mean_cost, sum(one.is_sound or not one.state for one in ended) / len(ended))
-        open_ones = sum(one.proposer.left for one in self.explorations)
-        exploring = self._side_by_side([*map(self._still_needed, self.live.values()), *[cost] * open_ones])
-        confirming = self._side_by_side(map(self._cost_before, self._confirming))
-        forecast = exploring.wall_s + confirming.wall_s
-        limit = self.budget.left_s(self.used)
-        return forecast if limit is None else min(forecast, limit)
+        forecast, limit = self._forecast, self.budget.left_s(self.used)
+        if not any(one.state or one.is_climbing for one in forecast.explored):
+            return limit
+        exploring = forecast.exploring(self.live.values(), sum(one.proposer.left for one in self.explorations))
+        needed_s = exploring.wall_s + forecast.confirming(self._confirming).wall_s
+        return needed_s if limit is None else min(needed_s, limit)
 
     def _explore(self, trial_id: str) -> dict[str, Any] | None:
         """Begin the next proposed trial that is not passed over."""

@@ -2,5 +2,5 @@
 
 Only `schedulers` and `group_scheduler` know Ray.
 
-Files in floor order: `schedulers`, `pareto`, `ladder`, `budget`, `group_scheduler`, `contest`, `importance`.
+Files in floor order: `schedulers`, `pareto`, `ladder`, `budget`, `group_scheduler`, `contest`, `forecast`, `importance`.
 """
