@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
+from torch import nn
 
 from cluster.storage import Storage
 from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from training.data.dataset import load_dataset
 from training.data.tokens import Tokenizer
+from training.network import products
 from training.network.encoder import find_encoder
 from training.network.inputs import ActivationInputs, PooledInputs, ScoredInputs, TokenInputs
 from training.search.prepared import make_assignment
@@ -60,6 +62,16 @@ def test_what_does_not_fit_is_computed_anew(
     assert isinstance(validation, ScoredInputs)
     assert type(training.inputs) is type(validation.inputs) is expected
     assert next(iter(fit.epochs())).is_last
+
+
+def test_a_trials_model_computes_by_the_faster_library(
+    make_encoder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assignment = make(make_encoder("bert"), tmp_path, 2, 0)
+    for is_faster, kind in ((True, products.OneDnnLinear), (False, nn.Linear)):
+        monkeypatch.setattr(products, "is_onednn_faster", lambda chosen=is_faster: chosen)
+        model = build_model(assignment, trial_settings(assignment.settings, {}))
+        assert {type(layer) for layer in model.modules() if isinstance(layer, nn.Linear)} == {kind}
 
 
 def test_where_the_test_texts_have_no_room_all_are_answered_from_tokens(

@@ -2,5 +2,5 @@
 
 It does not know losses, optimisation or Ray.
 
-Files in floor order: `packed`, `encoder`, `ordinal`, `letters`, `word_pieces`, `model`, `inputs`, `prefix`.
+Files in floor order: `packed`, `products`, `encoder`, `ordinal`, `letters`, `word_pieces`, `model`, `inputs`, `prefix`.
 """

@@ -26,6 +26,7 @@ from training.network.encoder import EncoderSource, find_encoder, load_encoder_w
 from training.network.inputs import TokenInputs
 from training.network.model import TwoHeadBert, make_config
 from training.network.prefix import freeze, load_trainable_state, remove_prefix
+from training.network.products import compute_faster
 from training.search.proposing.search_space import TrialSettings
 from training.search.trials.assignment import Assignment
 from training.search.trials.found_heads import FirstRung, read_rung
@@ -121,6 +122,7 @@ def build_model(assignment: Assignment, trial: TrialSettings) -> TwoHeadBert:
     model = TwoHeadBert(
         make_config(AutoConfig.from_pretrained(str(source.folder), local_files_only=True), source.pooling, heads, letters=letters)
     )
+    compute_faster(model)
     load_encoder_weights(model.encoder, source)
     if model.word_pieces is not None and assignment.words is not None:
         assignment.words.fill(model.word_pieces, assignment.spelling, model.scored)
