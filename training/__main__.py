@@ -5,6 +5,7 @@ Everything heavy is imported inside the verbs, so that `--help` answers at once.
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,9 +174,7 @@ def versions(options: argparse.Namespace) -> int:
     for version in registry.versions():
         manifest = registry.manifest(version)
         split = "test" if "test" in manifest.metrics else "validation"
-        scores = ", ".join(
-            f"{head.name} {manifest.metrics.get(split, {}).get(head.name, {}).get('macro_f1', 0.0):.3f}" for head in manifest.heads
-        )
+        scores = ", ".join(f"{head.name} {_figure(manifest.metrics.get(split, {}).get(head.name, {}))}" for head in manifest.heads)
         rows.append([version, ", ".join(names.get(version, [])), scores, split, manifest.search.get("name", ""), manifest.created])
     say(
         table(["version", "names", "macro-F1", "on", "search", "created"], rows)
@@ -183,6 +182,12 @@ def versions(options: argparse.Namespace) -> int:
         else f"no version is published in {registry.storage.uri} yet"
     )
     return 0
+
+
+def _figure(metrics: Mapping[str, Any]) -> str:
+    # A head without a label in the split has no figures.
+    found = metrics.get("macro_f1")
+    return "–" if found is None else f"{found:.3f}"
 
 
 def report(options: argparse.Namespace) -> int:

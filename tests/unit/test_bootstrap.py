@@ -39,6 +39,26 @@ def test_a_draw_without_labels_says_nothing_and_few_texts_decide_nothing() -> No
     assert paired_difference([lambda drawn: 1.0], [lambda drawn: 0.0], 20).verdict == "better"
 
 
+@pytest.mark.parametrize("groups", [1, 2, 19, 20])
+def test_groups_that_are_few_decide_nothing_however_many_texts_they_hold(groups: int) -> None:
+    named = [str(text % groups) for text in range(400)]
+    found = paired_difference([lambda drawn: 1.0], [lambda drawn: 0.0], 400, groups=named)
+    assert (found.low, found.verdict) == (1.0, "better" if groups == 20 else "not distinguishable")
+    # Texts of no group are drawn one by one.
+    assert paired_difference([lambda drawn: 1.0], [lambda drawn: 0.0], 400, groups=[""] * 400).verdict == "better"
+
+
+@pytest.mark.parametrize("labelled", [4, 20])
+def test_texts_without_a_label_decide_nothing(labelled: int) -> None:
+    known, every = np.arange(300) < labelled, np.ones(300, dtype=bool)
+    verdict = "better" if labelled == 20 else "not distinguishable"
+    assert paired_difference([lambda drawn: 1.0], [lambda drawn: 0.0], 300, known=[known]).verdict == verdict
+    # Of several heads the one with the fewest labels decides; where its texts are of one group, that is one.
+    assert paired_difference([lambda drawn: 1.0], [lambda drawn: 0.0], 300, known=[every, known]).verdict == verdict
+    groups = ["A" if text < 50 else "" for text in range(300)]
+    assert paired_difference([lambda drawn: 1.0], [lambda drawn: 0.0], 300, known=[known], groups=groups).verdict == "not distinguishable"
+
+
 def test_statistics_against_scikit_learn() -> None:
     labels, found = drawn_answers(400, 5, 3)
     drawn = np.random.default_rng(4).integers(400, size=400)

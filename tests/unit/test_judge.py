@@ -151,3 +151,31 @@ def test_a_head_without_labels_has_no_figures_rather_than_bad_ones() -> None:
     assert set(found["intervals"]) == {"job", "score"}
     one = [{head: probabilities(values) for head, values in answers["test"].items()}]
     assert [entry["head"] for entry in compare(settings(), dataset.test, DEFAULT, one, one)] == ["job"]
+
+
+def test_heads_that_count_and_have_no_label_leave_the_split_without_a_score() -> None:
+    own = settings(tuning={"score_weights": {"grade": 1.0}})
+    bare = {"job": DATASET.test.labels["job"], "grade": np.full(400, -1)}
+    dataset = Dataset(CLASSES, DATASET.training, DATASET.validation, replace(DATASET.test, labels=bare), "digest", ())
+    answers = {"validation": logits(dataset.validation, 0.8, 0), "test": logits(DATASET.test, 0.8, 1)}
+    record = account(own, dataset, answers, calibrate(own.heads, answers["validation"], dataset.validation.labels))
+    comparisons = compare(own, dataset.test, DEFAULT, sides(0.9), sides(0.7))
+    assert [(entry["head"], entry["verdict"]) for entry in comparisons] == [("job", "better")]
+    record |= {"comparisons": comparisons, "best": 0, "heads": CLASSES, "tuning": {"mode": "score"}}
+    record["trials"] = [{"position": 0, "origin": "sampler"}]
+    assert headline(record, "test") == "Trial 0 has no score on the test texts: no head that counts has a label there."
+    # And where several heads without weight have labels.
+    three = settings(tuning={"score_weights": {"grade": 1.0}}, heads={head: {} for head in (*CLASSES, "other")})
+    labels = bare | {"other": bare["job"]}
+    both = [{head: one["job"] if head == "other" else one[head] for head in labels} for one in sides(0.9)]
+    assert [entry["head"] for entry in compare(three, replace(DATASET.test, labels=labels), DEFAULT, both, both)] == ["job", "other"]
+
+
+def test_few_labels_of_one_head_decide_neither_it_nor_the_whole() -> None:
+    labels = {"job": DATASET.test.labels["job"], "grade": np.where(np.arange(400) < 12, DATASET.test.labels["grade"], -1)}
+    found = compare(settings(), replace(DATASET.test, labels=labels), DEFAULT, sides(1.0), sides(0.0))
+    assert [(one["head"], one["verdict"]) for one in found] == [
+        ("job", "better"),
+        ("grade", "not distinguishable"),
+        (None, "not distinguishable"),
+    ]

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.console import run_command
 from cluster.storage import Storage
+from training.__main__ import make_parser
 from training.errors import CheckpointError, RegistryError
 from training.registry import Registry
 
@@ -102,3 +104,18 @@ def test_many_at_once_get_a_version_each_and_one_promotion_wins(tiny_checkpoint:
     assert len(wins) == 1
     assert registry.resolve("production") == wins[0]
     assert len(lost) == 5
+
+
+def test_versions_are_listed_though_a_head_has_no_figures(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    registry = Registry(Storage(str(store)))
+    registry.promote(registry.publish(tiny_checkpoint))
+    found = registry.manifest(1)
+    metrics = {"test": {"category": {"macro_f1": 0.5}, "education": {"macro_f1": None}}}
+    monkeypatch.setattr(Registry, "manifest", lambda *_: found.model_copy(update={"metrics": metrics}))
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"cluster: {{storage: {store}}}\n")
+    assert run_command(make_parser(), ["versions", "--config", str(settings)]) == 0
+    assert "category 0.500, education –" in capsys.readouterr().out

@@ -159,3 +159,15 @@ def test_folds_hold_every_example_once_alike_and_keep_groups_together(most: int,
         for values in labels.values():
             for value in np.unique(values):
                 assert np.bincount(folds[values == value], minlength=4).min() >= 0.7 * (values == value).sum() / 4
+
+
+@pytest.mark.parametrize(("texts", "has_groups"), [(1500, False), (240, True)])
+def test_folds_are_of_equal_size_where_most_classes_are_rare(texts: int, has_groups: bool) -> None:
+    # No fold is for training: where a class has one text, it may be in any.
+    numbers = np.arange(texts)
+    rare = {"common": numbers % 5, "rare": np.minimum(numbers, texts * 3 // 5)}
+    groups = [f"group {index // 2}" for index in range(texts)] if has_groups else None
+    folds = stratified_folds(rare, groups, 4, 7, [f"text {index}" for index in range(texts)])
+    assert np.bincount(folds, minlength=4).tolist() == pytest.approx([texts / 4] * 4, abs=8)
+    alone = stratified_folds({"rare": np.arange(40)}, None, 4, 7, [f"text {index}" for index in range(40)])
+    assert np.bincount(alone, minlength=4).tolist() == [10, 10, 10, 10]

@@ -87,15 +87,15 @@ def stratified_folds(labels: Mapping[str, Indices], groups: Sequence[str] | None
         # So many are balanced by chance, and at once.
         places = [[index for unit in units if int(unit.order, 16) % count == fold for index in unit.members] for fold in range(count)]
     else:
-        places = _divided(units, (1.0 / count,) * count, groups is not None)
+        places = _divided(units, (1.0 / count,) * count, groups is not None, has_training=False)
     for fold, members in enumerate(places):
         folds[members] = fold
     return folds
 
 
-def _divided(units: Sequence[_Unit], shares: Sequence[float], has_groups: bool) -> list[list[int]]:
-    """Place all units and return the indices of the examples in each place."""
-    plan = _Plan(units, shares)
+def _divided(units: Sequence[_Unit], shares: Sequence[float], has_groups: bool, *, has_training: bool = True) -> list[list[int]]:
+    """Place all units and return the indices of the examples in each place; the first may have to have every class."""
+    plan = _Plan(units, shares, has_training)
     for unit in plan.units:
         plan.place(unit)
     for _ in range(_PASSES):
@@ -147,9 +147,9 @@ def _units(labels: Mapping[str, Indices], groups: Sequence[str] | None, seed: in
 
 
 class _Plan:
-    """Which unit is where, and how full each place is; places are training, validation and test, or folds."""
+    """Which unit is where, and how full each place is; places are training, validation and test, or folds: they have no training."""
 
-    def __init__(self, units: Sequence[_Unit], shares: Sequence[float]) -> None:
+    def __init__(self, units: Sequence[_Unit], shares: Sequence[float], has_training: bool) -> None:
         totals: Counter[Stratum] = Counter()
         for unit in units:
             totals.update(unit.strata)
@@ -157,7 +157,7 @@ class _Plan:
         # their order, so the strata have one that no order of rows can change.
         divisible = 1.0 / min(share for share in shares if share > 0)
         self._strata = sorted(stratum for stratum, total in totals.items() if len(stratum) < 2 or total >= divisible)
-        self._is_class = np.array([len(stratum) == 1 and stratum[0][1] >= 0 for stratum in self._strata])
+        self._is_kept = np.array([has_training and len(stratum) == 1 and stratum[0][1] >= 0 for stratum in self._strata])
         position = {stratum: index for index, stratum in enumerate(self._strata)}
         self._held = {
             unit.order: sorted((position[stratum], count) for stratum, count in unit.strata.items() if stratum in position)
@@ -174,7 +174,7 @@ class _Plan:
     def place(self, unit: _Unit) -> None:
         """Put a unit where it fits best; the first unit of a class is for training."""
         held = self._held[unit.order]
-        is_first = any(self._is_class[index] and not self._filled[0][index] for index, _ in held)
+        is_first = any(self._is_kept[index] and not self._filled[0][index] for index, _ in held)
         self._put(unit, 0 if is_first else min(self._candidates, key=lambda place: self._cost(held, place)))
 
     def improve(self) -> bool:
@@ -196,7 +196,7 @@ class _Plan:
         places = np.array([self._candidates.index(self._places[unit.order]) for unit in self.units])
         before = places.copy()
         for column in range(len(self.units)):
-            other = _best_exchange(column, counts, places, targets, self._is_class)
+            other = _best_exchange(column, counts, places, targets, self._is_kept)
             if other is not None:
                 places[[column, other]] = places[[other, column]]
         for column in np.flatnonzero(places != before).tolist():
@@ -231,7 +231,7 @@ class _Plan:
         return cost
 
 
-def _best_exchange(column: int, counts: Floats, places: Indices, targets: Floats, is_class: NDArray[np.bool_]) -> int | None:
+def _best_exchange(column: int, counts: Floats, places: Indices, targets: Floats, is_kept: NDArray[np.bool_]) -> int | None:
     """Return the unit that this one should change places with, or None.
 
     Sums run along the first axis, where NumPy adds whole rows one after the other: the same rounding on every machine.
@@ -241,7 +241,7 @@ def _best_exchange(column: int, counts: Floats, places: Indices, targets: Floats
         counts: (strata, units).
         places: (units,); 0 is training.
         targets: (places, strata).
-        is_class: (strata,); the last of a class may not leave training.
+        is_kept: (strata,); the last of such a class may not leave training.
     """
     here = places[column]
     filled = np.stack([counts[:, places == place].sum(axis=1) for place in range(len(targets))])
@@ -250,7 +250,7 @@ def _best_exchange(column: int, counts: Floats, places: Indices, targets: Floats
     per_target = 1.0 / targets[here][:, None] + 1.0 / targets[places].T
     cost = (lost * (lost * per_target - 2.0 * (excess[here][:, None] - excess[places].T))).sum(axis=0)
     leaves_training = np.where(here == 0, lost, np.where(places == 0, -lost, 0.0))
-    empties = np.any((leaves_training >= filled[0][:, None]) & (leaves_training > 0) & is_class[:, None], axis=0)
+    empties = np.any((leaves_training >= filled[0][:, None]) & (leaves_training > 0) & is_kept[:, None], axis=0)
     cost[(places == here) | empties] = 0.0
     best = int(np.argmin(cost))
     return best if cost[best] < -1e-9 else None

@@ -33,7 +33,7 @@ Statistic = Callable[[Drawn], float]
 Verdict = Literal["better", "worse", "not distinguishable"]
 
 RESAMPLES = 2000
-LEAST_TEXTS = 20
+LEAST_UNITS = 20
 SEED = 7
 # The ends of a 95 % interval.
 _PERCENTILES = (2.5, 97.5)
@@ -49,7 +49,7 @@ class Difference:
         difference: Ours less theirs.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        verdict: `better` or `worse` where the interval leaves out 0 and there are `LEAST_TEXTS` texts.
+        verdict: `better` or `worse` where the interval leaves out 0 and at least `LEAST_UNITS` of what is drawn have a label.
     """
 
     ours: float
@@ -88,6 +88,7 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int = SEED,
     groups: Sequence[str] | None = None,
+    known: Sequence[NDArray[np.bool_]] = (),
 ) -> Difference:
     """Compare two sides on the same texts, each side by the mean over its training runs.
 
@@ -101,6 +102,7 @@ def paired_difference(
         resamples: How often texts and runs are drawn.
         seed: Of the draws.
         groups: See `interval`.
+        known: For each head that is compared, which texts have a label, (texts,); without any, all have.
     """
     generator = np.random.default_rng(seed)
     differences = [
@@ -111,8 +113,8 @@ def paired_difference(
     ours_mean, theirs_mean = (float(np.mean([statistic(everything) for statistic in side])) for side in (ours, theirs))
     low, high = _middle(differences)
     verdict: Verdict = "better" if low > 0 else "worse" if high < 0 else "not distinguishable"
-    if texts < LEAST_TEXTS:
-        # So few can agree by chance, and then the interval has no width.
+    if min(_units(one, groups) for one in known or [np.ones(texts, dtype=bool)]) < LEAST_UNITS:
+        # So few can agree by chance, and then the interval has no width: one group is the same in every draw.
         verdict = "not distinguishable"
     return Difference(ours_mean, theirs_mean, ours_mean - theirs_mean, low, high, verdict)
 
@@ -193,6 +195,12 @@ def _draws(texts: int, groups: Sequence[str] | None, resamples: int, generator: 
         # Every drawn group's texts, without a list a group: where each group begins, and a count up from there.
         ends = np.cumsum(lengths)
         yield members[np.repeat(starts[drawn] - (ends - lengths), lengths) + np.arange(ends[-1])]
+
+
+def _units(known: NDArray[np.bool_], groups: Sequence[str] | None) -> int:
+    """Count what is drawn, texts or whole groups of them, that has a label."""
+    labelled = np.flatnonzero(known).tolist()
+    return len(labelled) if groups is None else len({groups[index] or index for index in labelled})
 
 
 def _members(groups: Sequence[str]) -> tuple[Drawn, Drawn, Drawn]:

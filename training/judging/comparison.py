@@ -9,7 +9,7 @@ from typing import Any
 from training.data.dataset import Examples
 from training.data.labels import MISSING
 from training.judging.bootstrap import paired_difference, score_of, selection_score_of
-from training.judging.metrics import Probabilities
+from training.judging.metrics import Probabilities, has_score
 from training.settings import TrainingSettings
 
 DEFAULT = "default"
@@ -36,7 +36,7 @@ def compare(
         theirs: One answer a training.
 
     Returns:
-        One entry a head and, with several heads, one for the selection score, head null.
+        One entry a head that has a label among the texts and, with several of them, one for the selection score, head null, if any counts.
     """
     labelled = [head for head in settings.heads if (examples.labels[head] != MISSING).any()]
     metrics = {head: settings.tuning.score_metrics.get(head, "macro_f1") for head in labelled}
@@ -48,15 +48,18 @@ def compare(
         own = [[one[head] for one in side] for side in sides]
         # What is compared grows with quality, also where the metric does not.
         named = LIKELIHOOD if metric == "log_loss" else metric
-        found.append({"against": against, "head": head, "metric": named} | _entry(own[0], own[1], examples))
-    if len(metrics) > 1:
-        whole = [[selection_score_of(one, settings.tuning.score_weights) for one in side] for side in sides]
-        found.append({"against": against, "head": None, "metric": "score"} | _entry(whole[0], whole[1], examples))
+        found.append({"against": against, "head": head, "metric": named} | _entry(own[0], own[1], examples, [head]))
+    weights = settings.tuning.score_weights
+    if len(metrics) > 1 and has_score(metrics, weights):
+        whole = [[selection_score_of(one, weights) for one in side] for side in sides]
+        counted = [head for head in metrics if has_score([head], weights)]
+        found.append({"against": against, "head": None, "metric": "score"} | _entry(whole[0], whole[1], examples, counted))
     return found
 
 
-def _entry(ours: Sequence[Any], theirs: Sequence[Any], examples: Examples) -> dict[str, Any]:
-    difference = paired_difference(ours, theirs, len(examples), groups=examples.groups)
+def _entry(ours: Sequence[Any], theirs: Sequence[Any], examples: Examples, heads: Sequence[str]) -> dict[str, Any]:
+    known = [examples.labels[head] != MISSING for head in heads]
+    difference = paired_difference(ours, theirs, len(examples), groups=examples.groups, known=known)
     return difference.to_dict() | {"runs": [len(ours), len(theirs)]}
 
 
@@ -67,10 +70,13 @@ def headline(record: Mapping[str, Any], split: str) -> str:
         record: With `metrics`, `intervals`, `comparisons`, `best` and `trials`.
         split: The reported one.
     """
-    score, (low, high) = record["metrics"][split]["score"], record["intervals"]["score"]
+    score = record["metrics"][split]["score"]
     overall = {entry["against"]: entry for entry in record["comparisons"] if entry["head"] is None or len(record["heads"]) == 1}
     flatters = ", which chose it, so this flatters" if split == "validation" else ""
-    sentences = [f"Trial {record['best']} scores {score:.3f} [{low:.3f}, {high:.3f}] on the {split} texts{flatters}."]
+    sentences = [f"Trial {record['best']} has no score on the {split} texts: no head that counts has a label there."]
+    if score is not None:
+        low, high = record["intervals"]["score"]
+        sentences = [f"Trial {record['best']} scores {score:.3f} [{low:.3f}, {high:.3f}] on the {split} texts{flatters}."]
     origin = next(trial["origin"] for trial in record["trials"] if trial["position"] == record["best"])
     if origin == DEFAULT:
         sentences.append(_about_the_default(record))

@@ -4,7 +4,7 @@ Temperatures and thresholds come from the validation texts only. It does not kno
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from training.judging.metrics import (
     Logits,
     Probabilities,
     confusion,
+    has_score,
     head_scores,
     joint_accuracy,
     majority_class,
@@ -137,14 +138,9 @@ def _metrics(settings: TrainingSettings, dataset: Dataset, examples: Examples, a
         | blank
         | {
             "joint_accuracy": joint_accuracy(examples.labels, predicted) if has_whole else None,
-            "score": selection_score(scores, settings.tuning.score_weights) if _weigh(scores, settings) else None,
+            "score": selection_score(scores, settings.tuning.score_weights) if has_score(scores, settings.tuning.score_weights) else None,
         }
     )
-
-
-def _weigh(heads: Iterable[str], settings: TrainingSettings) -> bool:
-    weights = settings.tuning.score_weights
-    return any(weights.get(head, 0.0) > 0 for head in heads) if weights else any(True for _ in heads)
 
 
 def _intervals(settings: TrainingSettings, examples: Examples, answers: Mapping[str, Probabilities]) -> dict[str, Any]:
@@ -163,7 +159,7 @@ def _intervals(settings: TrainingSettings, examples: Examples, answers: Mapping[
     found: dict[str, Any] = dict(own)
     if np.logical_and.reduce([one != MISSING for one in labels.values()]).any():
         found["joint_accuracy"] = interval(joint_accuracy_of(labels, answers), texts, groups=groups)
-    return found | {"score": interval(score, texts, groups=groups)} if _weigh(chosen, settings) else found
+    return found | {"score": interval(score, texts, groups=groups)} if has_score(chosen, settings.tuning.score_weights) else found
 
 
 def _in_its_unit(metric: str, ends: tuple[float, float]) -> tuple[float, float]:

@@ -5,7 +5,7 @@ the truth or in the predictions (https://scikit-learn.org/stable/modules/model_e
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -161,6 +161,11 @@ def selection_score(scores: Mapping[str, float], score_weights: Mapping[str, flo
     """
     weights = {head: score_weights.get(head, 0.0) if score_weights else 1.0 for head in scores}
     return sum(weights[head] * score for head, score in scores.items()) / sum(weights.values())
+
+
+def has_score(heads: Iterable[str], score_weights: Mapping[str, float]) -> bool:
+    """Whether any of the heads counts in the selection score."""
+    return any(score_weights.get(head, 0.0) > 0 for head in heads) if score_weights else any(True for _ in heads)
 
 
 def probabilities(logits: NDArray[np.float32], temperature: float = 1.0) -> Probabilities:
