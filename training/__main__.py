@@ -5,6 +5,7 @@ Everything heavy is imported inside the verbs, so that `--help` answers at once.
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.console import run_command, say, settings_options, table
 
 if TYPE_CHECKING:
+    from training.manifest import Manifest
     from training.registry import Registry
     from training.search.plan import Start
     from training.search.winner import SearchResult
@@ -99,6 +101,7 @@ def _refuse_beside_resume(options: argparse.Namespace) -> None:
 
 
 def _start(options: argparse.Namespace, settings: "TrainingSettings") -> "Start | None":
+    from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE
     from training.errors import TuningError
     from training.search.plan import Start
     from training.search.proposing.search_space import point_of
@@ -109,9 +112,19 @@ def _start(options: argparse.Namespace, settings: "TrainingSettings") -> "Start 
         return None
     registry = _registry(options)
     version = registry.resolve(options.from_version)
-    manifest = registry.manifest(version)
+    weights = registry.path(version) if options.with_weights else ""
+    manifest = _verified(registry, version) if weights else registry.manifest(version)
     point = point_of(settings, manifest.settings.get("fit", {}), manifest.settings.get("heads", {}))
-    return Start(version, point, registry.path(version) if options.with_weights else "", manifest.data_digest)
+    pinned = [manifest.files[name].sha256 for name in (WEIGHTS_FILE, CONFIG_FILE)] if weights else []
+    return Start(version, point, weights, manifest.data_digest, *pinned)
+
+
+def _verified(registry: "Registry", version: int) -> "Manifest":
+    """Return the manifest of a version whose files are as they were published, and signed where that is asked for."""
+    from training.manifest import read_manifest
+
+    with tempfile.TemporaryDirectory() as folder:
+        return read_manifest(registry.fetch(version, Path(folder) / "version"))
 
 
 def _judge_failures(result: "SearchResult", allowed: int) -> int:

@@ -1,5 +1,6 @@
 """What a trial reads: activations of frozen layers where they fit into memory, else token ids."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,13 +16,15 @@ from cluster.storage import Storage
 from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from training.data.dataset import load_dataset
 from training.data.tokens import Tokenizer
+from training.errors import CheckpointError
 from training.network import products
 from training.network.encoder import find_encoder
 from training.network.inputs import ActivationInputs, PooledInputs, ScoredInputs, TokenInputs
+from training.network.model import TwoHeadBert
 from training.search.prepared import make_assignment
 from training.search.proposing.search_space import trial_settings
 from training.search.trials import reading
-from training.search.trials.assignment import Assignment
+from training.search.trials.assignment import Assignment, EarlierWeights
 from training.search.trials.build import answer_all, build_model, load_matching_weights, prepare_fit
 from training.search.trials.reading import piece_scores
 from training.settings import TrainingSettings
@@ -42,6 +45,14 @@ def make(encoder: Path, folder: Path, frozen_layers: int, most_bytes: int) -> As
     )
     source = find_encoder(settings.encoder)
     return make_assignment(settings, load_dataset(settings), source, Tokenizer(source.folder, 16))
+
+
+def written(storage: Storage, name: str, model: TwoHeadBert) -> EarlierWeights:
+    """Write a model as a version has it."""
+    contents = {WEIGHTS_FILE: save(model.state_dict()), CONFIG_FILE: json.dumps(model.config.to_dict(), default=str).encode()}
+    for file, content in contents.items():
+        storage.write_bytes(f"{name}/{file}", content)
+    return EarlierWeights(name, *(hashlib.sha256(content).hexdigest() for content in contents.values()))
 
 
 @pytest.mark.parametrize(
@@ -117,8 +128,31 @@ def test_an_earlier_head_is_taken_only_where_it_answered_beside_word_pieces_as_w
         model = build_model(replace(assignment, words=words), trial)
         torch.nn.init.ones_(model.get_parameter("heads.0.output.weight"))
         name = f"versions/{'with' if words else 'without'}"
-        storage.write_bytes(f"{name}/{WEIGHTS_FILE}", save(model.state_dict()))
-        storage.write_bytes(f"{name}/{CONFIG_FILE}", json.dumps(model.config.to_dict(), default=str).encode())
         started = build_model(assignment, trial)
-        load_matching_weights(started, storage, name)
+        load_matching_weights(started, storage, written(storage, name, model))
         assert bool(started.get_parameter("heads.0.output.weight").any()) == (words is not None)
+
+
+@pytest.mark.parametrize("file", [WEIGHTS_FILE, CONFIG_FILE])
+def test_weights_that_changed_since_the_search_began_are_not_loaded(make_encoder: Callable[..., Path], tmp_path: Path, file: str) -> None:
+    storage = Storage(str(tmp_path / "storage"))
+    assignment = replace(make(make_encoder("bert"), tmp_path, 3, 10**9), storage=storage.uri)
+    trial = trial_settings(assignment.settings, {})
+    start = written(storage, "versions/1", build_model(assignment, trial))
+    build_model(replace(assignment, start=start), trial)
+    content = bytearray(storage.read_bytes(f"versions/1/{file}"))
+    content[-2] ^= 1
+    storage.write_bytes(f"versions/1/{file}", bytes(content))
+    with pytest.raises(CheckpointError, match=f"versions/1/{file}: has SHA-256 .* when the search began"):
+        build_model(replace(assignment, start=start), trial)
+    unknown = replace(start, weights_sha256="", config_sha256="")
+    with pytest.raises(CheckpointError, match="none written down"):
+        build_model(replace(assignment, start=unknown), trial)
+
+
+def test_activations_of_other_weights_have_another_name(make_encoder: Callable[..., Path], tmp_path: Path) -> None:
+    assignment = make(make_encoder("bert"), tmp_path, 3, 10**9)
+    model = build_model(assignment, trial_settings(assignment.settings, {}))
+    starts = [None, EarlierWeights("versions/1", "a" * 64, "c" * 64), EarlierWeights("versions/1", "b" * 64, "c" * 64)]
+    names = {reading._wanted(replace(assignment, start=start), model, 3, "training").name for start in starts}
+    assert len(names) == 3

@@ -43,7 +43,7 @@ def test_ordinary_names_are_fine() -> None:
 
 def test_where_it_started_from_is_pinned_too(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
-    start = Start(7, {"layer_decay": 0.8, "heads/education/loss": "corn"}, "registry/versions/000007")
+    start = Start(7, {"layer_decay": 0.8, "heads/education/loss": "corn"}, "registry/versions/000007", "digest", "a" * 64, "b" * 64)
     pin(storage, Plan("one", SETTINGS, "digest", start=start))
     assert read_plan(storage, "one").start == start
 

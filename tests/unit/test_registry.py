@@ -10,6 +10,7 @@ import pytest
 from cluster.console import run_command
 from cluster.storage import Storage
 from training.__main__ import make_parser
+from training.checkpoint import WEIGHTS_FILE
 from training.errors import CheckpointError, RegistryError
 from training.registry import Registry
 
@@ -119,3 +120,20 @@ def test_versions_are_listed_though_a_head_has_no_figures(
     settings.write_text(f"cluster: {{storage: {store}}}\n")
     assert run_command(make_parser(), ["versions", "--config", str(settings)]) == 0
     assert "category 0.500, education –" in capsys.readouterr().out
+
+
+def test_a_search_does_not_start_from_weights_that_were_changed(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = Registry(Storage(str(tmp_path / "store")))
+    version = registry.publish(tiny_checkpoint)
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"cluster: {{storage: {tmp_path / 'store'}}}\ntraining: {{data: {{files: [{tmp_path / 'ads.csv'}]}}}}\n")
+    words = ["tune", "--from-version", "1", "--with-weights", "--config", str(settings)]
+    # Whole, it is the table that is missing.
+    assert run_command(make_parser(), words) == 2
+    assert "ads.csv" in capsys.readouterr().err
+    weights = Path(registry.place(version)) / WEIGHTS_FILE
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    assert run_command(make_parser(), words) == 2
+    assert f"{WEIGHTS_FILE}: has SHA-256" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from training.search.deciding.contest import standings, winner
 from training.search.prepared import make_assignment
 from training.search.proposing.ledger import TrialHistory
 from training.search.proposing.search_space import trial_settings
-from training.search.trials.assignment import Assignment
+from training.search.trials.assignment import Assignment, EarlierWeights
 from training.search.trials.build import build_model
 from training.search.trials.first_look import look_at_words, words_say
 from training.search.words_alone import words_alone, words_if_better
@@ -66,7 +66,7 @@ def test_its_number_is_after_those_of_other_trials(assignment: Assignment) -> No
 
 
 def test_there_is_none_where_a_model_would_say_more_or_less(assignment: Assignment) -> None:
-    assert words_alone(replace(assignment, start="versions/1"), []) is None
+    assert words_alone(replace(assignment, start=EarlierWeights("versions/1", "a", "b")), []) is None
     heads = {name: one.model_copy(update={"word_pieces": name == "job"}) for name, one in assignment.settings.heads.items()}
     settings = assignment.settings.model_copy(update={"heads": heads})
     assert words_alone(replace(assignment, settings=settings).with_words(), []) is None

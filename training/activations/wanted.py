@@ -23,7 +23,7 @@ class Source:
     Attributes:
         encoder_sha256: Of the pretrained encoder's weights.
         pooling: How tokens become one vector.
-        start: URI of the version whose weights are used instead; "" for none.
+        start: SHA-256 of the weights that are used instead, of an earlier version; "" for none.
         depth: So many layers are frozen.
     """
 

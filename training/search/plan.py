@@ -48,12 +48,16 @@ class Start:
         point: Its configuration, moved into the search space.
         weights: Its folder in the storage, if trials start from its weights too; else "".
         data_digest: SHA-256 of the data it was made from.
+        weights_sha256: Of its weights, if trials start from them.
+        config_sha256: Of its configuration, likewise.
     """
 
     version: int
     point: Point
     weights: str
     data_digest: str = ""
+    weights_sha256: str = ""
+    config_sha256: str = ""
 
 
 @dataclass(frozen=True)

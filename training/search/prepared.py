@@ -16,7 +16,7 @@ from training.network.encoder import EncoderSource, find_encoder
 from training.network.letters import spell
 from training.search.plan import Plan, search_path
 from training.search.proposing.search_space import dimensions
-from training.search.trials.assignment import Assignment
+from training.search.trials.assignment import Assignment, EarlierWeights
 from training.settings import TrainingSettings
 
 # Each candidate of the first rung trains once more for each: with fewer it learns from less, with more it costs more.
@@ -63,12 +63,19 @@ def prepare(plan: Plan, storage: Storage, dataset: Dataset) -> Prepared:
     """Find the encoder and tokenise every text once."""
     source = find_encoder(plan.settings.encoder)
     tokenizer = Tokenizer(source.folder, source.max_tokens)
-    assignment = make_assignment(plan.settings, dataset, source, tokenizer, storage.uri, plan.start.weights if plan.start else "")
+    start = plan.start
+    earlier = EarlierWeights(start.weights, start.weights_sha256, start.config_sha256) if start and start.weights else None
+    assignment = make_assignment(plan.settings, dataset, source, tokenizer, storage.uri, earlier)
     return Prepared(plan, storage, dataset, source, tokenizer, assignment)
 
 
 def make_assignment(
-    settings: TrainingSettings, dataset: Dataset, source: EncoderSource, tokenizer: Tokenizer, storage: str = "", start: str = ""
+    settings: TrainingSettings,
+    dataset: Dataset,
+    source: EncoderSource,
+    tokenizer: Tokenizer,
+    storage: str = "",
+    start: EarlierWeights | None = None,
 ) -> Assignment:
     """Put together what all trials share; see `Assignment`."""
     splits = dataset.splits()

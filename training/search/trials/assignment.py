@@ -22,6 +22,21 @@ Labels = dict[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
+class EarlierWeights:
+    """What trials begin with instead of the pretrained encoder, as it was verified when the search began.
+
+    Attributes:
+        folder: Of the earlier version, in the storage.
+        weights_sha256: Of its weights.
+        config_sha256: Of its configuration, which says whose weights they are.
+    """
+
+    folder: str
+    weights_sha256: str
+    config_sha256: str
+
+
+@dataclass(frozen=True)
 class Assignment:
     """What all trials of a search share; Ray's object store lends its arrays to every process without copies.
 
@@ -38,7 +53,7 @@ class Assignment:
         spelling: Of all pieces that the encoder knows.
         words: What word pieces say by themselves, for heads that want it and where it is something.
         storage: URI of the storage searches are in.
-        start: Folder in it of an earlier version whose weights every trial starts from; "" starts from the pretrained encoder.
+        start: Weights of an earlier version that every trial starts from; null starts from the pretrained encoder.
         heads_from: Folder in it of a first rung that heads start from; "" starts them at random.
         heads_again: Its heads are trained anew, on other texts than it had.
     """
@@ -55,7 +70,7 @@ class Assignment:
     spelling: Spelling
     words: WordWeights | None = None
     storage: str = ""
-    start: str = ""
+    start: EarlierWeights | None = None
     heads_from: str = ""
     heads_again: bool = False
 

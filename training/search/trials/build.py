@@ -3,18 +3,17 @@
 The encoder is verified once a process, not once a trial; nothing that trains is kept between trials. It does not know Ray.
 """
 
+import hashlib
 import json
-import tempfile
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import nn
 
 from cluster.errors import StorageError
 from cluster.storage import Storage
 from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE
-from training.errors import EncoderError
+from training.errors import CheckpointError, EncoderError
 from training.fit_settings import EncoderSettings
 from training.fitting.device import choose_device
 from training.fitting.fit import Fit, Fold, Objective
@@ -28,7 +27,7 @@ from training.network.model import TwoHeadBert, make_config
 from training.network.prefix import freeze, load_trainable_state, remove_prefix
 from training.network.products import compute_faster
 from training.search.proposing.search_space import TrialSettings
-from training.search.trials.assignment import Assignment
+from training.search.trials.assignment import Assignment, EarlierWeights
 from training.search.trials.found_heads import FirstRung, read_rung
 from training.search.trials.heads_alone import begin_heads
 from training.search.trials.reading import read, read_again, scored
@@ -132,28 +131,28 @@ def build_model(assignment: Assignment, trial: TrialSettings) -> TwoHeadBert:
     return model
 
 
-def load_matching_weights(model: TwoHeadBert, storage: Storage, version: str) -> None:
+def load_matching_weights(model: TwoHeadBert, storage: Storage, start: EarlierWeights) -> None:
     """Put an earlier version's weights into a model: its encoder, and every head of the same name, classes and shape.
 
     Args:
         model: Changed in place.
         storage: Where the version is.
-        version: Its folder.
+        start: The version, and what its files were when the search began.
 
     Raises:
+        CheckpointError: They were changed since.
         EncoderError: The version's encoder is another one.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        found = storage.download(version, Path(folder) / "version")
-        weights = load_file(found / WEIGHTS_FILE)
-        earlier = json.loads((found / CONFIG_FILE).read_text(encoding="utf-8"))["heads"]
+    # What was verified is what is loaded: both files are read once.
+    weights = load(_unchanged(storage, f"{start.folder}/{WEIGHTS_FILE}", start.weights_sha256))
+    earlier = json.loads(_unchanged(storage, f"{start.folder}/{CONFIG_FILE}", start.config_sha256))["heads"]
     # A head that answered by itself says again what word pieces say, and the other way round.
     earlier = [head if bool(head.get("word_pieces")) == (head["name"] in model.scored) else head | {"classes": []} for head in earlier]
     encoder = {name.removeprefix("encoder."): value for name, value in weights.items() if name.startswith("encoder.")}
     try:
         model.encoder.load_state_dict(encoder)
     except RuntimeError as error:
-        raise EncoderError(f"{version}: its encoder is not the one of this search: {str(error).splitlines()[-1].strip()}") from None
+        raise EncoderError(f"{start.folder}: its encoder is not the one of this search: {str(error).splitlines()[-1].strip()}") from None
     positions = {head["name"]: (position, head["classes"]) for position, head in enumerate(earlier)}
     for head, module in zip(model.config.heads, model.heads, strict=True):
         position, classes = positions.get(head["name"], (-1, []))
@@ -164,6 +163,17 @@ def load_matching_weights(model: TwoHeadBert, storage: Storage, version: str) ->
         )
         if list(classes) == list(head["classes"]) and fits:
             module.load_state_dict(own)
+
+
+def _unchanged(storage: Storage, path: str, wanted: str) -> bytes:
+    content = storage.read_bytes(path)
+    found = hashlib.sha256(content).hexdigest()
+    if found != wanted:
+        raise CheckpointError(
+            f"{storage.uri}/{path}: has SHA-256 {found}, but had {wanted or 'none written down'} when the search began",
+            "put the version back as it was published, or begin a new search",
+        )
+    return content
 
 
 _encoders: dict[tuple[EncoderSettings, str], EncoderSource] = {}

@@ -92,7 +92,7 @@ def tokens_of(assignment: Assignment, split: str) -> TokenInputs:
 
 
 def _wanted(assignment: Assignment, model: TwoHeadBert, depth: int, split: str) -> Wanted:
-    start = f"{assignment.storage}/{assignment.start}" if assignment.start else ""
+    start = assignment.start.weights_sha256 if assignment.start else ""
     source = Source(assignment.encoder_sha256, str(model.config.pooling), start, depth)
     is_pooled = depth == len(encoder_layers(model.encoder))
     return Wanted(source, assignment.tokens[split], int(model.config.encoder.hidden_size), is_pooled)
