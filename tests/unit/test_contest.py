@@ -92,6 +92,17 @@ def test_what_confirms_climbs_as_far_as_it_paid() -> None:
     assert again.depths == (5,)
 
 
+def test_the_winner_is_averaged_again_only_where_its_average_was_the_best() -> None:
+    wanted, won = tuning(refit=True, confirm_top=0), climbed(2, 5)
+    plain = {"rate": 1, "average_epochs": False}
+    for averaged, expected in ((None, plain), (0.7, plain), (0.95, {"rate": 1})):
+        won.epochs[-1] |= {"epoch_score": 0.9, "average_score": averaged}
+        last = refit([history(0, 0.5), won], wanted)
+        assert last is not None
+        assert last.point == expected
+    assert won.point == {"rate": 1}
+
+
 def test_the_winner_is_trained_on_all_texts_for_as_long_as_it_was_best() -> None:
     wanted = tuning(refit=True, confirm_top=0)
     assert refit([climbed(2, 5)], tuning()) is None

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoConfig
 
 from training.data.tokens import Tokenizer
 from training.fit_settings import FitSettings
+from training.fitting.device import choose_precision
 from training.fitting.fit import DivergedError, Epoch, Fit, Fold, Objective, best_state_in
 from training.fitting.optimiser import parameter_groups, schedule
 from training.fitting.predict import predict_logits
@@ -85,12 +87,16 @@ def test_stopped_and_restored_it_goes_on_as_if_never_stopped(start: Callable[...
     assert all(torch.equal(again.best_state[name], tensor) for name, tensor in whole.best_state.items())
 
 
-def test_restored_after_its_last_epoch_it_tells_of_it_again_and_does_nothing(start: Callable[..., Fit], tmp_path: Path) -> None:
-    fit = start(SETTINGS.model_copy(update={"epochs": 1}))
+@pytest.mark.parametrize("balancing", ["fixed", "uncertainty", "dynamic_average", "pcgrad"])
+def test_restored_after_its_last_epoch_it_tells_of_it_again_and_does_nothing(
+    start: Callable[..., Fit], tmp_path: Path, balancing: str
+) -> None:
+    settings = SETTINGS.model_copy(update={"epochs": 1, "balancing": balancing})
+    fit = start(settings)
     ended = list(fit.epochs())
     assert [epoch.is_last for epoch in ended] == [True]
     fit.save(tmp_path)
-    again = start(SETTINGS.model_copy(update={"epochs": 1}))
+    again = start(settings)
     again.restore(tmp_path)
     # Whoever should have heard of it may have died before.
     assert list(again.epochs()) == ended
@@ -281,3 +287,13 @@ def test_the_average_of_the_last_epochs_is_judged_and_kept_where_it_is_better(st
     *_, last = again.epochs()
     assert last == epoch
     assert last.best_score >= plain[-1].best_score
+
+
+def test_a_gpu_that_only_emulates_bf16_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without a GPU it would only warn.
+    monkeypatch.setattr(torch, "autocast", lambda kind, dtype: (kind, dtype))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert isinstance(choose_precision("auto", torch.device("cuda")), nullcontext)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert choose_precision("auto", torch.device("cuda")) == ("cuda", torch.bfloat16)
+    assert isinstance(choose_precision("auto", torch.device("cpu")), nullcontext)

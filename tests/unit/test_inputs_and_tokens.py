@@ -93,6 +93,16 @@ def test_tokens_are_spelled_with_a_blank_where_a_word_begins(model_type: str, ma
     assert spelled[row[0]] == spelled[row[-1]] == " "
 
 
+def test_a_run_of_hashes_makes_no_vocabulary_one_of_word_pieces(make_encoder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer(make_encoder("roberta"), 64)
+    tokens = ["Ġthe", "Ġnurse", "ing", "####", "########", "Ġ"]
+    monkeypatch.setattr(tokenizer._tokenizer, "get_vocab", lambda: {token: 100 + place for place, token in enumerate(tokens)})
+    assert tokenizer.spelled(106)[100:] == (" the", " nurse", "ing", "####", "########", " ")
+    pieces = ["the", "nurse", "##ing", "##s", "Ġthe"]
+    monkeypatch.setattr(tokenizer._tokenizer, "get_vocab", lambda: {token: 100 + place for place, token in enumerate(pieces)})
+    assert tokenizer.spelled(105)[100:] == (" the", " nurse", "ing", "s", " Ġthe")
+
+
 def test_no_texts_make_an_empty_table(make_encoder: Callable[..., Path]) -> None:
     assert len(Tokenizer(make_encoder(), 6).encode([])) == 0
 

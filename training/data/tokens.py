@@ -215,7 +215,9 @@ class Tokenizer(SavedTokenizer):
             vocabulary: How many token ids there are.
         """
         known = dict(sorted((place, token) for token, place in self._tokenizer.get_vocab().items()))
-        is_wordpiece = any(token.startswith(_GOES_ON) and len(token) > len(_GOES_ON) for token in known.values())
+        # Any vocabulary may have a run of hashes, or a bar, as a token like any other.
+        going_on, beginning = (sum(token.startswith(mark) for token in known.values()) for mark in (_GOES_ON, _BEGINS_WORD))
+        is_wordpiece = going_on > beginning
         letters = {place: _letters_of(token, is_wordpiece=is_wordpiece) for place, token in known.items()}
         letters |= dict.fromkeys(self._tokenizer.all_special_ids, " ")
         return tuple(letters.get(place, "") for place in range(vocabulary))

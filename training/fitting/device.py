@@ -19,7 +19,9 @@ def choose_device() -> torch.device:
 def choose_precision(precision: str, device: torch.device) -> Any:
     """Return the autocast context for a precision; `auto` is bf16 where a GPU has it."""
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        # One that only emulates it computes more slowly and more coarsely than without.
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if has_bf16 else "fp32"
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 

@@ -284,7 +284,9 @@ class Fit:
         self._last, self._before = _last_epoch(facts), int(facts["before"])
         if self._last:
             self._best, self._trained = _best_of(self._last), (self._last.trained_score, self._last.trained_number)
-        self._step.load(tensors, facts["steps"])
+        # Of one that has ended nothing but the best was written, and nothing else is needed.
+        if not (self._last and self._last.is_last):
+            self._step.load(tensors, facts["steps"])
 
     def begin_after(self, state: Mapping[str, torch.Tensor], last: Epoch) -> None:
         """Go on from a training of the same heads that trained fewer layers: with its best parameters, its epochs and its best score.

@@ -136,7 +136,18 @@ def refit(histories: Sequence[TrialHistory], tuning: TuningSettings) -> TrialHis
     first = [one for one in best.epochs if not one.get("is_climbing")][-1]
     planned = (first["best_number"], best.last["best_number"] - first["epoch"]) if len(depths) > 1 else (best.last["best_number"],)
     name = f"{REFIT_GROUP}-{best.number}"
-    return TrialHistory(name, REFIT_GROUP, best.number, best.best_point, best.seed, REFIT_GROUP, depths=depths, planned=planned)
+    point = best.best_point
+    if not _is_best_averaged(best):
+        # Nothing will say again which is better: the validation texts are learned.
+        point["average_epochs"] = False
+    return TrialHistory(name, REFIT_GROUP, best.number, point, best.seed, REFIT_GROUP, depths=depths, planned=planned)
+
+
+def _is_best_averaged(history: TrialHistory) -> bool:
+    """Whether the average of the last epochs' weights was better than any epoch's own."""
+    found = next((one for one in history.epochs if one["epoch"] == history.last["best_number"]), {})
+    averaged = found.get("average_score")
+    return averaged is not None and averaged > found["epoch_score"]
 
 
 def _ranked(ended: Sequence[TrialHistory], tuning: TuningSettings) -> list[TrialHistory]:
