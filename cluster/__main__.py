@@ -116,14 +116,29 @@ def _down(options: argparse.Namespace) -> int:
 
     settings = _settings(options)
     began = time.monotonic()
-    _stop_jobs(settings)
+    # What goes on may be full of others' work.
+    if _is_ours(settings):
+        _stop_jobs(settings)
     if settings.launcher is not None:
         there = ray_up.down(settings, say)
         say(f"cluster is down after {time.monotonic() - began:.0f} s" if there else "no cluster was started from here")
         return 0
     ended = down(settings)
-    say("no cluster was running" if ended is None else f"cluster is down after {time.monotonic() - began:.1f} s ({ended} processes ended)")
+    if ended is not None:
+        say(f"cluster is down after {time.monotonic() - began:.1f} s ({ended} processes ended)")
+    else:
+        say("no cluster was running" if settings.is_local else f"the cluster at {settings.address} was not started from here, and goes on")
     return 0
+
+
+def _is_ours(settings: ClusterSettings) -> bool:
+    """Tell whether the cluster whose jobs these settings reach is one that `down` will end."""
+    from cluster.facts import read_facts
+    from cluster.machines import ray_up
+
+    if settings.launcher is not None:
+        return ray_up.is_started_here(settings)
+    return settings.is_local and read_facts(settings) is not None
 
 
 def _seconds(text: str) -> float:
@@ -231,7 +246,11 @@ def _stop_jobs(settings: ClusterSettings) -> None:
         for job in jobs.all():
             if not job.is_ended:
                 say(f"stopping job {job.id} …")
-                jobs.stop(job.id)
+                try:
+                    jobs.stop(job.id)
+                except ClusterError as error:
+                    # The others shall still be asked.
+                    say(error.message)
 
 
 def _drain(options: argparse.Namespace) -> int:

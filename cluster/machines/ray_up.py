@@ -105,6 +105,14 @@ def _look_again(machines: "_Machines") -> dict[str, Any] | None:
     return found if found and found["alive"] else None
 
 
+def is_started_here(settings: ClusterSettings) -> bool:
+    """Tell whether `down` has machines to end, and they are those that `cluster.address`, where it is set, leads to."""
+    if not (_folder(settings) / LAUNCHER_FILE).exists():
+        return False
+    known = read_known(settings)
+    return settings.address == "local" or (known is not None and known.dashboard_url == settings.address)
+
+
 def down(settings: ClusterSettings, say: Say) -> bool:
     """End the machines, and take the token away.
 

@@ -13,7 +13,6 @@ import pytest
 
 from cluster import jobs, launcher, state
 from cluster.__main__ import main
-from cluster.errors import ClusterError
 from cluster.facts import Facts
 from cluster.jobs import Job
 from cluster.place import Place
@@ -107,27 +106,6 @@ def test_up_again_is_fine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setattr(launcher, "up", lambda settings, say: launcher.Launch(FACTS, is_new=False))
     assert main(["up"]) == 0
     assert capsys.readouterr().out.startswith("cluster is already running since ")
-
-
-def test_down_ends_running_jobs_in_peace_first(
-    cluster: FakeJobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(launcher, "down", lambda settings: len(cluster.asked) + 8)
-    assert main(["down"]) == 0
-    assert cluster.asked == ["job-1"]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "stopping job job-1 …"
-    assert lines[1].endswith("(9 processes ended)")
-
-
-def test_down_goes_on_when_the_cluster_does_not_answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def gone(settings: Any) -> Any:
-        raise ClusterError("does not answer")
-
-    monkeypatch.setattr(jobs, "open_jobs", gone)
-    monkeypatch.setattr(launcher, "down", lambda settings: None)
-    assert main(["down"]) == 0
-    assert capsys.readouterr().out == "no cluster was running\n"
 
 
 def test_submit_takes_everything_after_the_dashes(cluster: FakeJobs, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
