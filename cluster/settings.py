@@ -108,7 +108,7 @@ class ClusterSettings(Section):
         num_gpus: GPUs a local Ray offers; null means all of this machine.
         dashboard_port: Port of the dashboard and the Jobs API that `cluster up` starts on loopback.
         object_store_bytes: Shared memory of a local Ray for tokenised texts.
-        exclude: Patterns (as in .gitignore) that are not shipped with a job.
+        exclude: Patterns (as in .gitignore) that are not shipped with a job. Who gives others repeats those of private keys and secrets.
         head_store: Where the head of several machines keeps what it must know again after it was lost: `none`, `embedded` (a folder of its
             own) or `redis`. With `none` all work is lost with the head.
         redis_address: Of that Redis, `host:port`.
@@ -123,7 +123,8 @@ class ClusterSettings(Section):
     num_gpus: int | None = Field(default=None, ge=0)
     dashboard_port: int = Field(default=8265, ge=1, le=65535)
     object_store_bytes: int = Field(default=500_000_000, ge=80_000_000)
-    exclude: tuple[str, ...] = (".git", ".venv", "venv", ".twohead", "__pycache__", ".*_cache")
+    # The last three usually hold secrets, which every node would keep a copy of.
+    exclude: tuple[str, ...] = (".git", ".venv", "venv", ".twohead", "__pycache__", ".*_cache", "*.pem", "*.key", ".env*")
     head_store: Literal["none", "embedded", "redis"] = "none"
     redis_address: str | None = Field(default=None, pattern=r"^[^\s:/]+:[0-9]+$", validate_default=True)
     launcher: dict[str, Any] | None = None

@@ -28,6 +28,11 @@ def test_ignored_and_excluded_files_stay(tmp_path: Path) -> None:
     assert shipment.total_bytes == sum((tmp_path / name).stat().st_size for name in shipment.sizes)
 
 
+def test_private_keys_and_secrets_stay(tmp_path: Path) -> None:
+    _fill(tmp_path, "signing.pem", "deep/door.key", ".env", "deep/.env.local", "key.py", "environment.yaml", "deep/pem.txt")
+    assert sorted(survey(ClusterSettings(), tmp_path).sizes) == ["deep/pem.txt", "environment.yaml", "key.py"]
+
+
 def test_exclude_is_the_only_truth_about_what_stays(tmp_path: Path) -> None:
     _fill(tmp_path, "venv/x", "notes/y")
     assert sorted(survey(ClusterSettings(exclude=("notes",)), tmp_path).sizes) == ["venv/x"]
