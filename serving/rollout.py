@@ -82,6 +82,8 @@ class Rollout:
     def deploy(self, settings: ServingSettings, version: int | None) -> None:
         """Bring the application into service and wait until it answers.
 
+        Where a trial begins beside what runs, there may be as many replicas as before: that is `scale`'s to change.
+
         Args:
             settings: How to serve.
             version: A published version to stay with; None follows `settings.name`.
@@ -92,12 +94,32 @@ class Rollout:
         place, trusted = Storage(self._cluster.storage).uri, self._cluster.trusted_keys
         trial = secrets.token_hex(_TRIAL_BYTES) if settings.canary or settings.shadow else ""
         arguments = Arguments(storage=place, version=version, trusted_keys=trusted, trial=trial, settings=settings)
-        config = render(settings, arguments, self._runtime_env(settings))
+        runtime_env = self._runtime_env(settings)
         details = self._details()
         self._check_port(settings, details)
+        config = render(self._with_bounds_of(details, settings) if trial else settings, arguments, runtime_env)
         _begin_with_what_runs(config, details)
         self._put(_beside_others(config, details))
-        self._wait(settings, arguments)
+        self._wait(settings, arguments.dump())
+
+    def end_trial(self, settings: ServingSettings) -> None:
+        """Take the candidate out of what is deployed, change nothing else, and wait until it answers.
+
+        Args:
+            settings: Where that is, and how long it may take.
+
+        Raises:
+            ClusterError: Nothing is deployed, or see `deploy`.
+        """
+        details = self._details()
+        # Not what the file says: it may have changed since, and the replicas' bounds too.
+        application: Config = _required(details)["deployed_app_config"]
+        args: Config = application["args"]
+        application["args"] = args | {"trial": "", "settings": args["settings"] | {"canary": None, "shadow": None}}
+        config = _same_doors(details) | {"applications": [application]}
+        _begin_with_what_runs(config, details)
+        self._put(_beside_others(config, details))
+        self._wait(settings, application["args"])
 
     def scale(self, minimum: int, maximum: int) -> Status:
         """Change between how many replicas the application runs; none is restarted.
@@ -175,7 +197,18 @@ class Rollout:
             found = f"{settings.host}:{settings.port} is taken by another process"
             raise ClusterError(found, "stop it, or choose another port: --set serving.port=8001")
 
-    def _wait(self, settings: ServingSettings, ours: Arguments) -> None:
+    def _with_bounds_of(self, details: Config, settings: ServingSettings) -> ServingSettings:
+        """Go on between as many replicas as there may be now, and say so where the settings say otherwise."""
+        application = deployed(details)
+        if application is None:
+            return settings
+        now = application["deployed_app_config"]["deployments"][0]["autoscaling_config"]
+        least, most = now["min_replicas"], now["max_replicas"]
+        if (least, most) != (settings.min_replicas, settings.max_replicas):
+            self._say(f"replicas stay from {least} to {most}, as they are deployed: a trial does not change that, `scale` does")
+        return settings.model_copy(update={"min_replicas": least, "max_replicas": most})
+
+    def _wait(self, settings: ServingSettings, ours: Config) -> None:
         import httpx
 
         started = time.monotonic()
@@ -225,9 +258,9 @@ def _begin_with_what_runs(config: Config, details: Config) -> None:
                 scaling["initial_replicas"] = min(max(first, running), scaling["max_replicas"])
 
 
-def _raise_if_replaced(application: Config, ours: Arguments) -> None:
+def _raise_if_replaced(application: Config, ours: Config) -> None:
     # Serve knows no owner of a deployment: the last one to say something is obeyed.
-    if application["deployed_app_config"]["args"] != json.loads(json.dumps(ours.dump())):
+    if application["deployed_app_config"]["args"] != json.loads(json.dumps(ours)):
         found = "somebody deployed something else meanwhile, which takes this one's place"
         raise ClusterError(found, "`python -m serving status` shows what is served; deploy again to have this")
 

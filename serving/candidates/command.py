@@ -69,8 +69,7 @@ def _end(cluster: ClusterSettings, settings: ServingSettings) -> None:
     """Serve on without the candidate."""
     try:
         with reach(cluster) as dashboard_url:
-            rollout = Rollout.at(dashboard_url, cluster, say)
-            rollout.deploy(settings.model_copy(update={"canary": None, "shadow": None}), rollout.status().version)
+            Rollout.at(dashboard_url, cluster, say).end_trial(settings)
     except ClusterError as error:
         raise ClusterError(f"the trial goes on, because its deployment cannot be changed: {error.message}", error.hint) from error
 

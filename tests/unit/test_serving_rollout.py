@@ -1,5 +1,6 @@
 import copy
 import socket
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 from cluster.errors import ClusterError
 from cluster.settings import ClusterSettings
 from serving import rollout as module
+from serving.candidates import command
 from serving.rollout import Rollout
-from serving.settings import ServingSettings, ShadowSettings
+from serving.settings import CanarySettings, ServingSettings, ShadowSettings
 
 OTHER = {"name": "other", "import_path": "other:app", "route_prefix": "/other"}
 TRACEBACK = """The deployment failed to start 3 times in a row. Error:
@@ -90,6 +92,48 @@ def test_every_deployment_of_a_candidate_is_a_trial_of_its_own(settings: Serving
     assert len({first, second, ""}) == 3
     # Without one nothing changes, and no replica is restarted.
     assert without == ["", ""]
+
+
+def test_a_trial_begins_and_ends_between_the_replicas_that_were_asked_for(
+    settings: ServingSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve = FakeServe(OTHER)
+    said: list[str] = []
+    rollout = Rollout(serve, ClusterSettings(storage="/registry"), said.append)
+    tried = settings.model_copy(update={"canary": CanarySettings(version=8)})
+    rollout.deploy(settings, 7)
+    rollout.scale(4, 8)
+    rollout.deploy(tried, 7)
+    assert said == ["replicas stay from 4 to 8, as they are deployed: a trial does not change that, `scale` does"]
+    monkeypatch.setattr(command, "reach", lambda cluster: nullcontext("http://head:8265"))
+    monkeypatch.setattr(Rollout, "at", lambda *_: rollout)
+    # Whatever the file says by now.
+    command._end(ClusterSettings(), tried.model_copy(update={"min_replicas": 3, "max_queue_s": 9.0}))
+    assert [application["name"] for application in serve.puts[-1]["applications"]] == ["other", "twohead"]
+    status = rollout.status()
+    assert (status.min_replicas, status.max_replicas, status.version) == (4, 8, 7)
+    # As it was before the trial: no setting changes by the way.
+    before, after = serve.puts[1], serve.puts[-1]
+    assert before["applications"][1]["deployments"][0]["autoscaling_config"].pop("initial_replicas") is None
+    assert after == before
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_trial_with_no_replica_when_nobody_asks_ends_with_those_it_has(settings: ServingSettings) -> None:
+    serve = FakeServe()
+    tried = settings.model_copy(update={"min_replicas": 0, "shadow": ShadowSettings(version=8)})
+    made(serve).deploy(tried, 7)
+    serve.wanted = 3
+    made(serve).end_trial(tried)
+    assert wanted_after(serve.puts[-1], 3) == 3
+
+
+def test_what_is_deployed_without_a_trial_has_the_bounds_of_its_settings(settings: ServingSettings) -> None:
+    serve = FakeServe()
+    made(serve).deploy(settings, 7)
+    made(serve).scale(4, 8)
+    made(serve).deploy(settings, 7)
+    assert (made(serve).status().min_replicas, made(serve).status().max_replicas) == (1, 4)
 
 
 def test_scaling_changes_the_numbers_and_nothing_else(settings: ServingSettings) -> None:
