@@ -7,13 +7,19 @@ beside their place and renamed; object stores make a put visible only when it is
 import errno
 import hashlib
 import os
+import re
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConflictError, StorageError
 
 _DRAFT = ".tmp-"
+_REMOTE_HINT = "is the store reached from here, and may you use it? fsspec finds credentials in its own files and in the environment"
+# An address may hold who asks, with a password, and after its path a signature.
+_ADDRESS = re.compile(r"://(?:[^/@\s]*@)?([^\s?\"']*)(?:\?[^\s\"']*)?")
 
 
 class Storage:
@@ -48,26 +54,38 @@ class Storage:
         Raises:
             StorageError: There is no such file, or it cannot be read.
         """
-        try:
-            content: bytes = self._filesystem.cat_file(self._full(path))
-        except FileNotFoundError:
-            raise StorageError(f"{self.uri}/{path}: no such file") from None
-        except OSError as error:
-            raise StorageError(f"{self.uri}/{path}: {error}") from error
+        full = self._full(path)
+        with self._told(path):
+            try:
+                content: bytes = self._filesystem.cat_file(full)
+            except FileNotFoundError:
+                raise StorageError(f"{self.uri}/{path}: no such file") from None
         return content
 
     def exists(self, path: str) -> bool:
-        """Tell whether a file or folder is there now."""
-        self._filesystem.invalidate_cache()
-        return bool(self._filesystem.exists(self._full(path)))
+        """Tell whether a file or folder is there now.
+
+        Raises:
+            StorageError: The store is not reached, or does not say.
+        """
+        full = self._full(path)
+        with self._told(path):
+            self._filesystem.invalidate_cache()
+            return bool(self._filesystem.exists(full))
 
     def names(self, path: str = "") -> list[str]:
-        """List the names directly under a folder, sorted; a missing folder is empty."""
-        self._filesystem.invalidate_cache()
-        try:
-            entries = self._filesystem.ls(self._full(path), detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        """List the names directly under a folder, sorted; a missing folder is empty.
+
+        Raises:
+            StorageError: The store is not reached, or the folder cannot be read.
+        """
+        full = self._full(path)
+        with self._told(path):
+            self._filesystem.invalidate_cache()
+            try:
+                entries = self._filesystem.ls(full, detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
         return sorted(name for entry in entries if (name := str(entry).rstrip("/").rsplit("/", 1)[-1]) and not name.startswith(_DRAFT))
 
     def write_bytes(self, path: str, content: bytes) -> None:
@@ -76,13 +94,12 @@ class Storage:
         Raises:
             StorageError: The disk is full, the folder is read-only, …
         """
-        try:
+        full = self._full(path)
+        with self._told(path):
             if self.local_root is None:
-                self._filesystem.pipe_file(self._full(path), content)
+                self._filesystem.pipe_file(full, content)
             else:
                 self._write_local(self.local_root / _inside(path), content, exclusive=False)
-        except OSError as error:
-            raise StorageError(f"{self.uri}/{path}: {error.strerror or error}") from error
 
     def create(self, path: str, content: bytes) -> None:
         """Write a file that must not exist yet; of several at once exactly one wins.
@@ -91,16 +108,16 @@ class Storage:
             ConflictError: The file exists.
             StorageError: It cannot be written.
         """
-        try:
-            if self.local_root is None:
-                # fsspec's "create" mode is a conditional put where the store has one (S3, GCS).
-                self._filesystem.pipe_file(self._full(path), content, mode="create")
-            else:
-                self._write_local(self.local_root / _inside(path), content, exclusive=True)
-        except FileExistsError:
-            raise ConflictError(f"{self.uri}/{path}: exists already") from None
-        except OSError as error:
-            raise StorageError(f"{self.uri}/{path}: {error.strerror or error}") from error
+        full = self._full(path)
+        with self._told(path):
+            try:
+                if self.local_root is None:
+                    # fsspec's "create" mode is a conditional put where the store has one (S3, GCS).
+                    self._filesystem.pipe_file(full, content, mode="create")
+                else:
+                    self._write_local(self.local_root / _inside(path), content, exclusive=True)
+            except FileExistsError:
+                raise ConflictError(f"{self.uri}/{path}: exists already") from None
 
     @staticmethod
     def _write_local(target: Path, content: bytes, *, exclusive: bool) -> None:
@@ -127,10 +144,8 @@ class Storage:
         Raises:
             StorageError: It cannot be removed.
         """
-        try:
+        with self._told(""):
             self._filesystem.rm(self._root, recursive=True)
-        except OSError as error:
-            raise StorageError(f"{self.uri}: {error.strerror or error}") from error
 
     def remove_drafts(self) -> None:
         """Take away what interrupted writes left in this folder; nobody else may write there meanwhile."""
@@ -161,14 +176,35 @@ class Storage:
             target: Where to put it when the storage is remote; must not exist.
 
         Raises:
-            StorageError: There is no such folder.
+            StorageError: There is no such folder, or it cannot be copied.
         """
         if not self.exists(path):
             raise StorageError(f"{self.uri}/{path}: no such folder")
         if self.local_root is not None:
             return self.local_root / _inside(path)
-        self._filesystem.get(self._full(path), str(target), recursive=True)
+        with self._told(path):
+            self._filesystem.get(self._full(path), str(target), recursive=True)
         return target
+
+    @contextmanager
+    def _told(self, path: str) -> Iterator[None]:
+        """Turn what the file system raises into our own error, which repeats no secret.
+
+        Raises:
+            StorageError: With where, and why.
+        """
+        where = f"{self.uri}/{path}" if path else self.uri
+        try:
+            yield
+        except StorageError:
+            raise
+        except OSError as error:
+            hint = _REMOTE_HINT if self.local_root is None else ""
+            raise StorageError(f"{where}: {_first_line(error.strerror or error)}", hint) from error
+        except Exception as error:  # each store's package has errors of its own, which have nothing else in common
+            if self.local_root is not None:
+                raise
+            raise StorageError(f"{where}: {type(error).__name__}: {_first_line(error)}", _REMOTE_HINT) from error
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{_inside(path)}".rstrip("/")
@@ -180,6 +216,11 @@ def _inside(path: str) -> str:
     if any(part in (".", "..") or "\\" in part or "\0" in part for part in parts):
         raise StorageError(f"path {path!r}: leaves its folder", "names may not contain '..', a backslash or NUL")
     return "/".join(parts)
+
+
+def _first_line(error: Exception | str) -> str:
+    """Return what an error says first, without the secrets of an address."""
+    return _ADDRESS.sub(r"://\1", next(iter(str(error).strip().splitlines()), "it does not say why"))
 
 
 def _sync_folder(folder: Path) -> None:

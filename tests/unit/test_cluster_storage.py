@@ -2,13 +2,15 @@
 
 import hashlib
 import os
+import socket
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
+import s3fs
 
 from cluster.errors import ConflictError, StorageError
 from cluster.storage import Storage, sha256, sha256_file
@@ -193,6 +195,97 @@ def test_of_many_creators_one_wins(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert [storage.read_bytes("name")] == [str(number).encode() for number in won]
+
+
+@pytest.fixture
+def no_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    """S3 is at a port where nothing listens, and nobody is logged in."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        settings = {"AWS_ENDPOINT_URL": address, "AWS_MAX_ATTEMPTS": "1", "AWS_DEFAULT_REGION": "us-east-1", "HOME": str(tmp_path)}
+        for name, value in (settings | {"AWS_EC2_METADATA_DISABLED": "true"}).items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield monkeypatch
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def uses(storage: Storage, folder: Path) -> dict[str, Callable[[], object]]:
+    """Whatever a storage is asked for, by name."""
+    return {
+        "read_bytes": lambda: storage.read_bytes("a"),
+        "exists": lambda: storage.exists("a"),
+        "names": lambda: storage.names("a"),
+        "write_bytes": lambda: storage.write_bytes("a", b"x"),
+        "create": lambda: storage.create("a", b"x"),
+        "remove": lambda: storage.child("a").remove(),
+        "download": lambda: storage.download("a", folder / "target"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("account", "why"),
+    [
+        (
+            {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "secret"},
+            "EndpointConnectionError: Could not connect to the endpoint",
+        ),
+        ({}, "NoCredentialsError: Unable to locate credentials"),
+    ],
+)
+def test_a_store_that_is_not_reached_is_our_own_error(
+    no_store: pytest.MonkeyPatch, tmp_path: Path, account: dict[str, str], why: str
+) -> None:
+    for name, value in account.items():
+        no_store.setenv(name, value)
+    for use, ask in uses(Storage("s3://bucket/x"), tmp_path).items():
+        with pytest.raises(StorageError) as raised:
+            ask()
+        assert raised.value.message.startswith(f"s3://bucket/x/a: {why}"), use
+        assert "secret" not in raised.value.message
+        assert raised.value.hint.startswith("is the store reached from here, and may you use it?")
+
+
+@pytest.mark.parametrize("kind", [OSError, KeyError, PermissionError])
+def test_what_a_store_says_is_told_without_its_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise kind("no answer from https://me:secret@store:1/b/x?signature=secret&more=secret for now")
+
+    storage = Storage(f"memory://{uuid.uuid4().hex}")
+    for name in ("cat_file", "pipe_file", "exists", "ls", "rm", "get"):
+        monkeypatch.setattr(storage._filesystem, name, fail)
+    for use, ask in uses(storage, tmp_path).items():
+        if use == "remove":
+            ask = storage.remove
+        with pytest.raises(StorageError) as raised:
+            ask()
+        assert "no answer from https://store:1/b/x for now" in raised.value.message, use
+        assert "secret" not in raised.value.message
+
+
+def test_a_defect_of_ours_is_not_told_as_one_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise TypeError("a defect")
+
+    storage = Storage(str(tmp_path))
+    monkeypatch.setattr(storage, "_write_local", lambda *_, **__: fail())
+    with pytest.raises(TypeError, match="a defect"):
+        storage.create("a", b"")
+
+
+def test_commands_say_so_and_end_with_2(no_store: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cluster.console import run_command
+    from serving.__main__ import make_parser
+
+    no_store.chdir(tmp_path)
+    no_store.delenv("TWOHEAD_STORAGE", raising=False)
+    assert run_command(make_parser(), ["keys", "list", "--set", "cluster.storage=s3://bucket/x"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "error: s3://bucket/x/keys: NoCredentialsError: Unable to locate credentials"
+    assert said[1].startswith("hint:  is the store reached from here")
 
 
 def test_digests(tmp_path: Path) -> None:
