@@ -138,6 +138,9 @@ def new_session(token_path: Path | None = None) -> Session:
         raise _unwritable(error) from None
     token_path = token_path or folder / "token"
     try:
+        # This folder is ours, whoever made it.
+        token_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        token_path.parent.chmod(0o700)
         write_token(token_path)
         write_command(folder)
     except (OSError, ClusterError) as error:
@@ -171,14 +174,13 @@ def free_port(first: int) -> int:
 
 
 def write_token(path: Path) -> None:
-    """Write a new random token to a file that only its owner can read.
+    """Write a new random token to a file that only its owner can read; a folder that is there already stays as it is.
 
     Raises:
         ClusterError: The file system keeps no permissions.
         OSError: The folder cannot be written.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.parent.chmod(0o700)
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secrets.token_hex(32))

@@ -146,6 +146,13 @@ def test_up_starts_them_and_makes_a_token_that_only_its_owner_reads(calls: Calls
     assert read_known(make()) == known
 
 
+def test_a_token_that_is_brought_along_is_made_where_it_is_missing_and_its_folder_stays_as_it_is(calls: Calls, home: Path) -> None:
+    calls.answers = [{"alive": 2, "stranger": 401}]
+    home.chmod(0o755)
+    _up(make({"file_mounts": {"~/.ray/auth_token": "~/mine"}}))
+    assert [path.stat().st_mode & 0o777 for path in (home, home / "mine")] == [0o755, 0o600]
+
+
 def test_machines_that_run_are_not_started_again(calls: Calls) -> None:
     calls.answers = [{"alive": 2, "stranger": 401}, {"alive": 1, "stranger": 401}]
     first, _ = _up(make())

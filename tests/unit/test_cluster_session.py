@@ -98,9 +98,21 @@ def test_an_old_token_is_replaced_even_if_others_could_read_it(tmp_path: Path) -
     path.parent.mkdir(mode=0o755)
     path.write_text("old")
     path.chmod(0o644)
-    write_token(path)
-    assert path.read_text() != "old"
-    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    other = new_session(path)
+    try:
+        assert path.read_text() != "old"
+        assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    finally:
+        other.end()
+
+
+def test_a_folder_that_is_somebodys_own_stays_open_and_one_that_is_made_is_closed(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    own.chmod(0o755)
+    for folder, mode in ((own, 0o755), (tmp_path / "made", 0o700)):
+        write_token(folder / "token")
+        assert [path.stat().st_mode & 0o777 for path in (folder, folder / "token")] == [mode, 0o600]
 
 
 def test_a_file_system_without_permissions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
