@@ -40,6 +40,9 @@ def completed(settings: ClusterSettings) -> dict[str, Any]:
     Every `ray start` gets the variables of a closed cluster and of `cluster.head_store`, unless it names them itself; where there is none,
     the commands that start Ray; where no token is brought along, ours. Workers in a cloud that may take them away wait for its notice; a
     head that can come back has its processes started again where they end alone.
+
+    Raises:
+        SettingsError: The cluster's name would lead out of the folder of what is known of it.
     """
     launcher: dict[str, Any] = copy.deepcopy(settings.launcher or {})
     watching: list[str] = []

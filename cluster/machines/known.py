@@ -4,15 +4,18 @@ Both are kept in the home of whoever called `up`, not in the storage, which othe
 """
 
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cluster.errors import SettingsError
 from cluster.facts import FACTS_FILE
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 
 TOKEN_FILE = "token"  # noqa: S105  # the name of a file
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 TOKEN_PLACE = "~/.ray/auth_token"  # noqa: S105  # where Ray looks for it on every machine
 
 
@@ -30,15 +33,27 @@ class Known:
 
 
 def known_folder(settings: ClusterSettings) -> Path | None:
-    """Return the folder, mode 0700, of the cluster that `cluster.launcher` describes; None without such a setting."""
+    """Return the folder, mode 0700, of the cluster that `cluster.launcher` describes; None without such a setting.
+
+    Raises:
+        SettingsError: The cluster's name would lead elsewhere.
+    """
     if settings.launcher is None:
         return None
-    # Ray's schema has not seen the name yet, and it must not lead elsewhere.
-    return Path.home() / ".twohead" / "clusters" / Path(str(settings.launcher.get("cluster_name", "default"))).name
+    # `down` removes this folder, and Ray's schema, which lets any text pass, has not seen the name yet.
+    name = str(settings.launcher.get("cluster_name", "default"))
+    if not _NAME.fullmatch(name):
+        found = "must begin with a letter or digit, and have only letters, digits, '_', '.' and '-'"
+        raise SettingsError(f"cluster.launcher.cluster_name is {name!r}, but {found}", "like twohead-trials")
+    return Path.home() / ".twohead" / "clusters" / name
 
 
 def token_file(settings: ClusterSettings) -> Path | None:
-    """Return the file with the token of the machines: the one that the launcher brings to them, or else our own."""
+    """Return the file with the token of the machines: the one that the launcher brings to them, or else our own.
+
+    Raises:
+        SettingsError: As `known_folder`.
+    """
     folder = known_folder(settings)
     if folder is None or settings.launcher is None:
         return None
@@ -47,7 +62,11 @@ def token_file(settings: ClusterSettings) -> Path | None:
 
 
 def read_known(settings: ClusterSettings) -> Known | None:
-    """Read what `up` wrote down; None when there is nothing, or nothing legible."""
+    """Read what `up` wrote down; None when there is nothing, or nothing legible.
+
+    Raises:
+        SettingsError: As `known_folder`.
+    """
     folder = known_folder(settings)
     try:
         return Known(**json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))) if folder else None

@@ -15,8 +15,10 @@ from cluster.facts import alone
 from cluster.machines import keeper, ray_up
 from cluster.machines.completing import END_KEEPER, KEEPER_PLACE, completed, dashboard_port
 from cluster.machines.known import Known, known_folder, read_known, token_file, write_known
+from cluster.machines.launcher_file import check_launcher
 from cluster.machines.probe import MARK
 from cluster.settings import ClusterSettings
+from cluster.storage import Storage
 
 LAUNCHER: dict[str, Any] = {"cluster_name": "lab", "provider": {"type": "local", "head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2"]}}
 
@@ -94,15 +96,32 @@ def test_a_head_that_can_come_back_has_a_keeper(home: Path) -> None:
 
 
 def test_a_cluster_is_remembered_by_its_name_and_by_nothing_else(home: Path) -> None:
-    settings = make({"cluster_name": "../../x"})
+    settings = make({"cluster_name": "x_1.y-z"})
     folder = known_folder(settings)
-    assert folder == home / ".twohead/clusters/x"
+    assert folder == home / ".twohead/clusters/x_1.y-z"
     assert read_known(settings) is None
     write_known(folder, Known("http://h:1", 5.0))
     assert read_known(settings) == Known("http://h:1", 5.0)
     (folder / "facts.json").write_text("{")
     assert read_known(settings) is None
     assert known_folder(ClusterSettings()) is None
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "../../x", "/x", "a b", "-x", "x\n", "$(x)"])
+def test_a_name_that_leads_elsewhere_is_refused_before_anything_is_read_or_removed(home: Path, name: str) -> None:
+    settings = make({"cluster_name": name})
+    Storage(str(home / ".twohead")).write_bytes("launcher.yaml", b"{}")
+    uses: list[Callable[[], object]] = [
+        lambda: known_folder(settings),
+        lambda: read_known(settings),
+        lambda: check_launcher(settings),
+        lambda: ray_up.down(settings, print),
+    ]
+    for use in uses:
+        with pytest.raises(SettingsError) as raised:
+            use()
+        assert raised.value.message.startswith(f"cluster.launcher.cluster_name is {name!r}, but must begin with a letter or digit")
+    assert (home / ".twohead/launcher.yaml").exists()
 
 
 def test_machines_that_are_not_up_are_not_reached() -> None:
