@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -97,17 +98,17 @@ def list_state(url: str, what: str) -> list[dict[str, Any]]:
 
 
 def _request(url: str, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.netloc, timeout=ANSWER_TIMEOUT_S)
+    body = "{}" if method == "POST" else None
     try:
-        connection.request(method, path, body="{}" if method == "POST" else None, headers={"Content-Type": "application/json", **headers})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    except (OSError, http.client.HTTPException) as error:
+        parts = urlsplit(url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        with closing(kind(parts.netloc, timeout=ANSWER_TIMEOUT_S)) as connection:
+            connection.request(method, path, body=body, headers={"Content-Type": "application/json", **headers})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+    # The last where the address is none: half an IPv6 address, a host name with an empty part.
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise ClusterError(f"{url}: does not answer ({error})", "is the cluster running, and is the address right?") from None
-    finally:
-        connection.close()
 
 
 def prove_closed(dashboard_url: str) -> None:

@@ -29,6 +29,8 @@ from cluster.settings import ClusterSettings
 Say = Callable[[str], None]
 
 LAUNCHER_FILE = "launcher.yaml"
+# What `drain` hands to Ray: where nobody called `up`, it must not look to `down` as if somebody had.
+_DRAIN_FILE = "drain.yaml"
 LOG_FILE = "ray.log"
 # A cloud takes minutes to start a machine, and `pip` some to fill it.
 NODES_TIMEOUT_S = 1_200.0
@@ -135,9 +137,14 @@ def drain(settings: ClusterSettings, node_id: str, within_s: int) -> None:
     """Tell Ray that a node goes within so long: nothing new starts there, and replicas move.
 
     Raises:
-        ClusterError: The head is not reached, or Ray refuses.
+        ClusterError: The head is not reached, Ray refuses, or there is no place for what it says.
     """
-    machines = _Machines(completed(settings), _folder(settings))
+    folder = _folder(settings)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ClusterError(f"{error.filename}: {error.strerror}", _FOLDER_HINT) from None
+    machines = _Machines(completed(settings), folder, _DRAIN_FILE)
     machines.ray("exec", "--no-config-cache", after=[shlex.join([*notice.drain_command(within_s), f"--node-id={node_id}"])])
 
 
@@ -199,11 +206,13 @@ class _Machines:
     Args:
         launcher: The completed configuration.
         folder: For it, and for what Ray says.
+        file: Its name there.
     """
 
-    def __init__(self, launcher: Mapping[str, Any], folder: Path) -> None:
+    def __init__(self, launcher: Mapping[str, Any], folder: Path, file: str = LAUNCHER_FILE) -> None:
         self.launcher = launcher
         self.folder = folder
+        self.file = folder / file
         self.name = str(launcher["cluster_name"])
         self.log = folder / LOG_FILE
 
@@ -216,9 +225,8 @@ class _Machines:
         Raises:
             ClusterError: It failed.
         """
-        file = self.folder / LAUNCHER_FILE
-        file.write_text(json.dumps(self.launcher, indent=2), encoding="utf-8")
-        command = [sys.executable, "-m", "ray.scripts.scripts", verb, *words, str(file), *after]
+        self.file.write_text(json.dumps(self.launcher, indent=2), encoding="utf-8")
+        command = [sys.executable, "-m", "ray.scripts.scripts", verb, *words, str(self.file), *after]
         environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_COLOR_MODE": "false"}
         if self._is_local:
             # The other autoscaler never asks for a machine of this provider (ray-project/ray issue 57153).

@@ -108,6 +108,22 @@ def test_nothing_there_is_said() -> None:
     assert raised.value.hint == "is the cluster running, and is the address right?"
 
 
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://head:abc", "nonnumeric port: 'abc'"),
+        ("http://[::1", "Invalid IPv6 URL"),
+        ("http://a..b:1", "idna"),
+    ],
+)
+def test_what_is_no_address_is_said(url: str, why: str) -> None:
+    with pytest.raises(ClusterError) as raised:
+        ask(url, "/")
+    assert raised.value.message.startswith(f"{url}: does not answer (")
+    assert why in raised.value.message
+    assert raised.value.hint == "is the cluster running, and is the address right?"
+
+
 def test_a_remote_cluster_is_reached_with_the_token_of_the_environment(
     dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

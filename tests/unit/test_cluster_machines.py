@@ -272,6 +272,25 @@ def test_down_ends_every_host_and_forgets_the_token(calls: Calls, home: Path) ->
     assert not ray_up.down(make(), lambda _: None)
 
 
+def test_draining_from_a_machine_that_started_nothing_leaves_nothing_for_down_to_end(calls: Calls, home: Path) -> None:
+    calls.answers = [None]
+    ray_up.drain(make(), "n1", 60)
+    assert calls == ["exec"]
+    folder = home / ".twohead/clusters/lab"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert not ray_up.is_started_here(make())
+    assert not ray_up.down(make(), lambda _: None)
+    assert calls == ["exec"]
+
+
+def test_draining_says_where_it_cannot_write(calls: Calls, home: Path) -> None:
+    (home / ".twohead").touch()
+    with pytest.raises(ClusterError) as raised:
+        ray_up.drain(make(), "n1", 60)
+    assert raised.value.message == f"{home}/.twohead/clusters/lab: Not a directory"
+    assert raised.value.hint == "what Ray's launcher says is kept there"
+
+
 def test_down_ends_the_keeper_first(calls: Calls) -> None:
     calls.answers = [{"alive": 2, "stranger": 401}]
     settings = make(head_store="embedded")
