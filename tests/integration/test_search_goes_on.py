@@ -156,12 +156,16 @@ def test_stopped_at_any_moment_its_best_can_be_published_and_it_can_go_on(
         assert "stopped before its end" in early["early"]
         # Not one look at the test texts: the search may go on.
         assert "test" not in early["metrics"]
+        assert "The search was stopped before its end" in (storage_of(settings) / "searches/one/best/README.md").read_text()
     with monkeypatch.context() as patched:
         patched.setattr(tuning, "connect", exiting)
         assert training_here(settings, "tune", "--resume", "one").returncode == 130
     assert result_of(storage_of(settings))["published"] == early["published"]
     published = training_here(settings, "publish", "--search", "one")
     assert published.returncode == 0, published.stderr
+    told = training_here(settings, "report", "1", "--out", str(settings.parent / "told"))
+    assert told.returncode == 0, told.stderr
+    assert "on the validation texts, which chose it" in told.stdout
     gone_on = training_here(settings, "tune", "--resume", "one", "--trials", "4")
     assert gone_on.returncode == 0, gone_on.stderr
     whole = result_of(storage_of(settings))

@@ -93,14 +93,15 @@ def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: flo
     refitted = "the published model learned from the validation texts too; their figures, temperatures and thresholds are those of before"
     record["notes"] += [said for said in (early, note, refitted if refit else "") if said]
     record["published"]["name"] = published.name
+    if early:
+        # Before the version's own record and card are written.
+        record["early"] = early
     facts = describe(prepared, best, calibrations, record["metrics"], published.name)
     storage, place = prepared.storage, prepared.folder
     with tempfile.TemporaryDirectory() as folder:
         texts = {RECORD_FILE: json.dumps(record, indent=2), CARD_FILE: write_card(record)}
         write_checkpoint(Path(folder), model, prepared.tokenizer, facts, texts, make_golden(model, prepared))
         _replace_folder(storage, f"{place}/{BEST_FOLDER}", Path(folder))
-    if early:
-        record["early"] = early
     storage.write_bytes(f"{place}/{RESULT_FILE}", json.dumps(record, indent=2).encode())
     storage.write_bytes(f"{place}/{REPORT_FILE}", write_report(record).encode())
     root = f"{storage.uri}/{place}"
