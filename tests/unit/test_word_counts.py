@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from training.errors import DataError
+from training.judging import word_counts
 from training.judging.word_counts import WordCounts, word_count_probabilities
 
 TEXTS = [f"{job} wanted in {town}" for town in ("Berlin", "Bonn", "Kiel", "Köln") for job in ("nurse", "driver", "teacher")]
@@ -77,3 +79,29 @@ def test_words_of_one_text_only_do_not_count_where_others_remain() -> None:
     texts = [*TEXTS, "nurse zebra"]
     (found,) = word_count_probabilities(texts, np.append(LABELS, 2), 3, [["zzz", "zebra"]])
     assert found[0] == pytest.approx(found[1], abs=0.05)
+
+
+def test_where_classes_are_very_many_common_features_and_some_texts_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+    fit = LogisticRegression.fit
+    monkeypatch.setattr(
+        LogisticRegression, "fit", lambda self, vectors, *rest: (shapes.append(vectors.shape), fit(self, vectors, *rest))[1]
+    )
+    counts = WordCounts(TEXTS * 4, [TEXTS])
+    labels = np.tile(LABELS, 4)
+    counts.probabilities(labels, 3)
+    assert (shapes[0][0], counts.notes) == (48, [])
+    monkeypatch.setattr(word_counts, "_MOST_WEIGHTS", 3 * 40)
+    (few,) = counts.probabilities(labels, 3)
+    assert shapes[1] == (48, 40)
+    assert (few.argmax(axis=1) == LABELS).all()
+    assert "for 3 classes it learned 40 of" in counts.notes[0]
+    assert "from 48 of 48 texts" in counts.notes[0]
+    monkeypatch.setattr(word_counts, "_MOST_WEIGHTS", 10**9)
+    monkeypatch.setattr(word_counts, "_MOST_WORK", counts._training.nnz * 3 // 2)
+    counts.probabilities(labels, 3)
+    assert shapes[2] == (24, shapes[0][1])
+    assert "from 24 of 48 texts" in counts.notes[1]
+    monkeypatch.setattr(word_counts, "_MOST_WORK", 1)
+    (nothing,) = counts.probabilities(labels, 3)
+    assert nothing.sum(axis=1) == pytest.approx(np.ones(12))

@@ -17,6 +17,7 @@ from training.data.labels import MISSING
 from training.data.tokens import TokenTable, make_token_table, pad
 from training.fit_settings import FitSettings
 from training.fitting import word_weights
+from training.fitting.piece_counts import count_pieces
 from training.fitting.population import Candidate, Question, known, train_population
 from training.fitting.word_weights import Asked, WordWeights, find_word_weights
 from training.network.inputs import ScoredInputs, TokenInputs
@@ -130,6 +131,20 @@ def test_where_there_are_too_many_weights_the_rarest_pieces_have_none(monkeypatc
     standing_in = having[weights.pieces.ids]
     assert has_weights.sum() == 20
     assert standing_in[has_weights].min() >= standing_in[~has_weights].max()
+
+
+def test_where_texts_times_classes_are_too_many_some_texts_are_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, labels = texts(300, 0)
+    seen: list[int] = []
+    regress = word_weights._regress
+    monkeypatch.setattr(word_weights, "_regress", lambda head, way, chosen: (seen.append(len(chosen)), regress(head, way, chosen))[1])
+    found(table, labels)
+    assert max(seen) == 300
+    seen.clear()
+    tokens = count_pieces(table, len(MUTE)).counts.nnz
+    monkeypatch.setattr(word_weights, "_MOST_WORK", tokens * CLASSES // 3)
+    found(table, labels)
+    assert max(seen) == 100
 
 
 def test_words_that_say_nothing_are_left_out() -> None:

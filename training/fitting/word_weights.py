@@ -184,9 +184,7 @@ def _learned(head: Asked, ways: list[_Way], folds: NDArray[np.int64], seed: int)
 
     The first way reads pieces alone; one that reads runs of letters too has these behind the pieces.
     """
-    labelled = np.flatnonzero(head.labels != MISSING)
-    if len(labelled) > _MOST_LEARNED:
-        labelled = np.sort(np.random.default_rng(seed).choice(labelled, _MOST_LEARNED, replace=False))
+    labelled = _drawn(head, ways[0].counted, seed)
     if len(np.unique(head.labels[labelled])) < 2:
         return None
     count = len(ways[0].counted.terms)
@@ -203,6 +201,14 @@ def _learned(head: Asked, ways: list[_Way], folds: NDArray[np.int64], seed: int)
     of_terms = trust * way.counted.terms.rarities[:, None] * weights
     run_weights = of_terms[count:] if len(of_terms) > count else None
     return HeadWeights(of_terms[:count], run_weights, trust * constants, trust * held_out, scored[best])
+
+
+def _drawn(head: Asked, pieces: Counted, seed: int) -> NDArray[np.int64]:
+    """Return the texts to learn from: all that have a label, or so many by chance that it takes minutes and no more."""
+    labelled = np.flatnonzero(head.labels != MISSING)
+    work = max(int(pieces.counts[labelled].nnz) * head.classes, 1)
+    most = min(_MOST_LEARNED, int(len(labelled) * _MOST_WORK / work))
+    return labelled if len(labelled) <= most else np.sort(np.random.default_rng(seed).choice(labelled, most, replace=False))
 
 
 def _is_feasible(head: Asked, counted: Counted, labelled: NDArray[np.int64]) -> bool:

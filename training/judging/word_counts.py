@@ -34,6 +34,8 @@ _INVERSE_PENALTY = 10.0
 _MOST_STEPS = 300
 # Of each kind, the commonest: a large table must not need more memory than the search itself.
 _MOST_FEATURES = 200_000
+# A regression needs 200 bytes for each of its weights, and so many numbers times classes take a quarter of an hour.
+_MOST_WEIGHTS, _MOST_WORK = 10_000_000, 1_000_000_000
 
 
 class WordCounts:
@@ -43,6 +45,9 @@ class WordCounts:
         training_texts: The vocabulary and how common each word is are theirs; with a label or not.
         texts: Several lists of texts to answer about: the splits.
 
+    Attributes:
+        notes: What was left out where classes are very many, in sentences.
+
     Raises:
         DataError: All training texts are blank.
     """
@@ -50,6 +55,7 @@ class WordCounts:
     def __init__(self, training_texts: Sequence[str], texts: Sequence[Sequence[str]]) -> None:
         from scipy.sparse import hstack
 
+        self.notes: list[str] = []
         fitted = [_fitted(usual, other, training_texts) for usual, other in _KINDS]
         self._training: csr_matrix = hstack([counts for _, counts in fitted], format="csr")
         self._texts: list[csr_matrix] = [
@@ -72,7 +78,7 @@ class WordCounts:
         from sklearn.linear_model import LogisticRegression
         from threadpoolctl import threadpool_limits
 
-        known = np.flatnonzero(labels != MISSING)
+        known, features = self._within_limits(np.flatnonzero(labels != MISSING), classes)
         present = np.unique(labels[known])
         if len(present) < 2:
             return [_constant(texts.shape[0], present, classes) for texts in self._texts]
@@ -81,12 +87,30 @@ class WordCounts:
         with warnings.catch_warnings(), threadpool_limits(1):
             # A floor that has not fully converged is still a floor.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(self._training[known], labels[known])
+            model.fit(self._training[known][:, features], labels[known])
         # scikit-learn refuses to answer about no texts.
         return [
-            _spread(model.predict_proba(texts) if texts.shape[0] else np.zeros((0, len(present))), present, classes)
+            _spread(model.predict_proba(texts[:, features]) if texts.shape[0] else np.zeros((0, len(present))), present, classes)
             for texts in self._texts
         ]
+
+    def _within_limits(self, known: NDArray[np.int64], classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Choose texts to learn from and features to weigh: all, or where classes are very many texts by chance, and common features."""
+        counts = self._training[known]
+        all_features = counts.shape[1]
+        features = np.arange(all_features)
+        if all_features * classes > _MOST_WEIGHTS:
+            common = np.argsort(-np.bincount(counts.indices, minlength=all_features), kind="stable")
+            features = np.sort(common[: max(1, _MOST_WEIGHTS // classes)])
+            counts = counts[:, features]
+        texts = min(len(known), int(len(known) * _MOST_WORK / max(counts.nnz * classes, 1)))
+        chosen = known if texts == len(known) else np.sort(np.random.default_rng(0).choice(known, max(texts, 1), replace=False))
+        if len(features) < all_features or len(chosen) < len(known):
+            self.notes.append(
+                f"TF-IDF + logistic regression: for {classes} classes it learned {len(features):,} of {all_features:,} features "
+                f"from {len(chosen):,} of {len(known):,} texts, to stay within memory and time"
+            )
+        return chosen, features
 
 
 def word_count_probabilities(

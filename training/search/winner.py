@@ -87,11 +87,11 @@ def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: flo
         model, published = load_best(prepared, refit), refit
         logits |= {split: found for split, found in answer_splits(model, prepared).items() if split == "test"}
     calibrations = calibrate(prepared.settings.heads, logits["validation"], prepared.dataset.validation.labels)
-    comparisons = compare_all(prepared, histories, best)
+    comparisons, said_of_floor = compare_all(prepared, histories, best)
     judged = account(prepared.settings, prepared.dataset, logits, calibrations)
     record = make_record(prepared, histories, best, judged, comparisons, elapsed_s)
     refitted = "the published model learned from the validation texts too; their figures, temperatures and thresholds are those of before"
-    record["notes"] += [said for said in (early, note, refitted if refit else "") if said]
+    record["notes"] += [said for said in (early, note, refitted if refit else "", *said_of_floor) if said]
     record["published"]["name"] = published.name
     if early:
         # Before the version's own record and card are written.
@@ -189,10 +189,13 @@ def answer_splits(model: TwoHeadBert, prepared: Prepared) -> dict[str, Logits]:
     }
 
 
-def compare_all(prepared: Prepared, histories: Sequence[TrialHistory], best: Standing) -> list[dict[str, Any]]:
+def compare_all(prepared: Prepared, histories: Sequence[TrialHistory], best: Standing) -> tuple[list[dict[str, Any]], list[str]]:
     """Compare the winning configuration with the default, equal weights, one model per head, and word counts.
 
     Each side is the mean over its trainings with the same other seeds; where nothing was confirmed, the search's own training.
+
+    Returns:
+        The comparisons, and what is to be said of them.
     """
     settings, dataset = prepared.settings, prepared.dataset
     split = reported_split(dataset)
@@ -207,7 +210,7 @@ def compare_all(prepared: Prepared, histories: Sequence[TrialHistory], best: Sta
         found += compare(settings, examples, SINGLE, ours, single)
     counts = WordCounts(dataset.training.texts, [examples.texts])
     floor = {head: counts.probabilities(dataset.training.labels[head], len(classes))[0] for head, classes in dataset.classes.items()}
-    return found + compare(settings, examples, WORD_COUNTS, ours, [floor])
+    return found + compare(settings, examples, WORD_COUNTS, ours, [floor]), counts.notes
 
 
 def _single_answers(prepared: Prepared, histories: Sequence[TrialHistory], split: str) -> list[Answers]:
