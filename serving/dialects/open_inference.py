@@ -18,6 +18,8 @@ from serving.promised import Promised
 from serving.reading import parse_body
 
 SERVER, INPUT, SCORES = "twohead", "text", ".scores"
+# Two of each head, of more heads than anybody has: a body has room for a hundred thousand, and reading these takes a second.
+_MOST_OUTPUTS = 1_024
 _MODEL, _VERSION = "/v2/models/{model}", "/versions/{version}"
 
 
@@ -25,7 +27,7 @@ class InputTensor(Message):
     """The texts."""
 
     name: str = Field(description=f"`{INPUT}`.")
-    shape: Annotated[list[int], Field(fail_fast=True)] = Field(description="[texts], or [texts, 1].")
+    shape: Annotated[list[int], Field(max_length=2, fail_fast=True)] = Field(description="[texts], or [texts, 1].")
     datatype: Literal["BYTES"]
     data: Texts
     parameters: dict[str, Any] = Field(default={}, description="Not read.")
@@ -50,7 +52,9 @@ class Infer(Message):
     id: str = Field(default="", description="Sent back as it came.")
     parameters: dict[str, Any] = Field(default={}, description="Not read.")
     inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=1, fail_fast=True)]
-    outputs: Annotated[list[WantedOutput], Field(fail_fast=True)] = Field(default=[], description="Left out: the class of every head.")
+    outputs: Annotated[list[WantedOutput], Field(max_length=_MOST_OUTPUTS, fail_fast=True)] = Field(
+        default=[], description="Each once; left out: the class of every head."
+    )
 
 
 class OutputTensor(BaseModel):
@@ -145,7 +149,8 @@ def add(app: FastAPI, answering: Answering) -> None:
         answered = await answer(answering, request, PredictRequest.model_construct(texts=texts), promised)
         content: dict[str, Any] = {"model_name": model, "model_version": str(answered.prediction.version)}
         content |= {"id": asked.id} if asked.id else {}
-        return reply(answered, json.dumps(content | {"outputs": [_output(name, whole(answered)) for name in wanted]}, ensure_ascii=False))
+        answers = whole(answered)
+        return reply(answered, json.dumps(content | {"outputs": [_output(name, answers) for name in wanted]}, ensure_ascii=False))
 
 
 def _add_health(app: FastAPI, answering: Answering) -> None:
@@ -197,13 +202,16 @@ def _texts(asked: Infer) -> list[str]:
 def _wanted(asked: Infer, facts: VersionFacts) -> Sequence[str]:
     heads = [head.name for head in facts.heads]
     known = {*heads, *(head + SCORES for head in heads)}
-    unknown = [
-        (f"outputs.{index}.name", f"must be one of {', '.join(sorted(known))}")
-        for index, one in enumerate(asked.outputs)
-        if one.name not in known
-    ]
-    if unknown:
-        raise InvalidFields(unknown)
+    findings, seen, allowed = [], set[str](), ", ".join(sorted(known))
+    for index, one in enumerate(asked.outputs):
+        if one.name not in known:
+            findings.append((f"outputs.{index}.name", f"must be one of {allowed}"))
+        elif one.name in seen:
+            # Each is written out on the loop that answers everybody.
+            findings.append((f"outputs.{index}.name", "must stand once"))
+        seen.add(one.name)
+    if findings:
+        raise InvalidFields(findings)
     return [one.name for one in asked.outputs] or heads
 
 

@@ -145,7 +145,9 @@ def test_open_inference_tells_of_the_server() -> None:
         ("/v2/models/production/infer", tensor("a", name="ids"), 422, "inputs.0.name"),
         ("/v2/models/production/infer", tensor("a", shape=[2]), 422, "inputs.0.shape"),
         ("/v2/models/production/infer", tensor("a", datatype="FP32"), 422, "inputs.0.datatype"),
+        ("/v2/models/production/infer", tensor("a", shape=[1, 1, 1]), 422, "inputs.0.shape"),
         ("/v2/models/production/infer", tensor("a") | {"outputs": [{"name": "mood"}]}, 422, "outputs.0.name"),
+        ("/v2/models/production/infer", tensor("a") | {"outputs": [{"name": "category"}] * 2}, 422, "outputs.1.name"),
     ],
 )
 def test_what_is_not_offered_is_said_in_words_both_sides_know(path: str, body: dict[str, Any], status: int, field: str | None) -> None:
@@ -156,6 +158,15 @@ def test_what_is_not_offered_is_said_in_words_both_sides_know(path: str, body: d
     assert "mood" not in response.text
     if field:
         assert field in [finding["field"] for finding in told["errors"]]
+
+
+@pytest.mark.parametrize(("count", "field"), [(1_000, "outputs.1.name"), (100_000, "outputs")])
+def test_one_request_does_not_have_an_output_written_out_very_often(count: int, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TwoHeads, "limits", lambda _: LIMITS.model_copy(update={"max_body_bytes": 4_000_000}))
+    answering = TwoHeads()
+    response = call("POST", "/v2/models/production/infer", answering, json=tensor("a") | {"outputs": [{"name": "category.scores"}] * count})
+    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, field)
+    assert answering.asked == []
 
 
 def test_a_version_with_one_head_needs_no_name_of_it() -> None:
