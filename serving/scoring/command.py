@@ -2,14 +2,15 @@
 
 import argparse
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from cluster.connection import connect
 from cluster.console import say
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
+from serving.errors import ScoringError
 from serving.scoring.files import find_files, make_blocks, survey
-from serving.scoring.parts import Wanted, open_folder, plan
+from serving.scoring.parts import Wanted, open_folder, part_name, plan
 from serving.scoring.workers import Done, Work, score_blocks
 from serving.settings import ServingSettings
 from training.manifest import Manifest
@@ -31,7 +32,7 @@ def score(arguments: argparse.Namespace, cluster: ClusterSettings, settings: Ser
         The exit code.
 
     Raises:
-        TwoheadError: See `find_files`, `survey`, `plan`, `open_folder`, `connect` and `score_blocks`.
+        TwoheadError: See `find_files`, `survey`, `plan`, `open_folder`, `connect` and `score_blocks`; or a part was written elsewhere.
     """
     columns = None if arguments.columns is None else tuple(column for column in arguments.columns.split(",") if column)
     wanted = Wanted(text=arguments.text, columns=columns, scores=arguments.scores, block_rows=arguments.block_rows)
@@ -44,9 +45,32 @@ def score(arguments: argparse.Namespace, cluster: ClusterSettings, settings: Ser
     if missing:
         with connect(cluster):
             work = Work(Storage(cluster.storage).uri, cluster.trusted_keys, out.uri, scoring, wanted, settings)
-            _follow(score_blocks(missing, work, arguments.workers))
+            _follow(_seen(score_blocks(missing, work, arguments.workers), out))
+    _require_all(out, scoring.parts)
     say(f"answers {out.uri}")
     return 0
+
+
+def _seen(finished: Iterable[Done], out: Storage) -> Iterator[Done]:
+    """Pass on what is done and can be seen from here: a worker on another host writes a folder of the same name, of its own."""
+    for done in finished:
+        if not out.exists(part_name(done.number)):
+            raise _elsewhere(out, done.number)
+        yield done
+
+
+def _require_all(out: Storage, parts: int) -> None:
+    names = set(out.names())
+    # A folder that several machines mount may be listed as it was some seconds ago; who asks for a name learns of it.
+    if lost := [number for number in range(parts) if part_name(number) not in names and not out.exists(part_name(number))]:
+        raise _elsewhere(out, lost[0])
+
+
+def _elsewhere(out: Storage, number: int) -> ScoringError:
+    return ScoringError(
+        f"{out.uri}: {part_name(number)} was written, but is not there",
+        "name a folder that every machine mounts at this place, or a URI: a worker writes where it runs",
+    )
 
 
 def _follow(finished: Iterable[Done]) -> None:
