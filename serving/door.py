@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from serving.answerer import Answered, Explained
 from serving.errors import BadRequest, InvalidFields
 from serving.explaining import ExplainRequest
+from serving.keys.key import KEY_CLIENT
 from serving.messages import Limits, PredictRequest, Problem, VersionFacts
 from serving.promised import Promised
 from serving.reading import check_limits
@@ -88,7 +89,7 @@ async def answer(answering: Answering, request: Request, asked: PredictRequest, 
 def client_id(request: Request) -> str:
     """Return who asks: whose key it is, where keys are asked for, else what the caller says; "" where nobody does."""
     key = getattr(request.state, "key_id", "")
-    return f"key {key}" if key else request.headers.get(CLIENT_ID_HEADER, "")[:_MOST_CLIENT_ID]
+    return f"{KEY_CLIENT}{key}" if key else request.headers.get(CLIENT_ID_HEADER, "")[:_MOST_CLIENT_ID]
 
 
 def deadline_ms(request: Request, asked: int | None) -> int | None:

@@ -16,6 +16,7 @@ from hashlib import blake2b
 from cluster.errors import TwoheadError
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
 from serving.follower import Follower
+from serving.keys.key import KEY_CLIENT
 from serving.messages import Answer, CandidateFacts, PredictRequest
 from serving.predictor import Predictor
 from serving.settings import CandidateSettings
@@ -95,17 +96,23 @@ class Candidate:
         )
 
     def takes(self, client: str, current: Predictor) -> Predictor | None:
-        """Return it where it is a canary and shall answer this request; a client with a name always gets the same version.
+        """Return it where it is a canary and shall answer this request; who named himself gets the same version all through a trial.
 
         Args:
-            client: Who asks; "" is nobody known.
+            client: Who asks; "" is nobody known. An application has one key for all who use it: where that is all that is known, each
+                request is drawn by itself.
             current: The version beside it.
         """
         predictor = self._predictor
         if self.role != "canary" or predictor is None or predictor.version == current.version:
             return None
-        place = int.from_bytes(blake2b(client.encode(), digest_size=7).digest()) / 2**56 if client else self._chance.random()
+        is_named = client and not client.startswith(KEY_CLIENT)
+        place = self._place(client) if is_named else self._chance.random()
         return predictor if place < self._fraction else None
+
+    def _place(self, client: str) -> float:
+        # Another trial takes others: nobody is the one who always tries.
+        return int.from_bytes(blake2b(f"{self.trial} {client}".encode(), digest_size=7).digest()) / 2**56
 
     def compare(
         self, request: PredictRequest, answers: Sequence[Answer], answered_by: Predictor, current: Predictor, *, waiting_s: float

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.keys.scopes import Scope
 
+# What a client is called whom a key names, before the key's id.
+KEY_CLIENT = "key "
 _PREFIX = "th"
 _SECRET_BYTES, _SALT_BYTES, _ID_BYTES = 32, 16, 6
 _HELD = re.compile(rf"{_PREFIX}_([0-9a-f]{{{2 * _ID_BYTES}}})_([A-Za-z0-9_-]{{43}})", re.ASCII)

@@ -54,7 +54,9 @@ class Loaded:
         self._current = None
 
 
-async def make(role: str, fraction: float, found: Any = THEIRS, failure: Exception | None = None) -> tuple[Candidate, list[int]]:
+async def make(
+    role: str, fraction: float, found: Any = THEIRS, failure: Exception | None = None, trial: str = ""
+) -> tuple[Candidate, list[int]]:
     asked: list[int] = []
 
     async def ask(predictor: Any, request: PredictRequest) -> Any:
@@ -64,7 +66,7 @@ async def make(role: str, fraction: float, found: Any = THEIRS, failure: Excepti
         return found
 
     follower: Any = Loaded(failure)
-    candidate = Candidate(role, CandidateSettings(version=2, fraction=fraction), follower, ask)
+    candidate = Candidate(role, CandidateSettings(version=2, fraction=fraction), follower, ask, trial)
     candidate.start()
     await settled()
     return candidate, asked
@@ -89,6 +91,23 @@ async def test_a_canary_takes_its_share_and_a_named_client_always_gets_the_same_
     assert 0.15 < unknown < 0.25
     same: Any = NEW
     assert not any(candidate.takes(f"client {number}", same) for number in range(100))
+
+
+async def test_all_who_use_one_key_are_not_one_client() -> None:
+    candidate, _ = await make("canary", 0.05)
+    current: Any = OLD
+    taken = sum(candidate.takes("key 0123456789ab", current) is not None for _ in range(5_000)) / 5_000
+    assert 0.03 < taken < 0.07
+
+
+async def test_another_trial_takes_other_clients() -> None:
+    current: Any = OLD
+    clients = [f"client {number}" for number in range(500)]
+    (first, _), (again, _), (other, _) = [await make("canary", 0.2, trial=trial) for trial in ("ab", "ab", "cd")]
+    taken = [{client for client in clients if one.takes(client, current)} for one in (first, again, other)]
+    assert taken[0] == taken[1]
+    # Those whom both take are as many as chance has it.
+    assert len(taken[0] & taken[2]) < 0.5 * len(taken[2])
 
 
 async def test_a_shadow_takes_nothing() -> None:
