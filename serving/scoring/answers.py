@@ -70,7 +70,7 @@ class Scorer:
         """Answer about texts, in their order; None is no text.
 
         Raises:
-            ScoringError: The engine fails on each of them, and on a plain one as well.
+            ScoringError: The engine fails on some of them, and then on a plain one as well.
         """
         found: dict[int, Found] = {}
         readable: dict[int, str] = {}
@@ -94,8 +94,8 @@ class Scorer:
         for batch in divide({index: len(text) for index, text in tokens.items()}, self._batch_tokens, pads=self._model.pads):
             computed = self._each(self._model.compute, [tokens[index] for index in batch])
             found |= {index: answer or _failed(tokens[index]) for index, answer in zip(batch, computed, strict=True)}
-        if found and all(answer.error for answer in found.values()):
-            # A block of errors would be taken for done when scoring goes on.
+        if any(answer.error for answer in found.values()):
+            # An engine may break in the middle of a block, and what is written down is taken for done when scoring goes on.
             self._require_engine()
         return found
 

@@ -63,6 +63,18 @@ def test_a_broken_engine_is_no_block_of_errors() -> None:
     assert Scorer(LetterModel(is_broken=True), 10).score(["", None]) == ["is empty", "is no text"]
 
 
+def test_an_engine_that_breaks_in_the_middle_of_a_block_is_no_error_of_the_rows_behind() -> None:
+    class Breaks(LetterModel):
+        def compute(self, texts: Sequence[TokenizedText]) -> list[Answer]:
+            # As a GPU does for good after an illegal access.
+            self.is_broken = len(self.batches) >= 3
+            return super().compute(texts)
+
+    assert told(Scorer(Breaks(), 10).score(["a" * 8] * 3)) == ["a"] * 3
+    with pytest.raises(ScoringError, match="the engine fails on every text"):
+        Scorer(Breaks(), 10).score(["a" * 8] * 5)
+
+
 def test_batches_are_of_similar_length_and_bounded() -> None:
     model = LetterModel()
     Scorer(model, 100).score(["a" * length for length in (1, 9, 2, 4, 1, 3)])
