@@ -6,7 +6,7 @@ from cluster.connection import reach
 from cluster.console import say
 from cluster.errors import ClusterError, SettingsError
 from cluster.settings import ClusterSettings
-from serving.candidates.rule import Tally, decide, parse_rule, read_tally
+from serving.candidates.rule import Tally, decide, not_compared, parse_rule, read_tally
 from serving.client import Client
 from serving.errors import AnswerError
 from serving.rollout import Rollout
@@ -46,8 +46,8 @@ def conclude(cluster: ClusterSettings, settings: ServingSettings, when: str, lea
             raise AnswerError(
                 f"version {tried.version} is not on trial at {settings.url}", hint="python -m serving deploy, with these settings"
             )
-        about = (tried.version, served.candidate.trial, served.version)
-        while (decided := decide(tally := read_tally(client.metrics(), *about), rule, least)) is None and time.monotonic() < until:
+        about, heads = (tried.version, served.candidate.trial, served.version), [head.name for head in served.heads]
+        while (decided := decide(tally := read_tally(client.metrics(), *about), rule, least, heads)) is None and time.monotonic() < until:
             if (told := _told(tally)) != last:
                 say(f"version {tried.version}: {told}")
                 last = told
@@ -60,6 +60,8 @@ def conclude(cluster: ClusterSettings, settings: ServingSettings, when: str, lea
     if decided is None:
         say(f"too little is known after {minutes:g} minutes: version {served.version} stays, and version {tried.version} on trial")
         return 1
+    if tally.compared and (lacking := not_compared(tally, heads)):
+        say(f"version {tried.version} answers nothing for {', '.join(lacking)}, which version {served.version} does")
     _end(cluster, settings)
     say(f"version {served.version} stays; take the candidate out of ray_config.yaml, or the next deploy tries it again")
     return 1

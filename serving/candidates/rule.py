@@ -4,6 +4,7 @@ It moves nothing and asks nobody.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.errors import SettingsError
@@ -87,19 +88,30 @@ def read_tally(page: str, version: int, trial: str, beside: int) -> Tally:
     return Tally(sums["compared"], sums["agreed"], sum(sums["candidate_errors"].values()))
 
 
-def decide(tally: Tally, rule: Rule, least: int) -> bool | None:
+def not_compared(tally: Tally, heads: Sequence[str]) -> list[str]:
+    """Return the heads about which nothing is known."""
+    return [head for head in heads if not tally.compared.get(head)]
+
+
+def decide(tally: Tally, rule: Rule, least: int, heads: Sequence[str]) -> bool | None:
     """Decide whether a candidate is good enough.
 
     Args:
         tally: What is known.
         rule: What is asked.
         least: Texts that must have been compared for every head.
+        heads: Of the version beside it. Each text is compared for all that both have: one that is left behind is not the candidate's.
 
     Returns:
         None while too little is known.
     """
     if tally.errors > rule.errors:
         return False
-    if not tally.compared or min(tally.compared.values()) < least:
+    counts = [tally.compared.get(head, 0.0) for head in heads]
+    if not tally.compared or max(counts) < least:
         return None
-    return min(tally.agreement.values()) >= rule.agreement
+    if not_compared(tally, heads):
+        return False
+    if min(counts) < least:
+        return None
+    return min(tally.agreement[head] for head in heads) >= rule.agreement

@@ -302,7 +302,7 @@ def test_figures_of_all_replicas_are_added_up() -> None:
     [(Rule(0.98, 1), 500, True), (Rule(0.981, 1), 500, False), (Rule(0.98, 1), 501, None), (Rule(0.98, 0), 501, False)],
 )
 def test_the_head_that_agrees_least_decides_and_errors_need_no_waiting(rule: Rule, least: int, expected: bool | None) -> None:
-    assert decide(read_tally(PAGE, 2, "ab", 1), rule, least) is expected
+    assert decide(read_tally(PAGE, 2, "ab", 1), rule, least, ["job", "level"]) is expected
 
 
 def test_rules_are_read() -> None:
