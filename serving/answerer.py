@@ -140,8 +140,7 @@ class Answerer:
         """
         if not self._follower.current.is_alive:
             raise NotReady("the engine's process ended")
-        if not self.scheduler.is_alive:
-            raise NotReady("the scheduler does not run")
+        self.scheduler.require_running()
 
     def require_health(self) -> None:
         """Check that every loop runs; a replica that fails this must be replaced.

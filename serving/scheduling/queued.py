@@ -6,6 +6,11 @@ from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+# A batch has no bound of its own: a large one on a slow machine takes minutes. One that takes longer than both of these is not computed any
+# more: twenty times as long as others of its size is more than a busy machine makes of it, a minute more than a first one takes.
+_STILL_S = 60.0
+_STILL_TIMES = 20.0
+
 
 class Model(Protocol):
     """What answers about payloads, in the engine thread."""
@@ -92,19 +97,39 @@ class Text:
     place: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
-    """A batch on its way through the engine thread, where others may come before it."""
+    """A batch on its way through the engine thread, where others may come before it.
+
+    Attributes:
+        model: Computes it.
+        payloads: Of it.
+        tokens: Of all of them.
+        seconds: How long it took.
+    """
 
     model: Model
     payloads: list[Sized]
+    tokens: int
     seconds: float = 0.0
+    _began: float | None = None
 
     def run(self) -> Sequence[Any]:
         """Compute it, in the engine thread."""
         # Not the loop's own clock: uvloop's counts in milliseconds.
-        started = time.monotonic()
+        self._began = started = time.monotonic()
         try:
             return self.model.compute(self.payloads)
         finally:
             self.seconds = time.monotonic() - started
+            # However late the loop hears of it.
+            self._began = None
+
+    def stands_still(self, expected_s: float) -> bool:
+        """Tell whether it is being computed for far longer than it can take.
+
+        Args:
+            expected_s: How long it takes by the speed of others; 0 where that is not known.
+        """
+        began = self._began
+        return began is not None and time.monotonic() - began > max(_STILL_S, _STILL_TIMES * expected_s)

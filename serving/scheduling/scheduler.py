@@ -55,7 +55,7 @@ class Scheduler:
         self._loop_task: asyncio.Task[None] | None = None
         self._speed, self._full_speed = Speed(), Speed()
         self._demand = Demand()
-        self._computing_tokens = 0
+        self._jobs: set[Job] = set()
         self._free_at = 0.0
         self._last_s = 0.0
         self.counters = Counters()
@@ -78,6 +78,17 @@ class Scheduler:
         """Whether the loop runs."""
         return self._loop_task is not None and not self._loop_task.done()
 
+    def require_running(self) -> None:
+        """Check that batches are composed and computed.
+
+        Raises:
+            NotReady: The loop does not run, or the engine stands still, as a process that was stopped or waits for a GPU's driver.
+        """
+        if not self.is_alive:
+            raise NotReady("the scheduler does not run")
+        if any(job.stands_still(self._speed.seconds(job.tokens)) for job in self._jobs):
+            raise NotReady("the engine stands still: it has computed one batch for many times as long as that takes")
+
     @property
     def queued_texts(self) -> int:
         """Texts that wait for a batch."""
@@ -91,7 +102,7 @@ class Scheduler:
     @property
     def open_tokens(self) -> int:
         """Tokens that wait or are being computed."""
-        return self.queued_tokens + self._computing_tokens
+        return self.queued_tokens + sum(job.tokens for job in self._jobs)
 
     @property
     def asked_tokens(self) -> float:
@@ -115,7 +126,7 @@ class Scheduler:
 
         Raises:
             Overloaded: More than `max_queue_s` of work comes before it.
-            NotReady: The loop does not run.
+            NotReady: See `require_running`.
         """
         try:
             self._require_room(client)
@@ -124,8 +135,7 @@ class Scheduler:
             raise
 
     def _require_room(self, client: str) -> None:
-        if not self.is_alive:
-            raise NotReady("the scheduler does not run")
+        self.require_running()
         if self.queue_s <= self._max_queue_s:
             return
         wait_s = self._speed.seconds(self._tokens_until(self._turns.peek(client)))
@@ -262,7 +272,7 @@ class Scheduler:
 
     def _compose(self) -> list[int]:
         # Whose turn it is does not depend on which version was asked: copies for a candidate keep nobody waiting.
-        in_turn = sorted(self._queue.items(), key=_turn)
+        in_turn = sorted(self._queue.items(), key=lambda one: (one[1].place, one[0]))
         model = in_turn[0][1].request.model
         waiting = [one for one in in_turn if one[1].request.model is model]
         overdue_before = time.monotonic() - self._age_bound_s
@@ -277,15 +287,14 @@ class Scheduler:
         batch = [text for text in batch if not text.request.done.done()]
         if not batch:
             return
-        job = Job(batch[0].request.model, [text.payload for text in batch])
-        tokens = sum(text.tokens for text in batch)
-        self._computing_tokens += tokens
+        job = Job(batch[0].request.model, [text.payload for text in batch], sum(text.tokens for text in batch))
+        self._jobs.add(job)
         computed = asyncio.get_running_loop().run_in_executor(self._engine, job.run)
         try:
             # wait() takes no error out of the future, so that whatever the engine raises is looked at below.
             await asyncio.wait([computed])
         finally:
-            self._computing_tokens -= tokens
+            self._jobs.discard(job)
         self._count(batch, job.seconds)
         error = computed.exception()
         if error is None and len(answers := computed.result()) == len(batch):
@@ -336,8 +345,3 @@ class Scheduler:
             log.critical("the scheduler's loop ended", exc_info=error)
         for request in list(self._open):
             self._fail(request, NotReady("the scheduler does not run"))
-
-
-def _turn(waiting: tuple[int, Text]) -> tuple[float, int]:
-    order, text = waiting
-    return text.place, order

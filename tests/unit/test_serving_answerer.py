@@ -1,5 +1,6 @@
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from serving.answerer import Answerer
 from serving.errors import DeadlineExceeded, InvalidFields, NotReady, ServingError
 from serving.follower import Follower
 from serving.messages import Answer, PredictRequest
+from serving.scheduling import queued
 from serving.settings import ServingSettings
 from training.manifest import HeadFacts
 
@@ -163,6 +165,24 @@ def test_a_request_keeps_the_version_it_began_with() -> None:
         assert (await later).prediction.answers == ["2 b"]
 
     run(test, batch_tokens=8)
+
+
+def test_an_engine_that_stands_still_is_a_reason_to_replace_the_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(answerer: Answerer, _: FakeVersions, loaded: dict[int, FakePredictor]) -> None:
+        loaded[1].gate.clear()
+        asked = asyncio.create_task(answerer.predict(PredictRequest(texts=["A"])))
+        assert await asyncio.to_thread(loaded[1].entered.wait, LONG_S)
+        answerer.require_health()
+        with monkeypatch.context() as patched:
+            patched.setattr(queued, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 61.0))
+            for check in (answerer.require_ready, answerer.require_health):
+                with pytest.raises(NotReady, match="the engine stands still"):
+                    check()
+        loaded[1].gate.set()
+        await asked
+        answerer.require_health()
+
+    run(test)
 
 
 def test_a_deadline_of_the_caller_counts() -> None:
