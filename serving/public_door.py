@@ -11,7 +11,7 @@ import re
 from cluster.errors import SettingsError
 from serving.door import CLIENT_ID_HEADER
 from serving.keys.scopes import OPEN, SCOPE_OF
-from serving.settings import ServingSettings, url_of
+from serving.settings import ServingSettings
 
 # A replica tells by then that it is too late.
 _GRACE_S = 5
@@ -67,8 +67,7 @@ def write_public_door(settings: ServingSettings) -> str:
             "set serving.require_keys to true, make keys with `python -m serving keys create`, and deploy",
         )
     public = [path for path, scope in SCOPE_OF.items() if scope in (OPEN, "predict")]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104  # where it listens, not we
-    url = url_of(host, settings.port)
+    url = settings.url_from_here
     return _CONFIGURATION.format(
         url=url,
         address=url.removeprefix("http://"),

@@ -32,6 +32,7 @@ class AutoscalingSettings(Section):
             Serve's own, which counts requests.
         target_p95_ms: `backlog` wants 95 % of the answers within this.
         idle_s: Where `min_replicas` is 0, the last replica goes after nothing was asked for so long; the next request waits for a new one.
+            So does one for `/metrics`: whoever reads that every ten seconds has a replica come back as often as one goes.
         target_ongoing_requests: Requests in a replica, waiting ones included, that `requests` aims at.
         upscale_delay_s: More replicas are wanted for this long before they are started.
         downscale_delay_s: Replicas that were needed within this time stay.
@@ -173,6 +174,12 @@ class ServingSettings(Section):
     def url(self) -> str:
         """Where the endpoint is, without a final slash."""
         return url_of(self.host, self.port)
+
+    @property
+    def url_from_here(self) -> str:
+        """Where this machine reaches it: what listens at every address is asked at one."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104  # where it listens, not we
+        return url_of(host, self.port)
 
 
 def url_of(host: str, port: int) -> str:

@@ -76,6 +76,19 @@ def test_prometheus_asks_the_door(host: str, target: str, capsys: pytest.Capture
     assert (job["metrics_path"], job["static_configs"]) == ("/metrics", [{"targets": [target]}])
 
 
+@pytest.mark.parametrize(("host", "target"), [("0.0.0.0", "127.0.0.1:8000"), ("::", "[::1]:8000"), ("10.0.0.1", "10.0.0.1:8000")])
+def test_prometheus_has_a_key_where_the_door_asks_for_one(host: str, target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = rendered(capsys, "prometheus", "--set", f"serving.host='{host}'", "--set", "serving.require_keys=true")
+    (job,) = yaml.safe_load(printed)["scrape_configs"]
+    # What listens everywhere has no address of that name.
+    assert job["static_configs"] == [{"targets": [target]}]
+    command, _, file = printed.splitlines()[0].partition(" > ")
+    assert job["authorization"] == {"credentials_file": file}
+    words = command.partition("python -m serving ")[2].split()
+    assert make_parser().parse_args(words).scope == ["read"]
+    assert "authorization" not in rendered(capsys, "prometheus")
+
+
 def test_what_is_rendered_must_be_known(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run_command(make_parser(), ("render", "datadog"))
