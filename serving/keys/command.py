@@ -100,16 +100,24 @@ def _create(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    from serving.errors import KeyringError
     from serving.keys.store import KeyStore
 
     store = KeyStore(_storage(arguments))
     made, revoked = store.names()
-    keys = sorted((store.read(identity) for identity in made), key=lambda key: key.created_at)
-    if not keys:
+    keys, damaged = [], []
+    for identity in sorted(made):
+        try:
+            keys.append(store.read(identity))
+        except KeyringError:
+            # A key's file never changes and never goes: this one would hide the others for good.
+            damaged.append([identity, *[None] * 5, "revoked" if identity in revoked else "damaged"])
+    if not made:
         say("there are no keys: python -m serving keys create --name NAME")
         return 0
     header = ["key", "name", "scopes", "made", "expires", "a second", "state"]
-    say(table(header, [_row(key, is_revoked=key.id in revoked) for key in keys]))
+    rows = [_row(key, is_revoked=key.id in revoked) for key in sorted(keys, key=lambda key: key.created_at)]
+    say(table(header, [*rows, *damaged]))
     return 0
 
 

@@ -48,6 +48,19 @@ def test_a_key_is_made_listed_and_revoked(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().out.rstrip().endswith("revoked")
 
 
+def test_a_damaged_key_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("whole", "torn"):
+        run(tmp_path, "create", "--name", name)
+    whole, torn = (line.split("_")[1] for line in capsys.readouterr().out.splitlines())
+    (tmp_path / "keys" / f"{torn}.json").write_text('{"id": "')
+    for state in ("damaged", "revoked"):
+        assert run(tmp_path, "list") == 0
+        rows = capsys.readouterr().out.splitlines()
+        assert [(row.split()[0], row.split()[-1]) for row in rows if row.startswith((whole, torn))] == [(whole, "good"), (torn, state)]
+        run(tmp_path, "revoke", torn)
+        capsys.readouterr()
+
+
 def test_what_cannot_be_made_or_revoked_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "create", "--name", "a/b") == 2
     assert "--name is 'a/b', but must be 1 to 64 letters" in capsys.readouterr().err
