@@ -88,7 +88,8 @@ class ActivationSettings(Section):
     """What frozen layers say of all texts: computed once, kept on disk for all trials of a machine and for later searches.
 
     Attributes:
-        most_bytes: Of all of it; the least recently used goes first. Where a search needs more, layers are computed anew for every batch.
+        most_bytes: Of all of it, and of its copies in a remote `cluster.storage`; the least recently used goes first. Where a search needs
+            more, layers are computed anew for every batch.
         folder: Where; null means `activations` in a local `cluster.storage`, else a folder beside the machine's temporary files.
     """
 

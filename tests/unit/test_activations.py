@@ -5,7 +5,7 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -225,6 +225,61 @@ def test_machines_find_each_others_shards(tmp_path: Path) -> None:
     assert found is not None
     assert torch.equal(found, expected(one))
     assert there.computed == [2]
+
+
+class Refusing(Storage):
+    """A storage that takes no shards."""
+
+    tried: ClassVar[list[str]] = []
+
+    def child(self, path: str) -> Storage:
+        return Refusing(f"{self.uri}/{path}")
+
+    def write_bytes(self, path: str, content: bytes) -> None:
+        if path != "facts.json":
+            self.tried.append(path)
+            raise StorageError(f"{self.uri}/{path}: quota exceeded")
+        super().write_bytes(path, content)
+
+
+def test_a_storage_that_takes_no_copies_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one = wanted()
+    found = ActivationCache(tmp_path / "here", 10**6, Refusing(str(tmp_path / "shared"))).open(one, Computer(one))
+    assert found is not None
+    assert torch.equal(found, expected(one))
+    # It is asked once, and told of once.
+    assert len(Refusing.tried) == 1
+    assert caplog.text.count("quota exceeded; other machines compute these activations anew") == 1
+
+
+def test_a_storage_that_takes_nothing_at_all_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one = wanted()
+    (tmp_path / "shared").write_text("no folder")
+    found = ActivationCache(tmp_path / "here", 10**6, Storage(str(tmp_path / "shared"))).open(one, Computer(one))
+    assert found is not None
+    assert torch.equal(found, expected(one))
+    assert "other machines compute these activations anew" in caplog.text
+
+
+def test_copies_stay_within_the_bound_and_the_least_recently_used_go_first(tmp_path: Path) -> None:
+    shared, made = tmp_path / "shared" / "activations", [wanted(seed=seed) for seed in range(4)]
+    (shared / ("f" * 32)).mkdir(parents=True)
+    most_bytes = max(one.size_bytes for one in made) * 5 // 2
+
+    def open_on(machine: str, one: Wanted) -> set[int]:
+        cache = ActivationCache(tmp_path / machine, most_bytes, Storage(str(tmp_path / "shared")))
+        assert cache.open(one, Computer(one)) is not None
+        cache.close()
+        there = {path.name for path in shared.iterdir()}
+        return {number for number, known in enumerate(made) if known.name in there} | ({-1} if "f" * 32 in there else set())
+
+    # What says nothing of itself goes at once.
+    assert open_on("a", made[0]) == {0}
+    assert open_on("b", made[1]) == {0, 1}
+    # Asked for again, it is not the one to go.
+    assert open_on("c", made[0]) == {0, 1}
+    assert open_on("d", made[2]) == {0, 2}
+    assert open_on("e", made[3]) == {2, 3}
 
 
 def test_where_it_lies(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training.data import tokens
 from training.data.tokens import SavedTokenizer, Tokenizer, load_saved, make_token_table, pad
 from training.errors import EncoderError
 from training.network.inputs import TokenInputs, plan_batches
@@ -101,6 +103,21 @@ def test_a_run_of_hashes_makes_no_vocabulary_one_of_word_pieces(make_encoder: Ca
     pieces = ["the", "nurse", "##ing", "##s", "Ġthe"]
     monkeypatch.setattr(tokenizer._tokenizer, "get_vocab", lambda: {token: 100 + place for place, token in enumerate(pieces)})
     assert tokenizer.spelled(105)[100:] == (" the", " nurse", "ing", "s", " Ġthe")
+
+
+@pytest.mark.parametrize("kind", [Tokenizer, load_saved])
+def test_many_texts_are_tokenised_some_at_a_time(kind: Any, make_encoder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_encoder()
+    Tokenizer(folder, 6).save(folder)
+    texts = [f"the nurse teaches {'the driver ' * (row % 5)}" for row in range(23)]
+    expected, seen = kind(folder, 6).encode(texts), []
+    monkeypatch.setattr(tokens, "_TOGETHER", 10)
+    tokenizer = kind(folder, 6)
+    ids = tokenizer._ids
+    monkeypatch.setattr(tokenizer, "_ids", lambda some: (seen.append(len(some)), ids(some))[1])
+    found = tokenizer.encode(texts)
+    assert seen == [10, 10, 3]
+    assert (found.digest, found.full_lengths.tolist()) == (expected.digest, expected.full_lengths.tolist())
 
 
 def test_no_texts_make_an_empty_table(make_encoder: Callable[..., Path]) -> None:

@@ -3,5 +3,5 @@
 Every process of a machine reads the same pages; several fill a file side by side; later searches on the same texts find it filled. It
 does not know models, heads or labels: who asks brings the computation.
 
-Files in floor order: `wanted`, `shards`, `cache`.
+Files in floor order: `wanted`, `shards`, `copies`, `cache`.
 """

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import StorageError
 from cluster.storage import Storage
+from training.activations.copies import Copies
 from training.activations.shards import ShardFile, locked
 from training.activations.wanted import Shard, Wanted
 
@@ -41,12 +42,13 @@ class ActivationCache:
 
     Args:
         folder: On this machine; made if it is not there.
-        most_bytes: Of all activations in it.
+        most_bytes: Of all activations in it, and of all copies elsewhere.
         others: Where machines of the same cluster find each other's; null where `folder` is that place already.
     """
 
     def __init__(self, folder: Path, most_bytes: int, others: Storage | None = None) -> None:
-        self.folder, self._most_bytes, self._others = folder, most_bytes, others
+        self.folder, self._most_bytes = folder, most_bytes
+        self._copies = Copies(others.child(FOLDER), most_bytes) if others else None
         self._held = ExitStack()
 
     def open(self, wanted: Wanted, compute: Compute, beside: Wanted | None = None) -> torch.Tensor | None:
@@ -92,7 +94,10 @@ class ActivationCache:
     def _file(self, wanted: Wanted) -> ShardFile | None:
         if wanted.size_bytes > self._most_bytes or not self._reserve(wanted):
             return None
-        return ShardFile(self.folder / wanted.name, wanted, self._others.child(f"{FOLDER}/{wanted.name}") if self._others else None)
+        folder = self.folder / wanted.name
+        if self._copies is None:
+            return ShardFile(folder, wanted)
+        return ShardFile(folder, wanted, self._copies.begin(wanted.name, wanted.size_bytes), self._copies.tell)
 
     def _reserve(self, wanted: Wanted) -> bool:
         """Make the folder of these activations, and keep others from evicting it while this process lives."""

@@ -29,10 +29,13 @@ class ShardFile:
         folder: Of these activations alone; must exist.
         wanted: What is in it.
         others: The same folder in a storage that other machines see; null where this one is it.
+        tell: What to do where a copy cannot be written there; they go without.
     """
 
-    def __init__(self, folder: Path, wanted: Wanted, others: Storage | None = None) -> None:
-        self._folder, self._wanted, self._others = folder, wanted, others
+    def __init__(
+        self, folder: Path, wanted: Wanted, others: Storage | None = None, tell: Callable[[StorageError], None] = lambda _: None
+    ) -> None:
+        self._folder, self._wanted, self._others, self._tell = folder, wanted, others, tell
         self._shards = wanted.shards()
         self._whole: set[int] = set()
         with (folder / _FILE).open("ab") as file:
@@ -80,8 +83,14 @@ class ShardFile:
 
     def _keep(self, shard: Shard, content: bytes) -> None:
         self._write(shard, content)
-        if self._others is not None:
+        if self._others is None:
+            return
+        try:
             self._others.write_bytes(str(shard.number), _digest(content).encode() + content)
+        except StorageError as error:
+            # What is here is whole, and nobody waits for more refusals.
+            self._others = None
+            self._tell(error)
 
     def _is_whole(self, shard: Shard) -> bool:
         try:
