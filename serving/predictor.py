@@ -145,6 +145,10 @@ class Predictor:
         """Whether its engine can compute at all."""
         return self.engine.is_alive
 
+    def end(self) -> None:
+        """End its engine's process, if it has one, in the middle of whatever that does."""
+        self.engine.end()
+
     def warm(self) -> float:
         """Compute real batches, check that every head answers about every class, and find out how large a batch should be.
 

@@ -20,6 +20,7 @@ class GatedModel:
         self.entered = threading.Event()
         self.gate = threading.Event()
         self.breaks_on = breaks_on
+        self.has_ended = False
         if is_open:
             self.gate.set()
 
@@ -30,6 +31,10 @@ class GatedModel:
         if self.breaks_on and self.breaks_on in texts:
             raise RuntimeError(f"cannot compute {self.breaks_on}")
         return [text.upper() for text in texts]
+
+    def end(self) -> None:
+        """Remember that it was told to."""
+        self.has_ended = True
 
     async def busy(self) -> None:
         """Wait until a batch is in the engine."""

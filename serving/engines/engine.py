@@ -32,6 +32,10 @@ class Engine(Protocol):
     @property
     def is_alive(self) -> bool: ...  # noqa: D102  # see above
 
+    def end(self) -> None:
+        """End its process, where that is one of its own, in the middle of whatever it does."""
+        ...
+
     def clock(self) -> float:
         """Tell the time by which this engine's speed is measured, in seconds.
 

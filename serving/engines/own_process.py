@@ -86,6 +86,11 @@ class OwnProcess:
         """Whether the process runs."""
         return not self._started.life.poll()
 
+    def end(self) -> None:
+        """End it at once; one that was stopped, or waits for a driver, hears of nothing else."""
+        if self.is_alive:
+            os.kill(self.pid, signal.SIGKILL)
+
     def precisions(self) -> list[str]:
         """List what this machine can compute with, the most precise first."""
         found: list[str] = self._ask("precisions")
@@ -158,6 +163,10 @@ class EngineApart:
     def is_alive(self) -> bool:
         """Whether its process runs."""
         return self._process.is_alive
+
+    def end(self) -> None:
+        """End its process, and every engine in it."""
+        self._process.end()
 
     def clock(self) -> float:
         """Tell the time; see `Engine.clock`."""

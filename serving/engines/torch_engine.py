@@ -94,6 +94,9 @@ class TorchEngine:
         if kernels and self._threads == 1 and kernels.can_attend(config.hidden_size // config.num_attention_heads):
             self._attend = kernels.attend
 
+    def end(self) -> None:
+        """Do nothing: it has no process of its own."""
+
     def clock(self) -> float:
         """Tell the time; see `Engine.clock`."""
         return time.thread_time() if self._device.type == "cpu" and self._threads == 1 else time.perf_counter()

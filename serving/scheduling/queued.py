@@ -29,6 +29,10 @@ class Model(Protocol):
         """Return one answer a payload, in their order."""
         ...
 
+    def end(self) -> None:
+        """Compute nothing any more, and give up what is being computed."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:

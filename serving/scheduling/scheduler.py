@@ -86,8 +86,11 @@ class Scheduler:
         """
         if not self.is_alive:
             raise NotReady("the scheduler does not run")
-        if any(job.stands_still(self._speed.seconds(job.tokens)) for job in self._jobs):
-            raise NotReady("the engine stands still: it has computed one batch for many times as long as that takes")
+        for job in self._jobs:
+            if job.stands_still(self._speed.seconds(job.tokens)):
+                # Else its process would outlive this one: it never sees that nobody is left.
+                job.model.end()
+                raise NotReady("the engine stands still: it has computed one batch for many times as long as that takes")
 
     @property
     def queued_texts(self) -> int:

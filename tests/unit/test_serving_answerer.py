@@ -67,6 +67,9 @@ class FakePredictor:
         self.tokenized_in.append(threading.current_thread().name)
         return [FakeTokens(text.lower()) for text in texts]
 
+    def end(self) -> None:
+        self.is_alive = False
+
     def compute(self, texts: list[str]) -> list[FakeAnswer]:
         self.entered.set()
         assert self.gate.wait(LONG_S)
@@ -175,12 +178,14 @@ def test_an_engine_that_stands_still_is_a_reason_to_replace_the_replica(monkeypa
         answerer.require_health()
         with monkeypatch.context() as patched:
             patched.setattr(queued, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 61.0))
-            for check in (answerer.require_ready, answerer.require_health):
-                with pytest.raises(NotReady, match="the engine stands still"):
-                    check()
+            with pytest.raises(NotReady, match="the engine stands still"):
+                answerer.require_health()
+        # It is ended then, and nothing that comes of it makes the replica whole again.
         loaded[1].gate.set()
         await asked
-        answerer.require_health()
+        for check in (answerer.require_ready, answerer.require_health):
+            with pytest.raises(NotReady, match="the engine's process ended"):
+                check()
 
     run(test)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,6 +89,21 @@ def test_a_process_that_was_killed_is_told_as_not_ready(start: Callable[[], Star
     with pytest.raises(NotReady, match="process ended"):
         engine.forward(ROWS)
     assert not engine.is_alive
+
+
+def test_a_process_that_stands_still_is_ended_in_the_middle_of_a_batch(start: Callable[[], Started], tiny_checkpoint: Path) -> None:
+    predictor = Predictor.load(tiny_checkpoint, 1, precision="float32", maker=(process := OwnProcess(start)))
+    os.kill(process.pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as elsewhere:
+        computed = elsewhere.submit(predictor.engine.forward, ROWS)
+        assert predictor.is_alive
+        predictor.end()
+        with pytest.raises(NotReady, match="process ended"):
+            computed.result(30)
+    assert ended(process.pid)
+    assert not predictor.is_alive
+    # And once more, which must not hit somebody else with its number.
+    predictor.end()
 
 
 def test_it_ends_with_its_last_engine(start: Callable[[], Started], tiny_checkpoint: Path) -> None:

@@ -41,10 +41,12 @@ def test_a_batch_that_takes_far_too_long_is_noticed(
         if is_still:
             with pytest.raises(NotReady, match="the engine stands still"):
                 scheduler.require_running()
+            assert model.has_ended
             with pytest.raises(NotReady, match="the engine stands still"):
                 scheduler.admit()
         else:
             scheduler.require_running()
+            assert not model.has_ended
         # Whoever goes on is believed.
         model.gate.set()
         await first
