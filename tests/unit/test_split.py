@@ -171,3 +171,17 @@ def test_folds_are_of_equal_size_where_most_classes_are_rare(texts: int, has_gro
     assert np.bincount(folds, minlength=4).tolist() == pytest.approx([texts / 4] * 4, abs=8)
     alone = stratified_folds({"rare": np.arange(40)}, None, 4, 7, [f"text {index}" for index in range(40)])
     assert np.bincount(alone, minlength=4).tolist() == [10, 10, 10, 10]
+
+
+def test_exchanges_are_left_out_where_they_would_take_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, keys = draw(200)
+    groups = [f"group {index // 4}" for index in range(200)]
+    exchanged: list[int] = []
+    exchange = split._Plan.exchange
+    monkeypatch.setattr(split._Plan, "exchange", lambda plan: (exchanged.append(1), exchange(plan))[1])
+    stratified_split(labels, groups, FRACTIONS, 7, keys)
+    assert exchanged
+    exchanged.clear()
+    monkeypatch.setattr(split, "_MOST_COMPARED", 50 * 50)
+    splits = stratified_split(labels, groups, FRACTIONS, 7, keys)
+    assert (sum(map(len, splits)), exchanged) == (200, [])

@@ -28,8 +28,8 @@ Stratum = tuple[tuple[str, int], ...]
 _PASSES = 10
 # Folds of more units than this are drawn.
 _MOST_BALANCED = 20_000
-# Exchanges compare all pairs of units.
-_MOST_EXCHANGED = 2000
+# Exchanges compare all pairs of units, stratum by stratum: with more of either that takes minutes.
+_MOST_EXCHANGED, _MOST_COMPARED = 2000, 500_000_000
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _divided(units: Sequence[_Unit], shares: Sequence[float], has_groups: bool, 
     for _ in range(_PASSES):
         moved = plan.improve()
         # Groups are few and coarse: often no move helps, but an exchange does.
-        if has_groups and len(units) <= _MOST_EXCHANGED:
+        if has_groups and plan.can_exchange:
             moved = plan.exchange() or moved
         if not moved:
             break
@@ -185,6 +185,12 @@ class _Plan:
             self.place(unit)
             moved = moved or self._places[unit.order] != before
         return moved
+
+    @property
+    def can_exchange(self) -> bool:
+        """Whether units are few enough to look for exchanges."""
+        units = len(self.units)
+        return units <= _MOST_EXCHANGED and units**2 * len(self._strata) <= _MOST_COMPARED
 
     def exchange(self) -> bool:
         """Let each unit change places with the one where that helps most; tell whether any did."""
