@@ -60,7 +60,7 @@ def up(settings: ClusterSettings, say: Callable[[str], None] = print) -> Launch:
     if not settings.is_local:
         raise ClusterError(
             f"cluster.address is {settings.address}, but `up` starts a cluster on this machine",
-            "set cluster.address to local; a cluster of several machines starts with `ray up`",
+            "set cluster.address to local, or describe the machines in cluster.launcher: cluster/examples has some",
         )
     with alone(facts_folder(settings), _FOLDER_HINT):
         facts = _facts_of_this_machine(settings)

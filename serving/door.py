@@ -147,7 +147,7 @@ _WHEN = {
     408: "The body came too slowly.",
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
-    422: "The body breaks its schema or a limit; `errors` lists every finding, or says how many there are where they are over a hundred.",
+    422: "The body breaks its schema or a limit; `errors` lists the first twenty findings, or their number where it is over a hundred.",
     500: "The server failed.",
     503: "Nothing can be answered now; `Retry-After` says when it is worth asking again.",
     504: "The deadline passed before the answer was there.",

@@ -3,7 +3,7 @@
 TwoheadError
 └── ServingError          500
     ├── BadRequest        400, 413, 415 or 422: the request is not one we can answer
-    │   └── InvalidFields 422 with every finding
+    │   └── InvalidFields 422 with the first findings
     ├── Unauthorized      401: no key, or none that is good
     ├── Forbidden         403: the key is not for this
     ├── NotFound          404: there is no such model, version or head

@@ -216,7 +216,7 @@ class Problem(Message):
     hint: str = ""
     error: str = Field(default="", description="The detail again, where clients of other servers look for it.")
     errors: list[FieldProblem] = Field(
-        default=[], description="For 422: every finding, or their number where it is over a hundred. What was sent is never repeated."
+        default=[], description="For 422: the first twenty findings, or their number where it is over a hundred; nothing that was sent."
     )
 
 

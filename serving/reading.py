@@ -26,7 +26,7 @@ def parse_body(kind: type[MessageT], body: bytes) -> MessageT:
 
     Raises:
         BadRequest: 400 for a body that is not JSON.
-        InvalidFields: 422, with every finding, or how many there are.
+        InvalidFields: 422, with the first findings, or how many there are.
     """
     try:
         return kind.model_validate_json(body, strict=True)

@@ -88,7 +88,7 @@ class ServingSettings(Section):
     Attributes:
         name: The registry's name whose version is served; replicas follow it when it moves.
         require_keys: Answer only who has a key of `python -m serving keys create`; health checks need none.
-        host: Address the proxies listen on; others than this machine's own only with `require_keys`.
+        host: Address the proxies listen on; others than loopback only with `require_keys`.
         port: Port the proxies listen on.
         min_replicas: Replicas that are always there; 0 lets the last one go when nobody asks.
         max_replicas: Replicas under load.
@@ -113,7 +113,7 @@ class ServingSettings(Section):
         canary: A version that answers a share of the requests, compared with the one that answers the others; both cost engine time.
         shadow: A version that is asked about copies of requests; callers never see its answers.
         follow_s: How often a replica looks where `name` points.
-        ready_timeout_s: How long `deploy` waits for the first answer.
+        ready_timeout_s: How long `deploy` waits for the first answer; on a cluster elsewhere until Serve tells that it runs.
         log_format: Replicas' log lines as text, or each as a JSON object; see `serving.observing.logs`.
         tracing: Begin a span of OpenTelemetry for each request about texts; see `serving.observing.tracing`.
     """

@@ -296,7 +296,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--trials", type=_count, metavar="N", help="try so many configurations (default: as many as fit, or tuning.num_samples)"
     )
     verb.add_argument("--compare-single", action="store_true", help="also search one model per head, with as many trials each")
-    verb.add_argument("--from-version", metavar="VERSION", help="try this version's configuration right after the default")
+    verb.add_argument("--from-version", metavar="VERSION", help="try this version's configuration among the first")
     verb.add_argument("--with-weights", action="store_true", help="with --from-version: start every trial from its weights too")
     verb.set_defaults(verb=tune)
     _add_version_verbs(verbs, shared)

@@ -23,7 +23,7 @@ def test_up_is_for_this_machine() -> None:
     with pytest.raises(ClusterError) as raised:
         up(ClusterSettings(address="http://head:8265"))
     assert raised.value.message == "cluster.address is http://head:8265, but `up` starts a cluster on this machine"
-    assert raised.value.hint == "set cluster.address to local; a cluster of several machines starts with `ray up`"
+    assert raised.value.hint == "set cluster.address to local, or describe the machines in cluster.launcher: cluster/examples has some"
 
 
 def test_up_finds_the_cluster_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
