@@ -221,6 +221,7 @@ def test_e23_what_breaks_inside_is_told_by_its_id_alone(path: str, caplog: pytes
     response = call("POST", path, Fake(error=ValueError(f"cannot read {SECRET} at /srv/app.py")), json=ASKED[path](SECRET))
     assert response.status_code == 500
     assert response.json()["request_id"] == response.headers["x-request-id"]
+    assert response.json()["request_id"] in caplog.text
     for said in (response.text, caplog.text):
         assert "Muster" not in said
         assert "/srv" not in said

@@ -66,16 +66,20 @@ def test_b8_a_full_disk_stops_the_search_and_loses_nothing(write: Callable[..., 
     assert "search 'one' cannot go on" in full.stderr
     assert "No space left on device" in full.stderr
     assert "tune --resume one" in full.stderr
-    ended = [event for event in events_of(storage) if event["kind"] == "ended"]
+    ended = [event for event in events_of(storage) if event["kind"] == "ended" and event["state"] in ("finished", "stopped")]
+    assert ended
     make_room(disk)
     resumed = training_here(settings, "tune", "--resume", "one")
     assert resumed.returncode == 0, resumed.stderr
     trials = {f"trial-{trial['position']}": trial for trial in result_of(storage)["trials"]}
     assert len(trials) == 4
     for event in ended:
-        if event["state"] in ("finished", "stopped"):
-            # One that climbed afterwards can only have gained.
-            assert trials[event["trial"]["name"]]["score"] >= event["report"]["score"]
+        name = event["trial"]["name"]
+        # One that climbed afterwards can only have gained.
+        assert trials[name]["score"] >= event["report"]["score"]
+        # What had ended was not trained again.
+        epochs = [one["report"]["epoch"] for one in events_of(storage) if one["kind"] == "epoch" and one["trial"]["name"] == name]
+        assert len(epochs) == len(set(epochs)) > 0
 
 
 def kill_trials(process: "subprocess.Popen[str]", facts: Facts, times: int) -> int:
@@ -104,6 +108,9 @@ def test_b2_and_b3_a_killed_trial_is_begun_again_but_not_for_ever(
     assert kill_trials(process, ray_that_is_up, times) == min(times, 2)
     events = events_of(tmp_path / "storage")
     assert next(event for event in reversed(events) if event["kind"] == "ended")["state"] == state
+    if state == "finished":
+        # From its last epoch on: none a second time.
+        assert [event["report"]["epoch"] for event in events if event["kind"] == "epoch"] == [1, 2, 3]
     # One trial, and it died: no score at all is an error of its own.
     assert process.returncode == code
 

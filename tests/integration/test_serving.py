@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -66,6 +67,14 @@ def told(place: Place, series: str) -> float:
     """Sum a series of the metrics."""
     page = httpx.get(f"{place.settings.url}/metrics", trust_env=False, timeout=30.0).text
     return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(f"twohead_{series}{{"))
+
+
+def replicas_told_of(place: Place) -> set[str]:
+    """Name the replicas whose texts the metrics count."""
+    page = httpx.get(f"{place.settings.url}/metrics", trust_env=False, timeout=30.0).text
+    return {
+        found for line in page.splitlines() if line.startswith("twohead_texts_total{") for found in re.findall(r'replica="([^"]+)"', line)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +223,11 @@ def test_log_lines_are_objects_and_tell_the_version(served: Place) -> None:
 
 
 def test_scaling_up_and_down_loses_nothing(served: Place, under_load: list[Run]) -> None:
+    before = replicas_told_of(served)
     served.rollout.scale(2, 2)
     until("the second replica runs", lambda: served.rollout.status().running == 2)
+    # Whichever answers, tells of both.
+    until("the metrics tell of the second one too", lambda: len(replicas_told_of(served)) > max(len(before), 1))
     served.rollout.scale(1, 1)
     until("the second replica goes", lambda: served.rollout.status().replicas == {"RUNNING": 1})
     sent = len(under_load)
@@ -228,8 +240,11 @@ def test_a_promoted_version_is_followed_without_a_pause(
     with Client(served.settings.url) as client:
         before = client.predict(TEXTS[:1])
         version = served.registry.publish(make_checkpoint(1))
+        sent = len(under_load)
         served.registry.promote(version)
         until("the new version answers", lambda: client.version().version == version)
+        # Some began before it took over, and some after.
+        until("requests go on", lambda: len(under_load) > sent + 2)
         after = client.predict(TEXTS[:1])
     assert (before.version, after.version) == (version - 1, version)
     assert before.answers != after.answers

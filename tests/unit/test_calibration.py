@@ -51,6 +51,9 @@ def test_the_temperature_keeps_its_bounds() -> None:
     assert fit_temperature(logits, np.array([1, 0, 1])) == pytest.approx(20, rel=1e-4)
     almost = np.array([[0.01, 0.0]] * 1 + [[30.0, 0.0]] * 9, dtype=np.float32)
     assert 0.05 <= fit_temperature(almost, np.array([1] + [0] * 9)) <= 20
+    # Much too unsure, but for one of a thousand.
+    unsure = np.array([[0.01, 0.0]] * 1000 + [[0.0, 0.0001]], dtype=np.float32)
+    assert fit_temperature(unsure, np.zeros(1001, dtype=np.int64)) == pytest.approx(0.05, rel=1e-4)
 
 
 def answers(*confidences: float) -> Probabilities:

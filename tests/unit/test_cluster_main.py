@@ -18,7 +18,7 @@ from cluster.jobs import Job
 from cluster.place import Place
 from cluster.storage import Storage
 
-VERBS = ("up", "status", "submit", "jobs", "logs", "stop", "down", "check")
+VERBS = ("up", "status", "submit", "jobs", "logs", "stop", "drain", "down", "check", "render")
 HEAVY = ("ray", "torch", "pandas", "transformers", "optuna", "fastapi")
 FACTS = Facts("127.0.0.1:1", "http://127.0.0.1:2", "/tmp/twohead-x", "/tmp/token", (3,), "here", 0.0)
 

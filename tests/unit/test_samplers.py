@@ -8,6 +8,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from training.search.proposing import samplers
 from training.search.proposing.samplers import GridSampler, SamplerName, grid_levels, grid_note, make_sampler, startup_trials
 
 SPACE: dict[str, BaseDistribution] = {
@@ -93,13 +94,22 @@ def test_tpe_learns_and_ranks_trials_out_of_memory_last() -> None:
     assert sum(point["heads/category/dropout"] > 0.2 for point in late) >= 12
 
 
-def test_running_trials_are_not_proposed_again() -> None:
+def test_running_trials_are_not_proposed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     # Without a liar, TPE would propose near the best again and again until somebody tells it how that went.
-    study = new_study("tpe")
-    for number in range(8):
-        step(study, number)
-    points = [study.ask(SPACE).params for _ in range(4)]
-    assert len({tuple(point.values()) for point in points}) == 4
+    space = {"dropout": FloatDistribution(0.0, 1.0)}
+
+    def width_of_twenty() -> float:
+        study = optuna.create_study(direction="maximize", sampler=make_sampler("tpe", space, 30, SEED))
+        for _ in range(20):
+            trial = study.ask(space)
+            study.tell(trial, -abs(trial.params["dropout"] - 0.3))
+        asked = [float(study.ask(space).params["dropout"]) for _ in range(20)]
+        return max(asked) - min(asked)
+
+    with_liar = width_of_twenty()
+    made = samplers.TPESampler
+    monkeypatch.setattr(samplers, "TPESampler", lambda **options: made(**options | {"constant_liar": False}))
+    assert with_liar > 0.5 > 0.2 > width_of_twenty()
 
 
 @pytest.mark.parametrize(("num_samples", "startup"), [(1, 4), (8, 4), (15, 5), (30, 10), (400, 10)])

@@ -3,7 +3,6 @@ from typing import Any
 
 import pytest
 
-from cluster.storage import Storage
 from serving import app
 from serving.app import code_digest, render, replica_environment
 from serving.settings import Arguments, ServingSettings
@@ -106,8 +105,3 @@ def test_changed_code_has_another_digest(tmp_path: Any, monkeypatch: pytest.Monk
     after = code_digest()
     (tmp_path / "serving" / "new.pyc").unlink()
     assert before != after == code_digest()
-
-
-def test_the_storage_of_replicas_is_absolute(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert Storage("here").uri == str(tmp_path / "here")

@@ -90,6 +90,7 @@ def test_retry_after_is_honoured(ask: Ask, waits: list[float]) -> None:
     prediction, seen = ask([refused, refused, httpx.Response(200, json=PREDICTION)])
     assert prediction.version == 7
     assert len(seen) == 3
+    assert len(waits) == 2
     assert all(7.0 <= wait <= 7.0 * 1.25 for wait in waits)
 
 

@@ -1,6 +1,7 @@
 import copy
 import socket
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,6 +73,14 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> ServingSettings:
 
 def made(serve: FakeServe, **cluster: Any) -> Rollout:
     return Rollout(serve, ClusterSettings(storage="/registry", **cluster), lambda line: None)
+
+
+def test_the_storage_of_replicas_is_absolute(settings: ServingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # They run in a copy of the folder, somewhere else.
+    monkeypatch.chdir(tmp_path)
+    serve = FakeServe()
+    Rollout(serve, ClusterSettings(storage="here"), lambda line: None).deploy(settings, 7)
+    assert serve.puts[0]["applications"][0]["args"]["storage"] == str(tmp_path / "here")
 
 
 def test_deploying_keeps_other_applications(settings: ServingSettings) -> None:

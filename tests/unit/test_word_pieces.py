@@ -149,9 +149,10 @@ def test_where_texts_times_classes_are_too_many_some_texts_are_learned_from(monk
 
 def test_words_that_say_nothing_are_left_out() -> None:
     table, labels = texts(300, 0, tells=False)
-    chance = np.random.default_rng(5)
-    weights = find_word_weights(table, [Asked("job", CLASSES, chance.permutation(labels))], folds(300), MUTE, 0)
-    assert weights is None or np.abs(weights.heads["job"].held_out).max() < 0.3
+    by_chance = [np.random.default_rng(seed).permutation(labels) for seed in range(6)]
+    weights = [find_word_weights(table, [Asked("job", CLASSES, one)], folds(300), MUTE, 0) for one in by_chance]
+    # What chance makes of six tables may look like something once or twice.
+    assert sum(one is None for one in weights) >= 4
     single = find_word_weights(table, [Asked("job", CLASSES, np.zeros(300, np.int64))], folds(300), MUTE, 0)
     assert single is None
 

@@ -137,7 +137,7 @@ def refit(histories: Sequence[TrialHistory], tuning: TuningSettings) -> TrialHis
     planned = (first["best_number"], best.last["best_number"] - first["epoch"]) if len(depths) > 1 else (best.last["best_number"],)
     name = f"{REFIT_GROUP}-{best.number}"
     point = best.best_point
-    if not _is_best_averaged(best):
+    if any(one.get("average_score") is not None for one in best.epochs) and not _is_best_averaged(best):
         # Nothing will say again which is better: the validation texts are learned.
         point["average_epochs"] = False
     return TrialHistory(name, REFIT_GROUP, best.number, point, best.seed, REFIT_GROUP, depths=depths, planned=planned)
