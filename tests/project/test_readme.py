@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import pytest
 
@@ -69,15 +70,47 @@ def test_the_file_tree_is_the_tree() -> None:
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
-def test_settings_named_in_the_readme_are_settings() -> None:
+def named_in_documents() -> set[str]:
+    """Find what stands in backticks, or is set on a command line, under one of our three names."""
+    pages = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found: set[str] = set()
+    for page in pages:
+        found |= set(re.findall(r"(?:`|--set )((?:cluster|training|serving)(?:\.[A-Za-z_]+)+)", page.read_text(encoding="utf-8")))
+    return found
+
+
+def is_setting(dotted: str) -> bool:
     from cluster.settings import ClusterSettings
     from serving.settings import ServingSettings
     from training.settings import TrainingSettings
 
-    models = {"cluster": ClusterSettings, "training": TrainingSettings, "serving": ServingSettings}
-    for dotted in set(re.findall(r"\b((?:cluster|training|serving)(?:\.[a-z_]+){1,3})=", README)):
-        section, *names = dotted.split(".")
-        model = models[section]
-        for name in names:
-            assert name in model.model_fields, dotted
-            model = model.model_fields[name].annotation
+    section, *names = dotted.split(".")
+    model: Any = {"cluster": ClusterSettings, "training": TrainingSettings, "serving": ServingSettings}[section]
+    for name in names:
+        if get_origin(model) is dict:
+            # A head's name, say.
+            model = get_args(model)[1]
+            continue
+        if name not in getattr(model, "model_fields", {}):
+            return False
+        model = model.model_fields[name].annotation
+        model = next((one for one in get_args(model) if hasattr(one, "model_fields")), model) if get_origin(model) is not dict else model
+    return True
+
+
+def is_ours(dotted: str) -> bool:
+    """Tell whether it is a module of ours, or something in one."""
+    path = ROOT.joinpath(*dotted.split("."))
+    module = path.parent.with_suffix(".py")
+    return path.is_dir() or path.with_suffix(".py").is_file() or (module.is_file() and path.name in module.read_text(encoding="utf-8"))
+
+
+def test_settings_that_documents_name_are_settings() -> None:
+    named = named_in_documents()
+    settings = {dotted for dotted in named if is_setting(dotted)}
+    assert {dotted for dotted in named - settings if not is_ours(dotted)} == set()
+    assert len(settings) > 30
+    assert {"training.heads.NAME.loss_weight", "cluster.storage"} <= settings
+    assert is_setting("serving.autoscaling.idle_s")
+    assert not is_setting("serving.autoscaling.idle_seconds")
+    assert not is_ours("serving.autoscaling.idle_seconds")
