@@ -1,8 +1,6 @@
 """python -m cluster down: what is ended, whose jobs are stopped first, and whose are left alone."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from cluster.jobs import Job
 from cluster.machines import ray_up
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
+from tests.unit.test_cluster_main import let_reach
 
 FACTS = Facts("127.0.0.1:1", "http://127.0.0.1:2", "/tmp/twohead-x", "/tmp/token", (3,), "here", 0.0)
 KNOWN = b'{"dashboard_url": "http://lab:8265", "started_at_s": 0}'
@@ -45,17 +44,8 @@ def _job(job_id: str, state: str) -> Job:
 @pytest.fixture
 def there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeJobs:
     """A cluster that every address leads to; the working folder is empty, and home too."""
-    fake = FakeJobs()
-
-    @contextmanager
-    def open_jobs(settings: Any) -> Iterator[FakeJobs]:
-        yield fake
-
-    monkeypatch.setattr(jobs, "open_jobs", open_jobs)
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("TWOHEAD_STORAGE", raising=False)
-    return fake
+    return let_reach(FakeJobs(), monkeypatch, tmp_path)
 
 
 def test_running_jobs_are_ended_in_peace_first(

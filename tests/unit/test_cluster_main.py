@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -18,6 +18,7 @@ from cluster.jobs import Job
 from cluster.place import Place
 from cluster.storage import Storage
 
+FakeT = TypeVar("FakeT")
 VERBS = ("up", "status", "submit", "jobs", "logs", "stop", "drain", "down", "check", "render")
 HEAVY = ("ray", "torch", "pandas", "transformers", "optuna", "fastapi")
 FACTS = Facts("127.0.0.1:1", "http://127.0.0.1:2", "/tmp/twohead-x", "/tmp/token", (3,), "here", 0.0)
@@ -61,19 +62,23 @@ def _job(job_id: str, state: str, exit_code: int | None = None) -> Job:
     return Job(job_id, None, "me@here", state, time.time() - 130, f"python -c 'one\ntwo' {'x' * 80}", exit_code)
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeJobs:
-    """A cluster with two jobs; the working folder is empty."""
-    fake = FakeJobs()
+def let_reach(fake: FakeT, monkeypatch: pytest.MonkeyPatch, folder: Path) -> FakeT:
+    """Let every address lead to a cluster's jobs, from an empty folder."""
 
     @contextmanager
-    def open_jobs(settings: Any) -> Iterator[FakeJobs]:
+    def open_jobs(settings: Any) -> Iterator[FakeT]:
         yield fake
 
     monkeypatch.setattr(jobs, "open_jobs", open_jobs)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(folder)
     monkeypatch.delenv("TWOHEAD_STORAGE", raising=False)
     return fake
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeJobs:
+    """A cluster with two jobs; the working folder is empty."""
+    return let_reach(FakeJobs(), monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS)])

@@ -87,30 +87,34 @@ class WordCounts:
         with warnings.catch_warnings(), threadpool_limits(1):
             # A floor that has not fully converged is still a floor.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(self._training[known][:, features], labels[known])
+            model.fit(_columns(self._training[known], features), labels[known])
         # scikit-learn refuses to answer about no texts.
         return [
-            _spread(model.predict_proba(texts[:, features]) if texts.shape[0] else np.zeros((0, len(present))), present, classes)
+            _spread(model.predict_proba(_columns(texts, features)) if texts.shape[0] else np.zeros((0, len(present))), present, classes)
             for texts in self._texts
         ]
 
-    def _within_limits(self, known: NDArray[np.int64], classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Choose texts to learn from and features to weigh: all, or where classes are very many texts by chance, and common features."""
-        counts = self._training[known]
+    def _within_limits(self, known: NDArray[np.int64], classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        """Choose texts to learn from and features to weigh: all (None), or where classes are very many some texts, and common features."""
+        counts, features = self._training[known], None
         all_features = counts.shape[1]
-        features = np.arange(all_features)
         if all_features * classes > _MOST_WEIGHTS:
             common = np.argsort(-np.bincount(counts.indices, minlength=all_features), kind="stable")
             features = np.sort(common[: max(1, _MOST_WEIGHTS // classes)])
             counts = counts[:, features]
         texts = min(len(known), int(len(known) * _MOST_WORK / max(counts.nnz * classes, 1)))
         chosen = known if texts == len(known) else np.sort(np.random.default_rng(0).choice(known, max(texts, 1), replace=False))
-        if len(features) < all_features or len(chosen) < len(known):
+        if features is not None or len(chosen) < len(known):
             self.notes.append(
-                f"TF-IDF + logistic regression: for {classes} classes it learned {len(features):,} of {all_features:,} features "
+                f"TF-IDF + logistic regression: for {classes} classes it learned {counts.shape[1]:,} of {all_features:,} features "
                 f"from {len(chosen):,} of {len(known):,} texts, to stay within memory and time"
             )
         return chosen, features
+
+
+def _columns(counts: "csr_matrix", features: NDArray[np.int64] | None) -> "csr_matrix":
+    # Most often all of them: nothing is copied.
+    return counts if features is None else counts[:, features]
 
 
 def word_count_probabilities(
