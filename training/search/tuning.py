@@ -35,7 +35,7 @@ from training.search.trials.first_look import look_at_words
 from training.search.trials.first_rung import first_rung
 from training.search.trials.found_heads import read_rung
 from training.search.trials.trial import train
-from training.search.winner import SearchResult, finish, has_checkpoint
+from training.search.winner import SearchResult, finish, found_so_far
 from training.search.words_alone import words_alone, words_if_better
 from training.search_settings import TuningSettings
 from training.settings import TrainingSettings
@@ -202,8 +202,7 @@ def _finish_early(prepared: Prepared, histories: Sequence[TrialHistory], elapsed
     Raises:
         TuningError: Nothing has a score yet.
     """
-    known = [replace(one, state=one.state or "stopped") for one in histories if one.epochs]
-    found = [one for one in known if one.is_sound and has_checkpoint(prepared, one)]
+    found = found_so_far(prepared, histories)
     words = words_alone(prepared.assignment, histories)
     if not found and words is None:
         raise _nothing_yet(prepared)

@@ -31,7 +31,7 @@ from training.network.model import TwoHeadBert
 from training.network.prefix import load_trainable_state
 from training.report.card import write_card
 from training.report.page import write_report
-from training.search.deciding.contest import EQUAL_WEIGHTS, REFIT_GROUP, Standing, single_group, standings, winner
+from training.search.deciding.contest import EQUAL_WEIGHTS, REFIT_GROUP, Standing, as_if_stopped, single_group, standings, winner
 from training.search.plan import BEST_FOLDER, REPORT_FILE, RESULT_FILE, checkpoints
 from training.search.prepared import Prepared
 from training.search.proposing.ledger import TrialHistory
@@ -173,8 +173,12 @@ def last_checkpoint(prepared: Prepared, history: TrialHistory, folder: Path) -> 
     return None
 
 
-def has_checkpoint(prepared: Prepared, history: TrialHistory) -> bool:
-    """Tell whether the checkpoint of a trial's last epoch is there, whole."""
+def found_so_far(prepared: Prepared, histories: Sequence[TrialHistory]) -> list[TrialHistory]:
+    """Return the trials of a search that is stopped now that have a score which counts, and a whole checkpoint of their last epoch."""
+    return [one for one in as_if_stopped(histories) if one.is_sound and _has_checkpoint(prepared, one)]
+
+
+def _has_checkpoint(prepared: Prepared, history: TrialHistory) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         return last_checkpoint(prepared, history, Path(folder)) is not None
 

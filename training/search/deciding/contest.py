@@ -84,6 +84,17 @@ def explored_group(group: str) -> str:
     return MAIN_GROUP if group == REFIT_GROUP else group.removeprefix(_CONFIRM)
 
 
+def as_if_stopped(histories: Sequence[TrialHistory]) -> list[TrialHistory]:
+    """Return what is known of a search that is stopped now: what explores ends with what it has, what trains again is left out.
+
+    Args:
+        histories: All trials, those that have not ended too.
+    """
+    # The first epochs of a training say less than what it came to in the search, whose place its score would take.
+    known = [one for one in histories if one.state or (one.epochs and not one.group.startswith((_CONFIRM, REFIT_GROUP)))]
+    return [replace(one, state=one.state or "stopped") for one in known]
+
+
 def confirmations(histories: Sequence[TrialHistory], tuning: TuningSettings) -> list[TrialHistory]:
     """Name the trainings that will confirm: other seeds of the best few, the default, equal weights, and each head's own best.
 
