@@ -140,4 +140,5 @@ class FitSettings(Section):
     balancing: Balancing = "fixed"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
-    seed: int = 7
+    # NumPy takes no negative one; confirmations add small numbers to it.
+    seed: int = Field(default=7, ge=0, lt=2**31)

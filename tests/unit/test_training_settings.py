@@ -89,6 +89,8 @@ def test_load_settings_reads_the_file_and_overrides(tmp_path: Path):
         ("encoder: {sha256: abc}", "encoder.sha256 is \"abc\", but must be different: string should match pattern '^[0-9a-f]{64}$'"),
         ("fit: {epochs: 0}", "fit.epochs is 0, but must be greater than or equal to 1"),
         ("fit: {layer_decay: 1.1}", "fit.layer_decay is 1.1, but must be less than or equal to 1"),
+        ("fit: {seed: -1}", "fit.seed is -1, but must be greater than or equal to 0"),
+        ("fit: {seed: 2147483648}", "fit.seed is 2147483648, but must be less than 2147483648"),
         ("fit: {precision: fp16}", "fit.precision is \"fp16\", but must be 'auto', 'fp32' or 'bf16'"),
         ("search_space: {dropout: {low: 1, high: 0}}", "search_space.dropout.range: low is 1.0, but must be below high (0.0)"),
         (
