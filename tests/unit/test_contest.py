@@ -45,23 +45,75 @@ def test_each_heads_own_model_is_confirmed_by_its_best() -> None:
 def test_the_best_mean_wins_not_the_luckiest_training() -> None:
     lucky = [history(2, 0.9), history(2, 0.6, group="confirm-trial", seed=8), history(2, 0.62, group="confirm-trial", seed=9)]
     steady = [history(3, 0.8), history(3, 0.75, group="confirm-trial", seed=8), history(3, 0.76, group="confirm-trial", seed=9)]
-    best, note = winner(standings([*lucky, *steady]), tuning())
+    best, note = winner(standings([*lucky, *steady], tuning()), tuning())
     assert (best.number, note) == (3, "")
     assert best.score == pytest.approx(0.755)
     assert best.best.seed == 7
     # Published is the training with the best validation score of that configuration.
-    assert winner(standings(lucky), tuning())[0].best.last["score"] == 0.9
+    assert winner(standings(lucky, tuning()), tuning())[0].best.last["score"] == 0.9
+
+
+def again(number: int, *scores: float, state: str = "finished") -> list[TrialHistory]:
+    """Trainings that confirm, with seed 8 and those after it; the last one ended as said."""
+    states = ["finished"] * (len(scores) - 1) + [state]
+    return [history(number, score, group="confirm-trial", seed=8 + place, state=states[place]) for place, score in enumerate(scores)]
+
+
+SEARCHED = [history(0, 0.70), history(2, 0.80), history(3, 0.78)]
+
+
+def test_who_was_trained_with_more_seeds_when_the_search_ended_is_judged_by_those_that_all_have() -> None:
+    cut = standings([*SEARCHED, *again(2, 0.70, 0.69), *again(3, 0.77), *again(0, 0.71)], tuning())
+    best, _ = winner(cut, tuning())
+    assert (best.number, best.score) == (3, 0.77)
+    (first,) = (one for one in cut if one.number == 2)
+    assert (first.score, first.head_scores["a"], [one.seed for one in first.judged]) == (0.70, 0.70, [8])
+    # Its other training is one all the same: it may be published.
+    assert [one.seed for one in first.spare] == [9]
+    assert standings([*SEARCHED, *again(2, 0.70, 0.85), *again(3, 0.77)], tuning())[1].best.last["score"] == 0.85
+    # A mean is no higher for what others could not show.
+    best, _ = winner(standings([*SEARCHED, *again(2, 0.70, 0.90), *again(3, 0.77), *again(0, 0.71)], tuning()), tuning())
+    assert best.number == 3
+    whole = standings([*SEARCHED, *again(2, 0.70, 0.90), *again(3, 0.77, 0.78), *again(0, 0.71, 0.71)], tuning())
+    assert [(one.number, round(one.score, 3), one.spare) for one in whole] == [(0, 0.71, ()), (2, 0.8, ()), (3, 0.775, ())]
+    assert winner(whole, tuning())[0].number == 2
+
+
+@pytest.mark.parametrize(("state", "epochs"), [("died", 0), ("diverged", 1), ("stopped", 1)])
+def test_a_configuration_one_of_whose_trainings_ended_badly_stays_out(state: str, epochs: int) -> None:
+    lost = again(2, 0.79, 0.79, state=state)
+    lost[-1].epochs[:] = lost[-1].epochs[:epochs]
+    for others in ([*again(3, 0.75, 0.76), *again(0, 0.71, 0.71)], [*again(3, 0.75, 0.76), *again(0, 0.71)], again(3, 0.75)):
+        table = standings([*SEARCHED, *lost, *others], tuning())
+        assert winner(table, tuning())[0].number == 3
+        # Nor does it keep the others' seeds from counting.
+        assert len(table[2].confirmed) == (2 if len(others) == 4 else 1)
+    # Where nobody else is left it wins.
+    assert winner(standings([*SEARCHED, *lost], tuning()), tuning())[0].number == 2
+
+
+def test_who_is_no_longer_to_be_confirmed_leaves_the_others_their_seeds() -> None:
+    few = tuning(confirm_top=1)
+    # Confirmed once as the best of its time; then more trials came.
+    table = standings([*SEARCHED, *again(3, 0.79), *again(2, 0.75, 0.76), *again(0, 0.71, 0.71)], few)
+    assert [len(one.confirmed) for one in table] == [2, 2, 1]
+    assert winner(table, few)[0].number == 2
+
+
+def test_a_pareto_rule_picks_by_the_seeds_that_all_have_too() -> None:
+    rule = tuning(mode="pareto", pick="b >= 0.75, then a")
+    assert winner(standings([*SEARCHED, *again(2, 0.70, 0.90), *again(3, 0.77), *again(0, 0.71)], rule), rule)[0].number == 3
 
 
 def test_without_confirmation_the_search_decides_and_of_equals_the_earlier() -> None:
-    best, _ = winner(standings([history(0, 0.8), history(2, 0.8), history(3, 0.7)]), tuning())
+    best, _ = winner(standings([history(0, 0.8), history(2, 0.8), history(3, 0.7)], tuning()), tuning())
     assert best.number == 0
     with pytest.raises(TuningError, match="no trial brought a score"):
-        winner(standings([history(0, 0.0, state="died")]), tuning())
+        winner(standings([history(0, 0.0, state="died")], tuning()), tuning())
 
 
 def test_pareto_picks_by_its_rule_and_says_when_nobody_meets_it() -> None:
-    table = standings([history(0, 0.6, a=0.5, b=0.7), history(1, 0.6, a=0.7, b=0.5), history(2, 0.5, a=0.5, b=0.5)])
+    table = standings([history(0, 0.6, a=0.5, b=0.7), history(1, 0.6, a=0.7, b=0.5), history(2, 0.5, a=0.5, b=0.5)], tuning())
     assert pareto_front(table) == [0, 1]
     assert winner(table, tuning(mode="pareto", pick="b >= 0.6, then a"))[0].number == 0
     assert winner(table, tuning(mode="pareto", pick="b >= 0.5, then a"))[0].number == 1

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from training.judging.abstention import ALWAYS_ABSTAIN
+from training.search.deciding.contest import Standing
 from training.search.proposing.ledger import TrialHistory
-from training.search.record import _cut_short, _equal_weights, _unreached
+from training.search.record import _cut_short, _equal_weights, _spare, _unreached
 from training.settings import TrainingSettings
 
 
@@ -42,3 +43,11 @@ def test_a_comparison_cut_short_says_so() -> None:
     assert [note for note in _cut_short(own, histories) if "head 'b' alone short: 1 of 2 trials" in note] == _cut_short(own, histories)
     assert len(_cut_short(own, histories)) == 1
     assert _cut_short(settings(), histories) == []
+
+
+def test_seeds_that_not_all_were_trained_with_are_named() -> None:
+    again = [TrialHistory(f"confirm-0-{seed}", "confirm-trial", 0, {}, seed, "confirmation") for seed in (8, 9)]
+    whole = Standing(0, "default", history("trial", 0), tuple(again))
+    assert _spare([whole]) == []
+    (said,) = _spare([Standing(0, "default", history("trial", 0), (again[0],), spare=(again[1],)), whole])
+    assert said.startswith("trainings with seed 9 count in no mean")

@@ -87,7 +87,7 @@ def test_words_win_where_no_configuration_is_better_in_the_mean(assignment: Assi
     # Its luck in the search is not what it is judged by.
     searched = [trial(0, own + 0.1), trial(1, 0.1), trial(0, own - 0.01, "confirm-trial")]
     (found,) = words_if_better(assignment, searched)
-    best, _ = winner(standings([*searched, found]), assignment.settings.tuning)
+    best, _ = winner(standings([*searched, found], assignment.settings.tuning), assignment.settings.tuning)
     assert (best.origin, best.number) == (WORDS_ALONE, 2)
     assert words_if_better(assignment, [*searched[:2], trial(0, own + 0.01, "confirm-trial")]) == []
     tuning = assignment.settings.tuning.model_copy(update={"mode": "pareto"})

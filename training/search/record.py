@@ -46,7 +46,7 @@ def make_record(
     """
     settings, dataset, source = prepared.settings, prepared.dataset, prepared.source
     rung = read_rung(prepared.storage, prepared.folder)
-    table = standings(histories)
+    table = standings(histories, settings.tuning)
     trial = trial_settings(settings, best.best.best_point)
     agreements = _agreements(prepared, rung, histories)
     main = [one for one in histories if one.group == best.searched.group]
@@ -78,7 +78,7 @@ def make_record(
         "code_revision": code_revision(),
     }
     record["notes"] += [*_unreached(judged), *_equal_weights(settings, main), *_cut_short(settings, histories)]
-    record["notes"] += [*_words(prepared), *_heads_alone(rung, best), *_climbs(histories, agreements)]
+    record["notes"] += [*_words(prepared), *_heads_alone(rung, best), *_climbs(histories, agreements), *_spare(table)]
     return record | {"headline": headline(record, reported_split(dataset))}
 
 
@@ -141,6 +141,13 @@ def _climbs(histories: Sequence[TrialHistory], agreements: Sequence[Agreement]) 
         gained = sum((one.best_depth,) == one.depths[-1:] for one in climbed)
         said.append(f"{len(climbed)} configurations went on to train all the layers they may, {gained} of them with a gain")
     return said
+
+
+def _spare(table: Sequence[Standing]) -> list[str]:
+    """Say where the search ended before all that were to be confirmed had been trained with a seed."""
+    spare = [again for one in table for again in one.spare]
+    seeds = ", ".join(str(seed) for seed in sorted({one.seed for one in spare}))
+    return [f"trainings with seed {seeds} count in no mean: not all that were to be confirmed had been trained with it"] if spare else []
 
 
 def _cut_short(settings: TrainingSettings, histories: Sequence[TrialHistory]) -> list[str]:

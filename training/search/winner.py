@@ -31,7 +31,7 @@ from training.network.model import TwoHeadBert
 from training.network.prefix import load_trainable_state
 from training.report.card import write_card
 from training.report.page import write_report
-from training.search.deciding.contest import EQUAL_WEIGHTS, REFIT_GROUP, Standing, as_if_stopped, single_group, standings, winner
+from training.search.deciding.contest import EQUAL_WEIGHTS, REFIT_GROUP, Standing, as_if_stopped, is_lost, single_group, standings, winner
 from training.search.plan import BEST_FOLDER, REPORT_FILE, RESULT_FILE, checkpoints
 from training.search.prepared import Prepared
 from training.search.proposing.ledger import TrialHistory
@@ -73,7 +73,7 @@ def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: flo
     Raises:
         TuningError: No trial brought a score.
     """
-    table = standings(histories)
+    table = standings(histories, prepared.settings.tuning)
     if not table:
         causes = ", ".join(f"{one.name} {one.state} {one.error}".rstrip() for one in histories)
         raise TuningError(f"no trial brought a score: {causes}", "Ray's log of a trial, in the cluster's dashboard, tells more")
@@ -173,9 +173,15 @@ def last_checkpoint(prepared: Prepared, history: TrialHistory, folder: Path) -> 
     return None
 
 
-def found_so_far(prepared: Prepared, histories: Sequence[TrialHistory]) -> list[TrialHistory]:
-    """Return the trials of a search that is stopped now that have a score which counts, and a whole checkpoint of their last epoch."""
-    return [one for one in as_if_stopped(histories) if one.is_sound and _has_checkpoint(prepared, one)]
+def found_so_far(prepared: Prepared, histories: Sequence[TrialHistory]) -> tuple[list[TrialHistory], list[TrialHistory]]:
+    """Tell what is known of a search that is stopped now.
+
+    Returns:
+        The trials with a score that counts, and a whole checkpoint of their last epoch; and those that were to confirm and ended badly.
+    """
+    known = as_if_stopped(histories)
+    lost = [one for one in known if is_lost(one)]
+    return [one for one in known if one.is_sound and not is_lost(one) and _has_checkpoint(prepared, one)], lost
 
 
 def _has_checkpoint(prepared: Prepared, history: TrialHistory) -> bool:
@@ -207,7 +213,7 @@ def compare_all(prepared: Prepared, histories: Sequence[TrialHistory], best: Sta
     ours = [_answers(prepared, one, split) for one in best.judged]
     found = []
     for against, origin in ((DEFAULT, "default"), (EQUAL, EQUAL_WEIGHTS)):
-        sides = [one for one in standings(histories) if one.origin == origin and one.number != best.number]
+        sides = [one for one in standings(histories, settings.tuning) if one.origin == origin and one.number != best.number]
         for side in sides:
             found += compare(settings, examples, against, ours, [_answers(prepared, one, split) for one in side.judged])
     if single := _single_answers(prepared, histories, split):
@@ -221,7 +227,7 @@ def _single_answers(prepared: Prepared, histories: Sequence[TrialHistory], split
     """Put the trainings of each head's own best model side by side, as if one model had answered."""
     sides: list[list[Answers]] = []
     for head in prepared.settings.heads:
-        group = standings(histories, single_group(head))
+        group = standings(histories, prepared.settings.tuning, single_group(head))
         if not group:
             return []
         best, _ = winner(group, prepared.settings.tuning.model_copy(update={"mode": "score"}))

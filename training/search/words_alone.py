@@ -50,6 +50,7 @@ def words_if_better(assignment: Assignment, histories: Sequence[TrialHistory]) -
     Returns:
         Nothing where a rule picks among several scores: it was made for what was searched.
     """
-    tuning, table = assignment.settings.tuning, standings(histories)
+    tuning = assignment.settings.tuning
+    table = standings(histories, tuning)
     words = words_alone(assignment, histories) if table and tuning.mode == "score" else None
     return [words] if words is not None and words.last[SCORE] > winner(table, tuning)[0].score else []

@@ -31,7 +31,9 @@ class Standing:
         number: Of its trial in the search.
         origin: Who proposed it.
         searched: That trial.
-        confirmed: The same with other seeds; empty when nothing was confirmed.
+        confirmed: The same with the other seeds that count, see `standings`; empty when nothing was confirmed.
+        spare: The same with seeds that do not count, because others could not be trained with them any more.
+        has_lost: A training that was to confirm it ended badly.
         picked: The one of these trainings that a Pareto rule picks.
     """
 
@@ -39,7 +41,14 @@ class Standing:
     origin: str
     searched: TrialHistory
     confirmed: tuple[TrialHistory, ...]
+    spare: tuple[TrialHistory, ...] = ()
+    has_lost: bool = False
     picked: TrialHistory | None = None
+
+    @property
+    def trainings(self) -> tuple[TrialHistory, ...]:
+        """All of them: the one of the search, and those with other seeds."""
+        return (self.searched, *self.confirmed, *self.spare)
 
     @property
     def judged(self) -> tuple[TrialHistory, ...]:
@@ -60,7 +69,7 @@ class Standing:
     @property
     def best(self) -> TrialHistory:
         """The training whose checkpoint is published: the best on validation; of equals the one of the search."""
-        return self.picked or max((self.searched, *self.confirmed), key=lambda one: float(one.last[SCORE]))
+        return self.picked or max(self.trainings, key=lambda one: float(one.last[SCORE]))
 
 
 def single_group(head: str) -> str:
@@ -106,7 +115,7 @@ def confirmations(histories: Sequence[TrialHistory], tuning: TuningSettings) -> 
         return []
     named = []
     for group in dict.fromkeys(one.group for one in histories if not one.group.startswith((_CONFIRM, REFIT_GROUP))):
-        ended = sound(histories, group)
+        ended = [one for one in sound(histories, group) if one.origin != WORDS_ALONE]
         is_main = group == MAIN_GROUP
         chosen = _ranked(ended, tuning if is_main else _scored(tuning))[: tuning.confirm_top if is_main else 1]
         if is_main:
@@ -138,7 +147,7 @@ def refit(histories: Sequence[TrialHistory], tuning: TuningSettings) -> TrialHis
         histories: All trials, those that confirm too.
         tuning: Whether it is wanted.
     """
-    table = standings(histories)
+    table = standings(histories, tuning)
     if not tuning.refit or not table:
         return None
     best = winner(table, tuning)[0].best
@@ -174,15 +183,50 @@ def _ranked(ended: Sequence[TrialHistory], tuning: TuningSettings) -> list[Trial
     return ranked
 
 
-def standings(histories: Sequence[TrialHistory], group: str = MAIN_GROUP) -> list[Standing]:
-    """Put each configuration of a group together with the trainings that confirm it, by number."""
-    confirmed: dict[int, list[TrialHistory]] = {}
-    for one in sound(histories, f"{_CONFIRM}{group}"):
-        confirmed.setdefault(one.number, []).append(one)
+def standings(histories: Sequence[TrialHistory], tuning: TuningSettings, group: str = MAIN_GROUP) -> list[Standing]:
+    """Put each configuration of a group together with the trainings that confirm it, by number.
+
+    Seeds are trained with one after the other, by the best configuration first, and a budget or a signal may end that anywhere. So those
+    seeds count that all have been trained with which are to be confirmed now: a mean of two would lose to, or win over, a mean of one.
+
+    Args:
+        histories: All trials.
+        tuning: Which configurations are to be confirmed.
+        group: Of the configurations.
+    """
+    again = [one for one in histories if one.group == f"{_CONFIRM}{group}"]
+    ended: dict[int, list[TrialHistory]] = {}
+    for one in sorted((one for one in again if _is_whole(one)), key=lambda one: one.seed):
+        ended.setdefault(one.number, []).append(one)
+    lost = {one.number for one in again if is_lost(one)}
+    chosen = {one.number for one in confirmations(histories, tuning) if one.group == f"{_CONFIRM}{group}"}
+    seeds = _whole_rounds({number: {one.seed for one in own} for number, own in ended.items()}, lost, chosen)
     return [
-        Standing(one.number, one.origin, one, tuple(sorted(confirmed.get(one.number, []), key=lambda again: again.seed)))
+        Standing(
+            *(one.number, one.origin, one),
+            confirmed=tuple(again for again in ended.get(one.number, []) if again.seed in seeds),
+            spare=tuple(again for again in ended.get(one.number, []) if again.seed not in seeds),
+            has_lost=one.number in lost,
+        )
         for one in sound(histories, group)
     ]
+
+
+def is_lost(history: TrialHistory) -> bool:
+    """Whether a training was to confirm and ended badly: nobody stops one early, so it is "stopped" only where a climb died."""
+    return history.group.startswith(_CONFIRM) and bool(history.state) and not _is_whole(history)
+
+
+def _is_whole(history: TrialHistory) -> bool:
+    return history.state == "finished" and bool(history.epochs)
+
+
+def _whole_rounds(seeds: Mapping[int, set[int]], lost: set[int], chosen: set[int]) -> set[int]:
+    """Return the seeds that every configuration has been trained with, by the number and seeds of each that has been with any."""
+    steady = [number for number in seeds if number not in lost]
+    # Who is no longer among the best, since the search went on with more trials, waits for seeds that never come.
+    counted = [number for number in steady if number in chosen] or steady or list(seeds)
+    return set.intersection(*(seeds[number] for number in counted)) if counted else set()
 
 
 def winner(group: Sequence[Standing], tuning: TuningSettings) -> tuple[Standing, str]:
@@ -197,15 +241,17 @@ def winner(group: Sequence[Standing], tuning: TuningSettings) -> tuple[Standing,
     if not group:
         raise TuningError("no trial brought a score", "look into Ray's log of a trial, or try one with --set training.tuning.num_samples=1")
     # A configuration whose trainings partly died would be judged by fewer, the lucky ones. What words say no seed changes.
-    most = max(len(one.confirmed) for one in group)
-    candidates = [one for one in group if len(one.confirmed) == most or one.origin == WORDS_ALONE]
+    trained = [one for one in group if one.origin != WORDS_ALONE]
+    steady = [one for one in trained if one.confirmed and not one.has_lost] or trained
+    most = max((len(one.confirmed) for one in steady), default=0)
+    numbers = {one.number for one in steady if len(one.confirmed) == most}
+    candidates = [one for one in group if one.number in numbers or one.origin == WORDS_ALONE]
     if tuning.mode == "pareto" and len(candidates[0].head_scores) > 1:
         rule = _rule(candidates, tuning)
         picked = pick({one.number: one.head_scores for one in candidates}, rule)
         best = next(one for one in candidates if one.number == picked.trial)
-        trainings = [best.searched, *best.confirmed]
-        kept = pick({at: one.last[HEAD_SCORES] for at, one in enumerate(trainings)}, rule)
-        return replace(best, picked=trainings[kept.trial]), picked.note
+        kept = pick({at: one.last[HEAD_SCORES] for at, one in enumerate(best.trainings)}, rule)
+        return replace(best, picked=best.trainings[kept.trial]), picked.note
     return max(candidates, key=lambda one: (one.score, -one.number)), ""
 
 
