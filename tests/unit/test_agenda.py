@@ -151,7 +151,12 @@ def test_the_winner_is_trained_on_all_texts_when_everything_else_has_ended(tmp_p
     assert agenda.suggest("t4") is None
     end(agenda, "t3", 0.5)
     order = agenda.suggest("t4")
-    assert (order["name"], order["epochs"], order["answers"], order["point"]) == ("refit-1", (1,), True, agenda.histories["trial-1"].point)
+    assert (order["name"], order["epochs"], order["answers"], order["point"]) == (
+        "refit-1-7-1",
+        (1,),
+        True,
+        agenda.histories["trial-1"].point,
+    )
     end(agenda, "t4", 0.99)
     assert agenda.suggest("t5") == Searcher.FINISHED
 

@@ -1,11 +1,13 @@
 """Who wins: the best mean over other seeds, never the luckiest training."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from training.errors import TuningError
-from training.search.deciding.contest import confirmations, group_heads, pareto_front, refit, single_group, standings, winner
+from training.judging.comparison import WORDS_ALONE
+from training.search.deciding.contest import confirmations, group_heads, pareto_front, refit, refit_of, single_group, standings, winner
 from training.search.proposing.ledger import TrialHistory
 from training.search_settings import TuningSettings
 
@@ -162,9 +164,39 @@ def test_the_winner_is_trained_on_all_texts_for_as_long_as_it_was_best() -> None
     last = refit([history(0, 0.5), climbed(2, 5)], wanted)
     assert last is not None
     # From the second epoch of the top layer, which was its best.
-    assert (last.name, last.number, last.depths, last.planned) == ("refit-2", 2, (5, 0), (2, 2))
+    assert (last.name, last.number, last.depths, last.planned) == ("refit-2-7-2-2", 2, (5, 0), (2, 2))
     last = refit([climbed(2, 2)], wanted)
     assert last is not None
     assert (last.depths, last.planned) == ((5,), (2,))
     assert group_heads(last.group, ["a", "b"]) == ("a", "b")
     assert [one.name for one in confirmations([climbed(2, 2), last], tuning(confirm_top=1, confirm_seeds=1))] == ["confirm-2-8"]
+
+
+def refitted(best: TrialHistory, *, state: str = "finished", **changes: Any) -> TrialHistory:
+    """The training of a winner on all texts, as the ledger has it."""
+    named = refit([best], tuning(refit=True, confirm_top=0))
+    assert named is not None
+    return replace(named, epochs=[{"epoch": 1, "best_number": 1, "score": 0.99, "head_scores": {"a": 0.99}}], state=state, **changes)
+
+
+def test_published_is_the_refit_of_the_winner_and_of_no_other() -> None:
+    best = climbed(12, 5)
+    earlier, own = refitted(climbed(3, 5)), refitted(best)
+    assert refit_of(best, [earlier, own]) is own
+    assert refit_of(best, [earlier]) is None
+    assert refit_of(replace(best, origin=WORDS_ALONE), [earlier, own]) is None
+
+
+@pytest.mark.parametrize("state", ["", "stopped", "died", "diverged"])
+def test_a_refit_that_did_not_come_to_its_end_is_not_published(state: str) -> None:
+    best = climbed(12, 5)
+    assert refit_of(best, [refitted(best, state=state)]) is None
+
+
+def test_a_refit_of_the_same_trial_with_another_seed_or_length_is_another() -> None:
+    best = climbed(12, 5)
+    for changes in ({"seed": 8}, {"planned": (2, 1)}, {"depths": (5, 1)}):
+        assert refit_of(best, [refitted(best, **changes)]) is None
+    # Each has a name of its own, so that the winner's is trained although there is another.
+    others = [replace(best, seed=8), climbed(12, 4), climbed(12, 2), climbed(3, 5)]
+    assert len({refitted(one).name for one in [best, *others]}) == 5

@@ -31,7 +31,17 @@ from training.network.model import TwoHeadBert
 from training.network.prefix import load_trainable_state
 from training.report.card import write_card
 from training.report.page import write_report
-from training.search.deciding.contest import EQUAL_WEIGHTS, REFIT_GROUP, Standing, as_if_stopped, is_lost, single_group, standings, winner
+from training.search.deciding.contest import (
+    EQUAL_WEIGHTS,
+    REFIT_GROUP,
+    Standing,
+    as_if_stopped,
+    is_lost,
+    refit_of,
+    single_group,
+    standings,
+    winner,
+)
 from training.search.plan import BEST_FOLDER, REPORT_FILE, RESULT_FILE, checkpoints
 from training.search.prepared import Prepared
 from training.search.proposing.ledger import TrialHistory
@@ -80,8 +90,7 @@ def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: flo
     best, note = winner(table, prepared.settings.tuning)
     model = load_best(prepared, best.best)
     logits, published = answer_splits(model, prepared), best.best
-    # It is of the best that was trained.
-    refit = next((one for one in histories if one.group == REFIT_GROUP and one.is_sound and best.origin != WORDS_ALONE), None)
+    refit = refit_of(best.best, histories)
     if refit is not None:
         # It has learned the validation texts: what they say stays what they said before.
         model, published = load_best(prepared, refit), refit

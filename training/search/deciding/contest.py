@@ -148,14 +148,32 @@ def refit(histories: Sequence[TrialHistory], tuning: TuningSettings) -> TrialHis
         tuning: Whether it is wanted.
     """
     table = standings(histories, tuning)
-    if not tuning.refit or not table:
+    return _on_all_texts(winner(table, tuning)[0].best) if tuning.refit and table else None
+
+
+def refit_of(best: TrialHistory, histories: Sequence[TrialHistory]) -> TrialHistory | None:
+    """Find the training of a winner on all texts, if there is one that came to its end.
+
+    Args:
+        best: The winner's training that was best on validation.
+        histories: All trials. A search that went on can have refits of earlier winners, or of the same one when another seed was its best.
+    """
+    ended = [one for one in histories if one.group == REFIT_GROUP and _is_whole(one)]
+    if not ended or best.origin == WORDS_ALONE:
         return None
-    best = winner(table, tuning)[0].best
+    wanted = _on_all_texts(best)
+    own = (wanted.number, wanted.seed, wanted.depths, wanted.planned)
+    return next((one for one in ended if (one.number, one.seed, one.depths, one.planned) == own), None)
+
+
+def _on_all_texts(best: TrialHistory) -> TrialHistory:
+    """Name the training of a winner on training and validation texts together, for as long as it was best after."""
     depths = _needed_depths(best)
     # What climbed did so from the best epoch of what it trained first.
     first = [one for one in best.epochs if not one.get("is_climbing")][-1]
     planned = (first["best_number"], best.last["best_number"] - first["epoch"]) if len(depths) > 1 else (best.last["best_number"],)
-    name = f"{REFIT_GROUP}-{best.number}"
+    # All that tells it from an earlier winner's: what the agenda has a training of by this name, it does not train again.
+    name = "-".join(map(str, (REFIT_GROUP, best.number, best.seed, *planned)))
     point = best.best_point
     if any(one.get("average_score") is not None for one in best.epochs) and not _is_best_averaged(best):
         # Nothing will say again which is better: the validation texts are learned.

@@ -28,7 +28,8 @@ class TrialHistory:
     """What is known of one trial.
 
     Attributes:
-        name: Like `trial-3`, `confirm-3-8` (trial 3 with seed 8) or `single-category-2`.
+        name: Like `trial-3`, `confirm-3-8` (trial 3 with seed 8), `refit-3-8-2` (the same on all texts, for 2 epochs) or
+            `single-category-2`.
         group: Trials that are compared while they train, like `trial` or `single-category`.
         number: Its place in the group; 0 is the default configuration.
         point: Searched values by path, as they were in its last epoch.
