@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from cluster.facts import Facts
+from cluster.storage import Storage
 from tests.small_searches import ENDED_WELL, ONE_BY_ONE, attach, result_of, storage_of, training, training_here
+from training.search.proposing.ledger import Ledger
 
 # In this process the libraries' own warnings would count as ours.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -91,6 +93,11 @@ def test_every_sampler_scheduler_and_mode_comes_to_an_end(attached: Callable[...
     assert len(result["trials"]) == tuning.get("num_samples", 4)
     assert all(trial["state"] in ENDED_WELL for trial in result["trials"])
     scores = {trial["position"]: trial["score"] for trial in result["trials"] if trial["state"] != "passed over"}
+    histories = Ledger(Storage(str(storage_of(settings))), "searches/one/ledger").histories()
+    climbed = [one for one in histories.values() if one.is_climbing]
+    assert bool(climbed) == (tuning.get("scheduler") != "pbt")
+    # Also who was stopped before.
+    assert [one.name for one in climbed if one.depths[-1] not in {epoch["depth"] for epoch in one.epochs}] == []
     # A population never climbs, and a grid leaves nobody out.
     assert len(scores) == len(result["trials"]) or tuning.get("sampler") in ("gp", None)
     if tuning.get("mode") == "pareto":

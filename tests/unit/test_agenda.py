@@ -221,6 +221,7 @@ def test_a_trial_that_climbs_goes_on_from_its_checkpoints_and_the_sampler_hears_
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED"]
     again = agenda.suggest("t2")
     assert (again["name"], again["depths"], again["checkpoints"]) == ("trial-0", (5, 0), ("tune-0/trial-0/checkpoint_000001",))
+    assert (first["is_climb"], again["is_climb"]) == (False, True)
     agenda.heard("t2", report(0.7, epoch=2, is_climbing=True))
     agenda.ended("t2", "finished")
     assert study.trials[0].value == 0.5
@@ -228,7 +229,9 @@ def test_a_trial_that_climbs_goes_on_from_its_checkpoints_and_the_sampler_hears_
     assert (found["trial-0"].state, found["trial-0"].last["score"], found["trial-0"].depths) == ("finished", 0.7, (5, 0))
     before = found["trial-0"].before_climbing()
     assert (before.state, before.last["score"]) == ("finished", 0.5)
-    assert agenda.suggest("t3")["name"] == "confirm-0-8"
+    confirming = agenda.suggest("t3")
+    # That trains the same depths, from the first on.
+    assert (confirming["name"], confirming["is_climb"]) == ("confirm-0-8", False)
 
 
 def test_training_all_layers_is_forecast_at_what_it_costs(tmp_path: Path) -> None:

@@ -47,4 +47,5 @@ def test_what_was_stopped_and_climbs_since_goes_on_climbing(tmp_path: Path, monk
     # The sampler hears what it heard then: there is no score for what was stopped.
     states = [[trial.state.name for trial in one.explorations[0].proposer.study.trials] for one in (begun, again)]
     assert states == [["PRUNED"]] * 2
-    assert again.suggest("t2")["depths"] == (5, 0)
+    order = again.suggest("t2")
+    assert (order["depths"], order["is_climb"]) == ((5, 0), True)

@@ -97,6 +97,16 @@ def test_a_trial_is_judged_once_at_a_rung() -> None:
     assert scheduler.on_trial_result(None, trial(2), {"score": 0.99, "epoch": 3}) == TrialScheduler.STOP
 
 
+def test_nobody_stops_what_is_ordered_to_climb_whatever_it_trains() -> None:
+    """All its checkpoints lost, a climb trains again what it was stopped at."""
+    scheduler = make("asha")
+    replay(scheduler, [(1, [{"score": 0.9, "epoch": 2}]), (0, [{"score": 0.1, "epoch": 2}])])
+    again = {"score": 0.1, "epoch": 2, "is_climbing": False}
+    assert scheduler.on_trial_result(None, trial(0), again) == TrialScheduler.STOP
+    climber = SimpleNamespace(config={"number": 0, "is_climb": True}, trial_id="0")
+    assert scheduler.on_trial_result(None, climber, again) == TrialScheduler.CONTINUE
+
+
 def test_rungs_compare_what_was_trained_not_what_a_trial_began_with() -> None:
     scheduler = make("asha")
     milestone = rungs(2, 8, 2.0)[0]

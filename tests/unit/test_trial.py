@@ -3,20 +3,24 @@
 import math
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from ray.tune import Checkpoint
+from ray.tune.schedulers import TrialScheduler
 
 from training.data.dataset import load_dataset
 from training.data.tokens import Tokenizer
+from training.fitting.fit import Fit, best_state_in
 from training.fitting.memory import epochs_within_memory
 from training.network.encoder import find_encoder
 from training.network.model import TwoHeadBert
+from training.search.deciding.schedulers import RungScheduler
 from training.search.prepared import make_assignment
 from training.search.proposing.searcher import HAS_DIVERGED, HAS_NO_MEMORY, IS_LAST
 from training.search.trials.assignment import Assignment, Order
@@ -77,11 +81,13 @@ def test_every_epoch_is_reported_with_a_whole_checkpoint_and_the_last_one_with_a
 @pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Make every model run out of memory above a number of tokens while it trains."""
-    limits = {"tokens": math.inf}
+    limits = {"tokens": math.inf, "times": 0}
     whole = TwoHeadBert.forward
 
-    def forward(self: TwoHeadBert, input_ids: torch.Tensor, *others: Any, **named: Any) -> Any:
-        if self.training and input_ids.numel() > limits["tokens"]:
+    def forward(self: TwoHeadBert, input_ids: torch.Tensor | None = None, *others: Any, **named: Any) -> Any:
+        # Above frozen layers there are vectors instead.
+        if self.training and input_ids is not None and input_ids.numel() > limits["tokens"]:
+            limits["times"] += 1
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return whole(self, input_ids, *others, **named)
 
@@ -159,6 +165,75 @@ def test_climbing_later_is_climbing_at_once(assignment: Assignment, tmp_path: Pa
     shutil.copytree(tmp_path / "first/epoch-3", tmp_path / "storage/first")
     second = kept_of(train(assignment, tmp_path / "second", order=replace(ORDER, depths=(2, 0), checkpoints=("first",))))
     assert second == whole[3:]
+
+
+def stopped_and_kept(assignment: Assignment, folder: Path, epoch: int, order: Order = ORDER) -> tuple[list[dict[str, Any]], str]:
+    """What a trial reports of its top layer until a scheduler stops it, and its newest checkpoint in the storage."""
+    below = train(assignment, folder, order=replace(order, depths=(2,), answers=False))[:epoch]
+    shutil.copytree(folder / f"epoch-{epoch}", Path(assignment.storage) / folder.name)
+    return below, folder.name
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_trial_that_was_stopped_climbs_and_is_not_stopped_again(assignment: Assignment, tmp_path: Path, epoch: int) -> None:
+    below, kept = stopped_and_kept(assignment, tmp_path / "below", epoch)
+    assert not below[-1][IS_LAST]
+    scheduler = RungScheduler([[epoch]], 3, 2.0, 7)
+    tune: Any = None
+    for number, one in ((1, below[-1] | {"score": 2.0, "trained_score": 2.0}), (0, below[-1])):
+        decision = scheduler.on_trial_result(tune, SimpleNamespace(config={"number": number}), one)  # type: ignore[arg-type]
+    assert decision == TrialScheduler.STOP
+    order = replace(ORDER, depths=(2, 0), answers=False, is_climb=True, checkpoints=(kept,))
+    reports = train(assignment, tmp_path / "climb", order=order)
+    assert [(one["epoch"], one["depth"], one["is_climbing"], one[IS_LAST]) for one in reports] == [
+        (epoch + 1, 0, True, False),
+        (epoch + 2, 0, True, True),
+    ]
+    # From the best of what was trained before, and with its score.
+    assert all(one["score"] >= below[-1]["score"] for one in reports)
+    climber: Any = SimpleNamespace(config=asdict(order))
+    assert [scheduler.on_trial_result(tune, climber, one) for one in reports] == [TrialScheduler.CONTINUE] * 2
+
+
+def test_a_climb_begins_with_the_best_parameters_and_the_last_epoch_of_what_was_stopped(
+    assignment: Assignment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below, kept = stopped_and_kept(assignment, tmp_path / "below", 2)
+    begun: list[tuple[dict[str, torch.Tensor], Any]] = []
+    whole = Fit.begin_after
+    monkeypatch.setattr(Fit, "begin_after", lambda fit, state, last: (begun.append((dict(state), last)), whole(fit, state, last)))
+    train(assignment, tmp_path / "climb", order=replace(ORDER, depths=(2, 0), is_climb=True, checkpoints=(kept,)))
+    ((state, last),) = begun
+    expected = best_state_in(Path(assignment.storage) / kept)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert (last.number, last.best_score, last.best_number) == (2, below[-1]["best_score"], below[-1]["best_number"])
+
+
+def test_a_climb_that_was_interrupted_ends_as_if_it_never_was(assignment: Assignment, tmp_path: Path) -> None:
+    _, kept = stopped_and_kept(assignment, tmp_path / "below", 1)
+    order = replace(ORDER, depths=(2, 0), is_climb=True, checkpoints=(kept,))
+    whole = kept_of(train(assignment, tmp_path / "whole", order=order))
+    shutil.copytree(tmp_path / "whole/epoch-1", tmp_path / "storage/higher")
+    again = kept_of(train(assignment, tmp_path / "again", order=replace(order, checkpoints=("higher", kept))))
+    assert again == whole[1:]
+
+
+def test_a_climb_that_runs_out_of_memory_goes_on_in_smaller_parts(assignment: Assignment, tmp_path: Path, limit: dict[str, float]) -> None:
+    _, kept = stopped_and_kept(assignment, tmp_path / "below", 1)
+    limit["tokens"] = 40
+    reports = train(assignment, tmp_path / "climb", order=replace(ORDER, depths=(2, 0), is_climb=True, checkpoints=(kept,)))
+    assert limit["times"] == 1
+    assert [(one["epoch"], one["depth"], one.get(HAS_NO_MEMORY, False)) for one in reports] == [(2, 0, False), (3, 0, False)]
+
+
+def test_what_confirms_a_climb_and_was_interrupted_first_ends_what_it_trains_first(assignment: Assignment, tmp_path: Path) -> None:
+    _, kept = stopped_and_kept(assignment, tmp_path / "below", 1)
+    for epochs in ((), (3, 1)):
+        reports = train(
+            assignment, tmp_path / f"again-{len(epochs)}", order=replace(ORDER, depths=(2, 0), checkpoints=(kept,), epochs=epochs)
+        )
+        assert [(one["epoch"], one["depth"]) for one in reports] == [(2, 2), (3, 2), (4, 0), (5, 0)][: 3 if epochs else 4]
 
 
 def test_top_layers_alone_have_a_higher_rate_and_who_climbs_moves_as_much_in_half_the_time(assignment: Assignment) -> None:

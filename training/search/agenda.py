@@ -253,6 +253,8 @@ class Agenda(Searcher):
             answers=not is_exploring,
             depths=history.depths,
             epochs=history.planned,
+            # What confirms has as many depths, and trains all of them.
+            is_climb=is_exploring and history.is_climbing,
         )
         return asdict(order)
 

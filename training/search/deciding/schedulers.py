@@ -35,7 +35,7 @@ def make_scheduler(tuning: TuningSettings, epochs: int, dimensions: Mapping[str,
 
     Trials are told apart by `config["number"]`; PBT changes `config["point"]`. Results have `score` (the best so far), `epoch`,
     `trained_score` (without what a trial began with: rungs compare trainings), and `is_climbing` where a trial trains more layers than
-    it first did: nobody stops it then.
+    it first did, or `config["is_climb"]` says that it is to: nobody stops it then.
     A search of several heads side by side has the same rungs, over the score: rungs by non-domination (Schmucker et al. 2021) found no
     better fronts in `benchmarks/replay_search.py`.
 
@@ -84,7 +84,9 @@ class RungScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Decide whether a trial goes on."""
-        goes_on = bool(result.get("is_climbing")) or (self.observe(int(trial.config["number"]), result) and result["epoch"] < self._epochs)
+        # Ordered to climb, and what it first trained lost with its checkpoints: that is trained again, and was judged before.
+        is_climbing = bool(result.get("is_climbing") or trial.config.get("is_climb"))
+        goes_on = is_climbing or (self.observe(int(trial.config["number"]), result) and result["epoch"] < self._epochs)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
     def observe(self, number: int, result: Result) -> bool:

@@ -136,6 +136,7 @@ class Order:
         depths: Frozen layers of what it trains one after the other, each from where the one before it was best; none trains once, as its
             configuration says.
         epochs: Of each of them, on training and validation texts together, with nothing to choose by; none chooses by the validation texts.
+        is_climb: All but the last of `depths` are behind it, also where a scheduler stopped it there before its last epoch.
     """
 
     name: str
@@ -149,6 +150,7 @@ class Order:
     answers: bool = False
     depths: tuple[int, ...] = ()
     epochs: tuple[int, ...] = ()
+    is_climb: bool = False
 
     def settings(self, settings: TrainingSettings) -> TrialSettings:
         """Decide every value of the trial."""

@@ -127,7 +127,10 @@ class Work:
             yield next((folder for folder in found if whole_epoch(folder) is not None), None)
 
     def _reached(self, folder: Path) -> TrialSettings:
-        """Return the training to go on with: the checkpoint's own, or the one after it where that had ended."""
+        """Return the training to go on with: the checkpoint's own, or the one after it where that had ended; the last one of a climb."""
+        if self._order.is_climb:
+            # Where a scheduler stopped what was trained before, no checkpoint says that it had ended.
+            return self._trainings[-1]
         depths = [one.fit.frozen_layers for one in self._trainings]
         place = depths.index(self._depth(folder))
         last = last_epoch_in(folder)
