@@ -4,7 +4,8 @@
 
 Searches as `search_cost.py` does, with so many trials, and prints what the search itself measured: Spearman's rank correlation between
 rungs, over how many configurations, and what it cost. Those that were passed over have no score on the next rung, and those that did not
-climb none on the last: over all configurations a correlation may be higher.
+climb none on the last: over all configurations a correlation may be higher. How much narrower the lower scores of the others are is said
+beside it, and counts where the ladder asks whether the rung tells anything.
 """
 
 import argparse
@@ -35,7 +36,8 @@ def main() -> None:
     print(f"{options.case}, seed {options.seed}, {len(record['trials'])} trials: {meter.cpu_s:.0f} CPU s, {meter.wall_s:.0f} s")
     for one in record["rungs"]:
         said = "not known" if one["correlation"] is None else f"{one['correlation']:+.2f}"
-        print(f"{one['lower']} and {one['higher']}: {said}, over {one['pairs']} configurations")
+        narrower = f", whose lower scores are {one['restriction']:.2f} times narrower than all"
+        print(f"{one['lower']} and {one['higher']}: {said}, over {one['pairs']} configurations that were let through{narrower}")
     best = max(record["trials"], key=lambda trial: trial["score"] or 0.0)
     print(f"best trial: {best['score']:.3f}, {best['origin']}, epoch {best['best_epoch']}")
     for note in record["notes"]:

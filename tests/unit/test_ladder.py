@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.fitting.population import Candidate
-from training.search.deciding.ladder import Ladder
+from training.search.deciding.ladder import Agreement, Ladder
 from training.search.proposing.ledger import TrialHistory
 from training.search.trials.depths import first_depth, middle_depth
 from training.search.trials.found_heads import FirstRung, HeadFound
@@ -105,6 +105,78 @@ def test_the_correlation_is_spearmans() -> None:
     trials = [trial(number, score, climbed=score**2 - number / 50) for number, score in enumerate((0.3, 0.5, 0.1, 0.8, 0.6, 0.55))]
     expected = spearmanr([0.3, 0.5, 0.1, 0.8, 0.6, 0.55], [one.epochs[-1]["epoch_score"] for one in trials]).statistic
     assert LADDER.agreements(trials)[1].correlation == pytest.approx(expected)
+
+
+def climbed_of(trained: int, brought: list[int]) -> list[TrialHistory]:
+    """So many trials, each worse than the one before, and what climbing brought the first ones: their ranks, the best being the highest."""
+    scores = [0.9 - number / 100 for number in range(trained)]
+    return [trial(n, score, climbed=1.0 + brought[n] / 100 if n < len(brought) else None) for n, score in enumerate(scores)]
+
+
+# Spearman's correlation with five scores that fall is .1, with ten .10, with twenty .00.
+FIVE, TEN = [2, 3, 5, 4, 1], [1, 9, 8, 5, 3, 7, 10, 6, 4, 2]
+TWENTY = [2, 4, 20, 10, 18, 17, 5, 1, 14, 12, 6, 19, 9, 16, 13, 8, 15, 7, 3, 11]
+
+
+def test_a_few_pairs_do_not_convict_a_rung_nor_have_everybody_climb() -> None:
+    trials = climbed_of(10, FIVE)
+    agreement = LADDER.agreements(trials)[1]
+    assert (agreement.pairs, agreement.correlation) == (5, pytest.approx(0.1))
+    assert not agreement.is_doubtful
+    # One in two has climbed: the others wait for more.
+    assert LADDER.next_climb(trials, is_end=False) is None
+
+
+def test_selection_alone_makes_no_doubt() -> None:
+    """The same ten pairs: of all there are, and of the better half."""
+    every, half = (LADDER.agreements(climbed_of(trained, TEN))[1] for trained in (10, 20))
+    assert every.correlation == half.correlation == pytest.approx(0.103, abs=1e-3)
+    assert (every.restriction, every.is_doubtful) == (1.0, True)
+    # The better half of a normal distribution is 1.66 times narrower than all of it.
+    assert (half.restriction, half.is_doubtful) == (pytest.approx(1.66, abs=0.1), False)
+
+
+def test_a_rung_that_tells_nothing_is_found_after_some_pairs_and_then_everybody_climbs() -> None:
+    trials = climbed_of(40, TWENTY)
+    agreement = LADDER.agreements(trials)[1]
+    assert agreement.correlation == pytest.approx(0.0, abs=0.01)
+    assert agreement.is_doubtful
+    assert LADDER.next_climb(trials, is_end=False) == (trials[20], (5, 0))
+
+
+def test_a_rung_that_tells_something_is_not_doubted_however_many_pairs_there_are() -> None:
+    # It is known to be below .6, and not to be below .2.
+    assert not Agreement("lower", "higher", 1_000, 0.25).is_doubtful
+    assert Agreement("lower", "higher", 1_000, 0.15).is_doubtful
+    # Over all configurations it is .29.
+    assert not Agreement("lower", "higher", 1_000, 0.15, 2.0).is_doubtful
+
+
+@pytest.mark.parametrize(("correlation", "is_doubtful"), [(1.0, False), (-1.0, True), (None, False)])
+def test_where_all_pairs_agree_or_none_there_is_no_error(correlation: float | None, is_doubtful: bool) -> None:
+    assert Agreement("lower", "higher", 5, correlation, 1.7).is_doubtful == is_doubtful
+
+
+def test_those_passed_over_tell_how_narrow_the_others_are_and_those_that_may_not_climb_do_not() -> None:
+    better = point(128, 128)
+    trained = [trial(number, 0.5 + number / 100, point(128 * (number % 2), 128)) for number in range(6)]
+    passed = [
+        TrialHistory(f"trial-{number}", "trial", number, point(0, 0), 7, "sampler", [], "passed over", depths=(5,)) for number in (6, 7)
+    ]
+    assert LADDER.agreements(trained)[0].restriction == 1.0
+    assert LADDER.agreements([*trained, *passed])[0].restriction > 1.3
+    climbed = climbed_of(5, FIVE)
+    frozen = [trial(number, 0.1, better | {"frozen_layers": 5}) for number in (5, 6, 7)]
+    assert LADDER.agreements([*climbed, *frozen])[1].restriction == 1.0
+    waiting = [trial(number, 0.1, better) for number in (5, 6, 7)]
+    assert LADDER.agreements([*climbed, *waiting])[1].restriction > 1.3
+
+
+def test_one_very_bad_score_does_not_change_how_narrow_the_others_are() -> None:
+    trials = climbed_of(10, FIVE)
+    whole = LADDER.agreements(trials)[1]
+    trials[-1] = trial(9, 0.01)
+    assert LADDER.agreements(trials)[1] == whole
 
 
 def test_the_better_half_climbs_and_nobody_twice() -> None:

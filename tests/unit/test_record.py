@@ -6,8 +6,9 @@ import pytest
 
 from training.judging.abstention import ALWAYS_ABSTAIN
 from training.search.deciding.contest import Standing
+from training.search.deciding.ladder import Agreement
 from training.search.proposing.ledger import TrialHistory
-from training.search.record import _cut_short, _equal_weights, _spare, _unreached
+from training.search.record import _climbs, _cut_short, _equal_weights, _spare, _unreached
 from training.settings import TrainingSettings
 
 
@@ -35,6 +36,14 @@ def test_a_head_that_answers_nothing_is_named() -> None:
 def test_the_missing_baseline_is_named_as_what_it_is(changes: dict[str, Any], said: str) -> None:
     assert _equal_weights(settings(**changes), [history("trial", 0, "default")])[0].startswith(said)
     assert _equal_weights(settings(**changes), [history("trial", 1, "equal weights")]) == []
+
+
+def test_a_correlation_is_told_as_it_was_measured_and_over_whom() -> None:
+    agreements = [Agreement("heads alone", "top layers", 15, -0.08, 1.3), Agreement("top layers", "all its layers", 5, 0.1, 1.7)]
+    doubted, kept = _climbs([], agreements)
+    told = "over the 15 configurations that were let through: -0.08, so the lower one was no longer asked"
+    assert doubted == f"rank correlation between heads alone and top layers, {told}"
+    assert kept.endswith("over the 5 configurations that were let through: +0.10")
 
 
 def test_a_comparison_cut_short_says_so() -> None:

@@ -132,7 +132,8 @@ def _climbs(histories: Sequence[TrialHistory], agreements: Sequence[Agreement]) 
         if one.correlation is not None:
             doubt = ", so the lower one was no longer asked" if one.is_doubtful else ""
             said.append(
-                f"rank correlation between {one.lower} and {one.higher}, over {one.pairs} configurations: {one.correlation:+.2f}{doubt}"
+                f"rank correlation between {one.lower} and {one.higher}, "
+                f"over the {one.pairs} configurations that were let through: {one.correlation:+.2f}{doubt}"
             )
     main = [one for one in histories if one.group == MAIN_GROUP]
     if passed := sum(one.state == PASSED_OVER for one in main):

@@ -5,13 +5,15 @@ those whose top layers were trained, the better ones train the rest, from where 
 something of the higher one, which is measured as the search goes. Where top layers are better than the heads they began with
 beyond doubt, the first to show it climbs at once. It does not know Ray or how anything is trained.
 
-Source: Li et al. 2020, A System for Massively Parallel Hyperparameter Tuning (ASHA): promotion without waiting for a rung to be full.
-Layers as its resource, and the doubt about the lower rung, are ours.
+Sources: Li et al. 2020, A System for Massively Parallel Hyperparameter Tuning (ASHA): promotion without waiting for a rung to be full;
+layers as its resource are ours. For the doubt about the lower rung: Thorndike 1949, Personnel Selection (case II, restriction of range),
+and Fieller, Hartley and Pearson 1957, Tests for Rank Correlation Coefficients (Fisher's z of Spearman's).
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -23,8 +25,14 @@ from training.search.trials.depths import first_depth
 from training.search.trials.found_heads import FirstRung
 from training.settings import TrainingSettings
 
-# Fewer pairs of scores say nothing of how two rungs agree; below this rank correlation the lower rung is not asked.
-_FEWEST_PAIRS, _LEAST_CORRELATION = 5, 0.2
+# Fewer pairs of scores say nothing of how two rungs agree.
+_FEWEST_PAIRS = 5
+# A rung is not asked where its correlation is below the first of these and, as surely as the third says, below the second. Not to ask one
+# that tells something has everybody climb, at several times the cost; to ask one that tells nothing passes over at random.
+# `benchmarks/doubt.py` simulates how often each happens.
+_LEAST_CORRELATION, _GOOD_CORRELATION, _SURE = 0.2, 0.6, 0.9
+# Variance of Fisher's z of Spearman's correlation, times pairs less three.
+_SPEARMANS_VARIANCE = 1.06
 # So many climbed and gained nothing: nobody else does.
 _IN_VAIN = 2
 
@@ -36,19 +44,31 @@ class Agreement:
     Attributes:
         lower: What the lower rung is called.
         higher: What the higher rung is called.
-        pairs: Configurations with a score on both.
-        correlation: Spearman's, between the scores; nothing where there are too few pairs, or all are equal.
+        pairs: Configurations with a score on both, which are those that were let through.
+        correlation: Spearman's, between the scores of the pairs; nothing where there are too few, or all are equal.
+        restriction: Standard deviation of all lower scores over that of the pairs', as normal scores; at least 1. Above 1 selection has
+            lowered the correlation by itself.
     """
 
     lower: str
     higher: str
     pairs: int
     correlation: float | None
+    restriction: float = 1.0
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether the lower rung is known to say little of the higher one."""
-        return self.correlation is not None and self.correlation < _LEAST_CORRELATION
+        """Whether the lower rung is known to say little of the higher one, over all configurations and not only those let through."""
+        if self.correlation is None or self._unrestricted(self.correlation) >= _LEAST_CORRELATION:
+            return False
+        error = math.sqrt(_SPEARMANS_VARIANCE / (self.pairs - 3))
+        # Of all pairs turned round z is minus infinity, and so is its end.
+        end = math.tanh(math.atanh(self.correlation) + NormalDist().inv_cdf(_SURE) * error) if self.correlation > -1.0 else -1.0
+        return self._unrestricted(end) < _GOOD_CORRELATION
+
+    def _unrestricted(self, correlation: float) -> float:
+        """Return what a correlation over the pairs is over all configurations."""
+        return correlation * self.restriction / math.sqrt(1.0 + correlation**2 * (self.restriction**2 - 1.0))
 
 
 @dataclass(frozen=True)
@@ -129,20 +149,35 @@ class Ladder:
     def agreements(self, histories: Sequence[TrialHistory]) -> tuple[Agreement, Agreement]:
         """Measure how the rungs agree: heads alone with what was trained first, and that with what came of climbing."""
         sound = [one for one in histories if one.is_sound]
+        # Those that were passed over are known by their heads alone, and those that may not climb were not left behind.
+        heads = {one.number: self.heads_score(one.best_point) for one in histories if one.depths}
         first = {one.number: _trained(one, one.depths[0]) for one in sound if one.depths}
-        heads = {one.number: self.heads_score(one.best_point) for one in sound if one.depths}
+        below = {one.number: first[one.number] for one in sound if len(one.depths) > 1 or self._is_below_its_own(one)}
         second = {one.number: _trained(one, one.depths[-1]) for one in sound if len(one.depths) > 1}
-        return _agreement("heads alone", "top layers", heads, first), _agreement("top layers", "all its layers", first, second)
+        return agreement_of("heads alone", "top layers", heads, first), agreement_of("top layers", "all its layers", below, second)
 
 
-def _agreement(lower: str, higher: str, below: Mapping[int, float | None], above: Mapping[int, float | None]) -> Agreement:
-    pairs = [(below[one], above[one]) for one in below if below[one] is not None and above.get(one) is not None]
-    if len(pairs) < _FEWEST_PAIRS:
+def agreement_of(lower: str, higher: str, below: Mapping[int, float | None], above: Mapping[int, float | None]) -> Agreement:
+    """Measure how two rungs agree.
+
+    Args:
+        lower: What the lower one is called.
+        higher: What the higher one is called.
+        below: Configuration → its score on the lower one, of all that may be let through.
+        above: The same on the higher one, of those that were.
+    """
+    scores = pd.DataFrame({"below": below, "above": above}, dtype=float).dropna(subset="below")
+    pairs = scores.dropna()
+    ranks = pairs.rank().to_numpy()
+    if len(pairs) < _FEWEST_PAIRS or (ranks.std(axis=0) == 0).any():
         return Agreement(lower, higher, len(pairs), None)
-    ranks = pd.DataFrame(pairs, dtype=float).rank().to_numpy()
-    if (ranks.std(axis=0) == 0).any():
-        return Agreement(lower, higher, len(pairs), None)
-    return Agreement(lower, higher, len(pairs), float(np.corrcoef(ranks.T)[0, 1]))
+    return Agreement(lower, higher, len(pairs), float(np.corrcoef(ranks.T)[0, 1]), _restriction(scores["below"], pairs.index))
+
+
+def _restriction(scores: "pd.Series[float]", let_through: "pd.Index[int]") -> float:
+    """Return by how much those let through are narrower than all; by ranks, which one very bad score does not move."""
+    normal = ((scores.rank() - 0.5) / len(scores)).map(NormalDist().inv_cdf)
+    return max(1.0, float(normal.std(ddof=0) / normal[let_through].std(ddof=0)))
 
 
 def _trained(history: TrialHistory, depth: int) -> float | None:
