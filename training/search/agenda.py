@@ -156,12 +156,20 @@ class Agenda(Searcher):
         """Whether exploring has to end, so that its best can still be confirmed; never before anything has a score."""
         if not any(one.epochs for one in self.histories.values()):
             return False
-        return not self.budget.leaves(self.used, self._forecast.confirming(self._confirming))
+        if self._to_confirm is not None:
+            # What has begun to confirm leaves `_confirming` before it is in `used`; who is confirmed does not change any more.
+            return True
+        return not self.budget.leaves(self.used, self._forecast.confirming(self._confirming, self._live_beside))
 
     @property
     def _confirming(self) -> list[TrialHistory]:
         """What would confirm the best so far, and has not begun."""
         return [one for one in self.confirmations(list(self.histories.values())) if one.name not in self.histories]
+
+    @property
+    def _live_beside(self) -> list[TrialHistory]:
+        """What runs and does not explore: an interrupted search may go on in the middle of confirming."""
+        return [one for one in self.live.values() if one.group not in self._groups]
 
     @property
     def _forecast(self) -> Forecast:

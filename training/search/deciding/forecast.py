@@ -50,9 +50,9 @@ class Forecast:
         share = sum(one.is_sound or not one.state for one in ended) / len(ended) if ended else 1.0
         return self._together([*map(self._still_needed, live), *[times(self.mean_cost, share)] * left])
 
-    def confirming(self, trials: Iterable[TrialHistory]) -> Cost:
-        """Forecast what it takes to train known configurations again."""
-        return self._together(map(self.before, trials))
+    def confirming(self, trials: Iterable[TrialHistory], live: Iterable[TrialHistory] = ()) -> Cost:
+        """Forecast what it takes to train known configurations again, beside what such trainings that run will still use."""
+        return self._together([*map(self.before, trials), *map(self._still_needed, live)])
 
     @property
     def _known(self) -> list[TrialHistory]:

@@ -1,0 +1,62 @@
+"""What a search does within a budget: when exploring ends, whose turn it is, and what is forecast of the rest."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.unit.test_agenda import TUNING, make, report
+from training.search.agenda import Agenda
+from training.search.deciding.budget import Budget
+from training.search.deciding.contest import confirmations
+from training.search_settings import TuningSettings
+
+MANY = TuningSettings(num_samples=1_000, confirm_top=4, confirm_seeds=2)
+
+
+def ended(agenda: Agenda, trial_id: str, score: float, seconds: float = 60.0) -> None:
+    agenda.heard(trial_id, report(score, epoch_s=seconds))
+    agenda.ended(trial_id, "finished")
+
+
+def exploring(tmp_path: Path, budget: Budget, groups: Sequence[str] = ("trial",), tuning: TuningSettings = MANY) -> Agenda:
+    """Return a search that may propose a thousand trials of each group."""
+    agenda = make(tmp_path, groups, tuning, budget=budget)
+    for one in agenda.explorations:
+        one.proposer._tuning = tuning
+    agenda.confirmations = lambda histories: confirmations(histories, tuning)
+    return agenda
+
+
+def test_exploring_does_not_begin_again_while_its_best_are_confirmed(tmp_path: Path) -> None:
+    agenda = exploring(tmp_path, Budget(1_200.0))
+    for place, score in enumerate((0.5, 0.6, 0.7, 0.65)):
+        agenda.suggest(f"t{place}")
+        ended(agenda, f"t{place}", score)
+    # Eight trainings of 60 s, two at once: 240 s.
+    agenda.spent_s = 970.0
+    assert agenda.is_spent
+    assert agenda.suggest("t4")["name"] == "confirm-2-8"
+    # What has begun is not used up yet, and leaves no room for more all the same.
+    assert agenda.is_spent
+    assert agenda.suggest("t5")["name"] == "confirm-3-8"
+    ended(agenda, "t4", 0.7)
+    assert agenda.suggest("t6")["name"] == "confirm-1-8"
+
+
+def test_exploring_does_not_begin_again_where_a_search_goes_on_while_its_best_are_confirmed(tmp_path: Path) -> None:
+    agenda = exploring(tmp_path, Budget(1_200.0))
+    for place, score in enumerate((0.5, 0.6, 0.7, 0.65)):
+        agenda.suggest(f"t{place}")
+        ended(agenda, f"t{place}", score)
+    agenda.spent_s = 970.0
+    agenda.suggest("t4")
+    again = exploring(tmp_path, Budget(1_200.0))
+    again.histories = again.ledger.histories()
+    for history in again.histories.values():
+        if history.state:
+            again.explorations[0].proposer.remember(history)
+        else:
+            again.pending.append((history, ()))
+    again.spent_s = 970.0
+    assert again.suggest("t5")["name"] == "confirm-2-8"
+    assert again.is_spent
+    assert again.suggest("t6")["name"] == "confirm-3-8"
