@@ -60,3 +60,24 @@ def test_exploring_does_not_begin_again_where_a_search_goes_on_while_its_best_ar
     assert again.suggest("t5")["name"] == "confirm-2-8"
     assert again.is_spent
     assert again.suggest("t6")["name"] == "confirm-3-8"
+
+
+def test_within_a_limit_every_group_has_its_turn(tmp_path: Path) -> None:
+    groups = ("trial", "single-a", "single-b")
+    agenda = exploring(tmp_path / "limited", Budget(1e6), groups)
+    agenda.most_concurrent = lambda: 9
+    names = [agenda.suggest(f"t{place}")["name"] for place in range(7)]
+    assert names == ["trial-0", "single-a-0", "single-b-0", "trial-1", "single-a-1", "single-b-1", "trial-2"]
+    # Without one each has all its trials, and the main one does not wait for the others.
+    agenda = exploring(tmp_path / "unlimited", Budget(), groups, MANY.model_copy(update={"num_samples": 2}))
+    agenda.most_concurrent = lambda: 9
+    names = [agenda.suggest(f"t{place}")["name"] for place in range(4)]
+    assert names == ["trial-0", "trial-1", "single-a-0", "single-a-1"]
+
+
+def test_a_group_that_may_propose_nothing_more_leaves_its_turn_to_the_others(tmp_path: Path) -> None:
+    agenda = exploring(tmp_path, Budget(1e6), ("trial", "single-a"))
+    agenda.most_concurrent = lambda: 9
+    agenda.explorations[1].proposer._tuning = MANY.model_copy(update={"num_samples": 1})
+    names = [agenda.suggest(f"t{place}")["name"] for place in range(4)]
+    assert names == ["trial-0", "single-a-0", "trial-1", "trial-2"]

@@ -1,5 +1,6 @@
 """What the record says beside its figures: heads that answer nothing, baselines that are missing, searches that were cut short."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,9 +47,13 @@ def test_a_correlation_is_told_as_it_was_measured_and_over_whom() -> None:
     assert kept.endswith("over the 5 configurations that were let through: +0.10")
 
 
+def sound(group: str, number: int) -> TrialHistory:
+    return replace(history(group, number), state="finished", epochs=[{"epoch": 1, "score": 0.5}])
+
+
 def test_a_comparison_cut_short_says_so() -> None:
     own = settings(tuning={"num_samples": 2, "compare_single": True})
-    histories = [history("single-a", 0), history("single-a", 1), history("single-b", 0)]
+    histories = [sound("single-a", 0), sound("single-a", 1), sound("single-b", 0)]
     assert [note for note in _cut_short(own, histories) if "head 'b' alone short: 1 of 2 trials" in note] == _cut_short(own, histories)
     assert len(_cut_short(own, histories)) == 1
     assert _cut_short(settings(), histories) == []
@@ -60,3 +65,18 @@ def test_seeds_that_not_all_were_trained_with_are_named() -> None:
     assert _spare([whole]) == []
     (said,) = _spare([Standing(0, "default", history("trial", 0), (again[0],), spare=(again[1],)), whole])
     assert said.startswith("trainings with seed 9 count in no mean")
+
+
+def test_a_comparison_that_is_missing_is_called_missing() -> None:
+    own = settings(tuning={"num_samples": 1_000, "compare_single": True, "time_budget_s": 60.0})
+    histories = [sound("trial", 0), sound("single-a", 0), history("single-b", 0)]
+    assert _cut_short(own, histories) == ["no model of head 'b' alone has a score, so there is no comparison with one model per head"]
+    assert _cut_short(own, [sound("trial", 0)])[0].startswith("no model of head 'a' or 'b' alone has a score")
+
+
+def test_within_a_limit_as_many_trials_as_of_all_heads_are_fair() -> None:
+    own = settings(tuning={"num_samples": 1_000, "compare_single": True, "time_budget_s": 60.0})
+    words = replace(sound("trial", 2), origin="words alone")
+    histories = [sound("trial", 0), sound("trial", 1), words, sound("single-a", 0), sound("single-a", 1), sound("single-b", 0)]
+    (note,) = _cut_short(own, histories)
+    assert "head 'b' alone short: 1 of 2 trials" in note

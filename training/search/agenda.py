@@ -68,7 +68,7 @@ class Agenda(Searcher):
     """Hands out orders to Ray Tune.
 
     Attributes:
-        explorations: In the order in which they begin.
+        explorations: In the order in which they begin; within a budget whoever proposed least is next.
         confirmations: Names the trials that confirm, once every exploration has ended: histories → histories yet without epochs.
         refit: Names the training of the winner on all texts, once everything else has ended; nothing where there is none.
         heads_of: Heads of a group.
@@ -205,7 +205,7 @@ class Agenda(Searcher):
 
     def _explore(self, trial_id: str) -> dict[str, Any] | None:
         """Begin the next proposed trial that is not passed over."""
-        for one in () if self.is_spent else self.explorations:
+        for one in self._turns:
             while (proposal := one.proposer.propose()) is not None:
                 depths = one.ladder.depths(proposal.point) if one.ladder else ()
                 name = f"{one.group}-{proposal.number}"
@@ -215,6 +215,16 @@ class Agenda(Searcher):
                     return self._begin(trial_id, history)
                 self._pass_over(one, history)
         return None
+
+    @property
+    def _turns(self) -> list[Exploration]:
+        """The explorations in the order in which they may propose now; nobody where exploring has to end."""
+        if self.is_spent:
+            return []
+        if self.budget == _NO_LIMITS:
+            return list(self.explorations)
+        # Nobody knows how many trials fit in: the next group would wait for one that never ends.
+        return sorted(self.explorations, key=lambda one: len(self._own(one)))
 
     def _is_passed_over(self, exploration: Exploration, history: TrialHistory) -> bool:
         if exploration.ladder is None or history.origin != SAMPLED:

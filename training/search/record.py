@@ -18,7 +18,7 @@ from training.search.deciding.contest import EQUAL_WEIGHTS, MAIN_GROUP, Standing
 from training.search.deciding.importance import importance
 from training.search.deciding.ladder import Agreement, Ladder
 from training.search.prepared import Prepared
-from training.search.proposing.ledger import PASSED_OVER, TrialHistory
+from training.search.proposing.ledger import PASSED_OVER, TrialHistory, sound
 from training.search.proposing.search_space import TrialSettings, first_points, trial_settings
 from training.search.trials.assignment import Order
 from training.search.trials.found_heads import FirstRung, read_rung
@@ -152,11 +152,17 @@ def _spare(table: Sequence[Standing]) -> list[str]:
 
 
 def _cut_short(settings: TrainingSettings, histories: Sequence[TrialHistory]) -> list[str]:
-    """Say where a time budget left one model per head with fewer trials than it was promised."""
-    if not settings.tuning.compare_single or len(settings.heads) == 1:
+    """Say where a time budget left one model per head without a score, or with fewer trials than it was promised."""
+    tuning = settings.tuning
+    if not tuning.compare_single or len(settings.heads) == 1:
         return []
+    if missing := [repr(head) for head in settings.heads if not sound(histories, single_group(head))]:
+        return [f"no model of head {' or '.join(missing)} alone has a score, so there is no comparison with one model per head"]
     begun = {head: sum(one.group == single_group(head) for one in histories) for head in settings.heads}
-    planned = settings.tuning.num_samples
+    planned = tuning.num_samples
+    if tuning.time_budget_s or tuning.cpu_budget_s:
+        # Nobody was promised more than all heads together had.
+        planned = min(planned, sum(one.group == MAIN_GROUP and one.origin != WORDS_ALONE for one in histories))
     return [
         f"the time budget cut the search for head {head!r} alone short: {count} of {planned} trials, so that comparison is unfair to it"
         for head, count in begun.items()
