@@ -81,3 +81,39 @@ def test_a_group_that_may_propose_nothing_more_leaves_its_turn_to_the_others(tmp
     agenda.explorations[1].proposer._tuning = MANY.model_copy(update={"num_samples": 1})
     names = [agenda.suggest(f"t{place}")["name"] for place in range(4)]
     assert names == ["trial-0", "single-a-0", "trial-1", "trial-2"]
+
+
+def refitting(tmp_path: Path, budget: Budget) -> Agenda:
+    """Return a search of one confirmation that is to refit, whose only trial of 60 s has ended."""
+    agenda = make(tmp_path, tuning=TUNING.model_copy(update={"refit": True}), budget=budget)
+    agenda.suggest("t0")
+    ended(agenda, "t0", 0.5)
+    return agenda
+
+
+def test_exploring_leaves_time_for_the_training_on_all_texts(tmp_path: Path) -> None:
+    agenda = refitting(tmp_path, Budget(200.0))
+    agenda.spent_s = 70.0
+    assert not agenda.is_spent
+    # After the one that confirms, not beside it: 60 and 60 s.
+    agenda.spent_s = 85.0
+    assert agenda.is_spent
+    assert agenda.suggest("t1")["name"] == "confirm-0-8"
+    ended(agenda, "t1", 0.5)
+    assert agenda.suggest("t2")["name"] == "refit-0"
+
+
+def test_the_training_on_all_texts_is_part_of_what_is_left(tmp_path: Path) -> None:
+    agenda = refitting(tmp_path, Budget())
+    # One more trial, one that confirms, and the refit.
+    assert agenda.left_s() == 180.0
+    agenda.suggest("t1")
+    ended(agenda, "t1", 0.4)
+    assert agenda.suggest("t2")["name"] == "confirm-0-8"
+    ended(agenda, "t2", 0.5)
+    assert agenda.left_s() == 60.0
+    assert agenda.suggest("t3")["name"] == "refit-0"
+    # It runs: what it will still use is counted once.
+    assert agenda.left_s() == 60.0
+    ended(agenda, "t3", 0.5)
+    assert agenda.left_s() == 0.0

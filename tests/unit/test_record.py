@@ -9,7 +9,7 @@ from training.judging.abstention import ALWAYS_ABSTAIN
 from training.search.deciding.contest import Standing
 from training.search.deciding.ladder import Agreement
 from training.search.proposing.ledger import TrialHistory
-from training.search.record import _climbs, _cut_short, _equal_weights, _spare, _unreached
+from training.search.record import _climbs, _cut_short, _equal_weights, _not_refitted, _spare, _unreached
 from training.settings import TrainingSettings
 
 
@@ -80,3 +80,18 @@ def test_within_a_limit_as_many_trials_as_of_all_heads_are_fair() -> None:
     histories = [sound("trial", 0), sound("trial", 1), words, sound("single-a", 0), sound("single-a", 1), sound("single-b", 0)]
     (note,) = _cut_short(own, histories)
     assert "head 'b' alone short: 1 of 2 trials" in note
+
+
+def test_a_training_on_all_texts_that_was_wanted_and_is_not_there_is_named() -> None:
+    wanted, trained = settings(tuning={"refit": True}), sound("trial", 0)
+    best = Standing(0, "default", trained, ())
+    (note,) = _not_refitted(wanted, [trained], best)
+    assert note == "the winner was not trained once more on training and validation texts together, as tuning.refit wants: no time was left"
+    (note,) = _not_refitted(wanted, [trained, replace(history("refit", 0), state="diverged")], best)
+    assert note.endswith("as tuning.refit wants: that training diverged")
+    (note,) = _not_refitted(wanted, [trained], best, early="stopped before its end")
+    assert note.endswith("as tuning.refit wants: the search was stopped before")
+    assert _not_refitted(wanted, [trained, sound("refit", 0)], best) == []
+    assert _not_refitted(settings(), [trained], best) == []
+    # There is nothing to train of what words say by themselves.
+    assert _not_refitted(wanted, [trained], replace(best, origin="words alone")) == []

@@ -14,7 +14,7 @@ from typing import Any
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from training.search.deciding.budget import Budget, Cost, spent_on
+from training.search.deciding.budget import Budget, Cost, one_after_other, spent_on
 from training.search.deciding.forecast import Forecast
 from training.search.deciding.ladder import Ladder
 from training.search.proposing.ledger import PASSED_OVER, Ledger, TrialHistory, trial_facts
@@ -131,8 +131,8 @@ class Agenda(Searcher):
             self._to_confirm = self._confirming
         if self._to_confirm and self.budget.leaves(self.used, self._forecast.before(self._to_confirm[0])):
             return self._begin(trial_id, self._to_confirm.pop(0))
-        last = self.refit(list(self.histories.values()))
-        if last is not None and last.name not in self.histories and self.budget.leaves(self.used, self._forecast.before(last)):
+        last = self._last
+        if last is not None and self.budget.leaves(self.used, self._forecast.before(last)):
             return None if self.live else self._begin(trial_id, last)
         self.is_handed_out = True
         return Searcher.FINISHED
@@ -159,7 +159,20 @@ class Agenda(Searcher):
         if self._to_confirm is not None:
             # What has begun to confirm leaves `_confirming` before it is in `used`; who is confirmed does not change any more.
             return True
-        return not self.budget.leaves(self.used, self._forecast.confirming(self._confirming, self._live_beside))
+        return not self.budget.leaves(self.used, self._closing)
+
+    @property
+    def _closing(self) -> Cost:
+        """What follows exploring will still use: what confirms, side by side, and after it the training on all texts."""
+        forecast, last = self._forecast, self._last
+        confirming = forecast.confirming(self._confirming, self._live_beside)
+        return confirming if last is None else one_after_other(confirming, forecast.before(last))
+
+    @property
+    def _last(self) -> TrialHistory | None:
+        """The training of the best so far on all texts, where it is wanted and has not begun."""
+        last = self.refit(list(self.histories.values()))
+        return None if last is None or last.name in self.histories else last
 
     @property
     def _confirming(self) -> list[TrialHistory]:
@@ -199,8 +212,8 @@ class Agenda(Searcher):
         forecast, limit = self._forecast, self.budget.left_s(self.used)
         if not any(one.state or one.is_climbing for one in forecast.explored):
             return limit
-        exploring = forecast.exploring(self.live.values(), sum(one.proposer.left for one in self.explorations))
-        needed_s = exploring.wall_s + forecast.confirming(self._confirming).wall_s
+        live = [one for one in self.live.values() if one.group in self._groups]
+        needed_s = forecast.exploring(live, sum(one.proposer.left for one in self.explorations)).wall_s + self._closing.wall_s
         return needed_s if limit is None else min(needed_s, limit)
 
     def _explore(self, trial_id: str) -> dict[str, Any] | None:

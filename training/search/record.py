@@ -14,7 +14,7 @@ from training.judging.judge import HeadCalibration, reported_split
 from training.judging.metrics import head_scores, selection_score
 from training.manifest import EncoderFacts, HeadFacts, ModelFacts
 from training.search.deciding.budget import spent_on
-from training.search.deciding.contest import EQUAL_WEIGHTS, MAIN_GROUP, Standing, pareto_front, single_group, standings
+from training.search.deciding.contest import EQUAL_WEIGHTS, MAIN_GROUP, REFIT_GROUP, Standing, pareto_front, single_group, standings
 from training.search.deciding.importance import importance
 from training.search.deciding.ladder import Agreement, Ladder
 from training.search.prepared import Prepared
@@ -33,6 +33,7 @@ def make_record(
     judged: Mapping[str, Any],
     comparisons: list[dict[str, Any]],
     elapsed_s: float,
+    early: str = "",
 ) -> dict[str, Any]:
     """Put the record together.
 
@@ -43,6 +44,7 @@ def make_record(
         judged: Of `judge.account`, about the published model.
         comparisons: Of `comparison.compare`.
         elapsed_s: Wall seconds, without the time it lay interrupted.
+        early: What is said of a search that has not come to its end.
     """
     settings, dataset, source = prepared.settings, prepared.dataset, prepared.source
     rung = read_rung(prepared.storage, prepared.folder)
@@ -78,6 +80,7 @@ def make_record(
         "code_revision": code_revision(),
     }
     record["notes"] += [*_unreached(judged), *_equal_weights(settings, main), *_cut_short(settings, histories)]
+    record["notes"] += _not_refitted(settings, histories, best, early)
     record["notes"] += [*_words(prepared), *_heads_alone(rung, best), *_climbs(histories, agreements), *_spare(table)]
     return record | {"headline": headline(record, reported_split(dataset))}
 
@@ -168,6 +171,16 @@ def _cut_short(settings: TrainingSettings, histories: Sequence[TrialHistory]) ->
         for head, count in begun.items()
         if count < planned
     ]
+
+
+def _not_refitted(settings: TrainingSettings, histories: Sequence[TrialHistory], best: Standing, early: str = "") -> list[str]:
+    """Say that the published model has not learned the validation texts, where that was wanted."""
+    if not settings.tuning.refit or best.origin == WORDS_ALONE or sound(histories, REFIT_GROUP):
+        return []
+    failed = next((one for one in histories if one.group == REFIT_GROUP and one.has_failed), None)
+    cause = f"that training {'ran ' if failed.state == 'out of memory' else ''}{failed.state}" if failed else "no time was left"
+    said = "the winner was not trained once more on training and validation texts together, as tuning.refit wants"
+    return [f"{said}: {'the search was stopped before' if early else cause}"]
 
 
 def _head(head: str, trial: TrialSettings, prepared: Prepared, judged: Mapping[str, Any]) -> dict[str, Any]:

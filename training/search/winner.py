@@ -98,7 +98,7 @@ def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: flo
     calibrations = calibrate(prepared.settings.heads, logits["validation"], prepared.dataset.validation.labels)
     comparisons, said_of_floor = compare_all(prepared, histories, best)
     judged = account(prepared.settings, prepared.dataset, logits, calibrations)
-    record = make_record(prepared, histories, best, judged, comparisons, elapsed_s)
+    record = make_record(prepared, histories, best, judged, comparisons, elapsed_s, early)
     refitted = "the published model learned from the validation texts too; their figures, temperatures and thresholds are those of before"
     record["notes"] += [said for said in (early, note, refitted if refit else "", *said_of_floor) if said]
     record["published"]["name"] = published.name

@@ -91,6 +91,11 @@ def together(costs: Iterable[Cost], side_by_side: int) -> Cost:
     return Cost(wall_s, sum(one.cpu_s for one in found))
 
 
+def one_after_other(first: Cost, then: Cost) -> Cost:
+    """Return what two things cost of which the second waits for the first."""
+    return Cost(first.wall_s + then.wall_s, first.cpu_s + then.cpu_s)
+
+
 def mean_cost(histories: Sequence[TrialHistory]) -> Cost:
     """Return what a trial with a score cost on average; nothing is 0 before the first has ended."""
     costs = [spent_on(one) for one in histories if one.is_sound]
