@@ -1,12 +1,16 @@
 """What a search does within a budget: when exploring ends, whose turn it is, and what is forecast of the rest."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tests.unit.test_agenda import TUNING, make, report
 from training.search.agenda import Agenda
-from training.search.deciding.budget import Budget
+from training.search.deciding.budget import Budget, Cost
 from training.search.deciding.contest import confirmations
+from training.search.deciding.forecast import Forecast
+from training.search.proposing.ledger import TrialHistory
 from training.search_settings import TuningSettings
 
 MANY = TuningSettings(num_samples=1_000, confirm_top=4, confirm_seeds=2)
@@ -117,3 +121,53 @@ def test_the_training_on_all_texts_is_part_of_what_is_left(tmp_path: Path) -> No
     assert agenda.left_s() == 60.0
     ended(agenda, "t3", 0.5)
     assert agenda.left_s() == 0.0
+
+
+def of(number: int, epochs: int, *, is_last: bool, depth: int = 5, first: int = 1) -> TrialHistory:
+    """Return a trial whose epochs take 10 s each."""
+    reports = [
+        report(0.5, epoch, is_last=is_last and epoch == first + epochs - 1, epoch_s=10.0, epoch_cpu_s=5.0, depth=depth)
+        for epoch in range(first, first + epochs)
+    ]
+    return TrialHistory(
+        f"trial-{number}", "trial", number, {}, 7, "sampler", reports, "finished" if is_last else "stopped", depths=(depth,)
+    )
+
+
+def again(history: TrialHistory, **changes: Any) -> TrialHistory:
+    name = f"confirm-{history.number}-8"
+    return replace(history, name=name, group="confirm-trial", seed=8, epochs=[], state="", **changes)
+
+
+def test_what_was_stopped_is_confirmed_at_the_cost_of_a_whole_training() -> None:
+    stopped, whole = of(0, 2, is_last=False), of(1, 6, is_last=True)
+    forecast = Forecast([stopped, whole], {"trial": 6}, 2)
+    assert forecast.before(again(stopped)) == Cost(60.0, 30.0)
+    assert forecast.before(again(whole)) == Cost(60.0, 30.0)
+    # The training on all texts has as many epochs as were best.
+    assert forecast.before(again(stopped, planned=(2,))) == Cost(20.0, 10.0)
+    # Nobody knows how long a whole one is: at least as long.
+    assert Forecast([stopped], {"trial": 6}, 2).before(again(stopped)) == Cost(20.0, 10.0)
+    # One that had more than others by then will not have fewer.
+    longer = of(0, 8, is_last=False)
+    assert Forecast([longer, whole], {"trial": 6}, 2).before(again(longer)) == Cost(80.0, 40.0)
+
+
+def test_without_a_ladder_what_was_stopped_is_confirmed_in_full_too() -> None:
+    histories = [replace(of(0, 2, is_last=False), depths=()), replace(of(1, 6, is_last=True), depths=())]
+    assert Forecast(histories, {"trial": 0}, 2).before(again(histories[0])) == Cost(60.0, 30.0)
+
+
+def test_each_training_of_one_that_climbed_is_confirmed_in_full() -> None:
+    first, whole = of(0, 2, is_last=False), of(1, 6, is_last=True)
+    climb = of(0, 4, is_last=True, depth=0, first=3)
+    climbed = replace(climb, depths=(5, 0), epochs=[*first.epochs, *climb.epochs])
+    forecast = Forecast([climbed, whole], {"trial": 6}, 2)
+    # Its two epochs of top layers become five, as many as whole trainings have on average; the climb came to its end.
+    assert forecast.before(again(climbed)) == Cost(50.0 + 40.0, 45.0)
+    assert forecast.before(again(climbed, depths=(5,))) == Cost(50.0, 25.0)
+
+
+def test_what_trained_no_epoch_before_it_was_stopped_costs_what_whole_ones_do() -> None:
+    begun = replace(of(0, 1, is_last=False, first=0), depths=())
+    assert Forecast([begun, of(1, 6, is_last=True)], {"trial": 0}, 2).before(again(begun)) == Cost(60.0, 30.0)

@@ -61,6 +61,24 @@ def spent_at(history: TrialHistory, depths: Sequence[int]) -> Cost:
     return spent_on(replace(history, epochs=own)) if own else spent_on(history)
 
 
+def in_full(history: TrialHistory, depths: Sequence[int], epochs: float) -> Cost:
+    """Forecast what a trial would have used that nobody stops.
+
+    Args:
+        history: Of the trial.
+        depths: Frozen layers of each training that counts; where none of them is known, all epochs are one training.
+        epochs: So many a whole training has, on average.
+    """
+    trainings = [[one for one in history.epochs if one.get("depth", depths[0]) == depth] for depth in depths]
+    cost = spent_at(history, depths)
+    for own in [one for one in trainings if one] or [history.epochs]:
+        trained = [one for one in own if one["epoch"]]
+        if trained and not trained[-1].get("is_last"):
+            each = times(spent_on(replace(history, epochs=trained)), 1.0 / len(trained))
+            cost = one_after_other(cost, times(each, max(epochs - len(trained), 0.0)))
+    return cost
+
+
 def still_needed(history: TrialHistory, epochs: float, layers: int) -> Cost | None:
     """Forecast what a running trial will still use.
 

@@ -6,7 +6,7 @@ It knows neither Ray nor in which order trials come; `budget` counts, this looks
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from training.search.deciding.budget import Cost, mean_cost, mean_epochs, spent_at, spent_on, still_needed, times, together
+from training.search.deciding.budget import Cost, in_full, mean_cost, mean_epochs, spent_at, spent_on, still_needed, times, together
 from training.search.deciding.contest import explored_group
 from training.search.proposing.ledger import TrialHistory
 
@@ -36,10 +36,17 @@ class Forecast:
         return mean_cost(self._known)
 
     def before(self, again: TrialHistory) -> Cost:
-        """Forecast what a known configuration costs to train again: what it did cost, which with all layers is many times the mean."""
+        """Forecast what a known configuration costs to train again: what it did cost, which with all layers is many times the mean.
+
+        Nobody stops what trains again: where it was stopped, as much more as whole trainings have more epochs.
+        """
         own = (explored_group(again.group), again.number)
         known = next((one for one in self.histories if (one.group, one.number) == own and one.epochs), None)
-        return spent_at(known, again.depths) if known is not None else self.mean_cost
+        whole = [one for one in self._known if one.last.get("is_last")]
+        if known is None or not any(one["epoch"] for one in known.epochs):
+            return mean_cost(whole) if whole else self.mean_cost
+        # On all texts it has as many epochs as were best, and not more.
+        return spent_at(known, again.depths) if again.planned else in_full(known, again.depths, mean_epochs(whole))
 
     def exploring(self, live: Iterable[TrialHistory], left: int) -> Cost:
         """Forecast what trials will still use that run, and as many as are left to propose.
