@@ -45,6 +45,7 @@ def make(tmp_path: Path, groups: Sequence[str] = ("trial",), tuning: TuningSetti
         checkpoints_of=lambda trial: [f"tune-0/{trial}/checkpoint_000001"],
         ledger=Ledger(Storage(str(tmp_path)), "ledger"),
         most_concurrent=lambda: 2,
+        at_once=lambda: 2,
         **changes,
     )
 

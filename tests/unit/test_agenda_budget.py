@@ -171,3 +171,13 @@ def test_each_training_of_one_that_climbed_is_confirmed_in_full() -> None:
 def test_what_trained_no_epoch_before_it_was_stopped_costs_what_whole_ones_do() -> None:
     begun = replace(of(0, 1, is_last=False, first=0), depths=())
     assert Forecast([begun, of(1, 6, is_last=True)], {"trial": 0}, 2).before(again(begun)) == Cost(60.0, 30.0)
+
+
+def test_what_is_forecast_divides_by_what_runs_not_by_what_may_be_alive(tmp_path: Path) -> None:
+    agenda = exploring(tmp_path, Budget(1e6), tuning=TuningSettings(num_samples=10, confirm_top=10, confirm_seeds=1))
+    agenda.most_concurrent = lambda: 8
+    for place in range(10):
+        agenda.suggest(f"t{place}")
+        ended(agenda, f"t{place}", 0.5)
+    # Ten confirmations of 60 s, two at once.
+    assert agenda.left_s() == 300.0

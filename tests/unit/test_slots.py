@@ -7,7 +7,7 @@ import ray
 from ray._private.state import state
 
 from training.errors import TuningError
-from training.search.trials.slots import most_concurrent, slots
+from training.search.trials.slots import at_once, most_concurrent, slots
 from training.search_settings import TuningSettings
 
 
@@ -48,3 +48,12 @@ def test_a_trial_that_has_no_room_anywhere_is_refused_with_what_there_is(cluster
 def test_a_limit_and_a_population_have_their_own_number(cluster: dict[str, Any]) -> None:
     assert most_concurrent(make(max_concurrent_trials=7)) == 7
     assert most_concurrent(make(scheduler="pbt", num_samples=9)) == 9
+
+
+def test_no_more_run_at_once_than_there_is_room_for(cluster: dict[str, Any]) -> None:
+    cluster["now"] = {"CPU": 2.0}
+    assert at_once(make(max_concurrent_trials=8)) == 2
+    assert at_once(make(scheduler="pbt", num_samples=9)) == 2
+    assert at_once(make(max_concurrent_trials=1)) == 1
+    cluster["now"] = {"CPU": 0.0}
+    assert at_once(make(max_concurrent_trials=8)) == 1

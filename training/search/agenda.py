@@ -75,6 +75,7 @@ class Agenda(Searcher):
         checkpoints_of: Folders of a trial's checkpoints, the newest first.
         ledger: What happened so far.
         most_concurrent: Tells how many trials may be alive at once, now.
+        at_once: Tells how many of them train side by side, now.
         budget: What the search may use, with what confirms.
         beforehand_cpu_s: CPU seconds used before the first trial.
         spent_s: Wall seconds of earlier, interrupted processes.
@@ -92,6 +93,7 @@ class Agenda(Searcher):
     checkpoints_of: Callable[[str], Sequence[str]]
     ledger: Ledger
     most_concurrent: Callable[[], int]
+    at_once: Callable[[], int]
     budget: Budget = _NO_LIMITS
     beforehand_cpu_s: float = 0.0
     spent_s: float = 0.0
@@ -187,7 +189,7 @@ class Agenda(Searcher):
     @property
     def _forecast(self) -> Forecast:
         layers = {one.group: one.ladder.layers if one.ladder else 0 for one in self.explorations}
-        return Forecast(list(self.histories.values()), layers, self.most_concurrent())
+        return Forecast(list(self.histories.values()), layers, self.at_once())
 
     def status(self) -> str:
         """Say in a line what is best so far, and how long it will about take."""

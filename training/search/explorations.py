@@ -22,7 +22,7 @@ from training.search.proposing.samplers import grid_note
 from training.search.proposing.search_space import dimensions, distributions, first_points
 from training.search.proposing.searcher import FirstPoint, Proposer
 from training.search.trials.found_heads import FirstRung
-from training.search.trials.slots import most_concurrent, slots
+from training.search.trials.slots import at_once, most_concurrent, slots
 from training.search.winner import last_checkpoint
 from training.settings import TrainingSettings, of_heads
 
@@ -51,6 +51,7 @@ def make_agenda(prepared: Prepared, ledger: Ledger, rung: FirstRung | None) -> A
         checkpoints_of=lambda trial: checkpoints(prepared.storage, prepared.name, trial),
         ledger=ledger,
         most_concurrent=lambda: most_concurrent(tuning),
+        at_once=lambda: at_once(tuning),
         budget=Budget(tuning.time_budget_s, tuning.cpu_budget_s),
         beforehand_cpu_s=rung.cpu_s if rung else 0.0,
     )

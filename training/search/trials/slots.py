@@ -27,8 +27,17 @@ def most_concurrent(tuning: TuningSettings) -> int:
     if tuning.scheduler == "pbt":
         # A population is alive together; those without resources wait their turn.
         return tuning.num_samples
+    return tuning.max_concurrent_trials or _room_now(tuning)
+
+
+def at_once(tuning: TuningSettings) -> int:
+    """Return how many of the trials that may be alive train side by side; the others wait for their turn."""
+    return min(most_concurrent(tuning), _room_now(tuning))
+
+
+def _room_now(tuning: TuningSettings) -> int:
     # Where every machine is lost for a while, one trial waits for the next.
-    return tuning.max_concurrent_trials or max(1, _room(tuning, _resources()))
+    return max(1, _room(tuning, _resources()))
 
 
 def _wanted(tuning: TuningSettings) -> tuple[float, float]:
