@@ -172,12 +172,12 @@ def _look_at_words(course: _Course, ledger: Ledger) -> None:
 
 
 def _run(course: _Course, ledger: Ledger) -> None:
-    begun, prepared = time.monotonic(), course.prepared
+    begun, spent_s, prepared = time.monotonic(), ledger.elapsed_s, course.prepared
     rung = first_rung(prepared.assignment, prepared.folder, ledger)
     if rung is not None:
         prepared = replace(prepared, assignment=replace(prepared.assignment, heads_from=prepared.folder))
     agenda = make_agenda(prepared, ledger, rung)
-    agenda.begun = begun
+    agenda.begun, agenda.spent_s = begun, spent_s
     try:
         course.is_whole = _fit(prepared, agenda)
     finally:

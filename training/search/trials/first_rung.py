@@ -57,8 +57,8 @@ def first_rung(assignment: Assignment, folder: str, ledger: Ledger) -> FirstRung
 def _explored(assignment: Assignment, ledger: Ledger) -> FirstRung | None:
     import ray
 
-    begun = time.monotonic()
-
+    # What the search had taken before counts as well: whoever goes on goes on from the last event.
+    begun, spent_s = time.monotonic(), ledger.elapsed_s
     resources = assignment.settings.tuning.resources_per_trial
     # Encoding wants what a trial has; heads on vectors that are there need no GPU.
     encoding: Any = ray.remote(_encode).options(num_cpus=resources.cpu, num_gpus=resources.gpu)
@@ -67,7 +67,7 @@ def _explored(assignment: Assignment, ledger: Ledger) -> FirstRung | None:
     looking: Any = ray.remote(_look).options(num_cpus=resources.cpu, num_gpus=resources.gpu)
     # By itself: whoever encodes the rest would keep it waiting.
     seen, looked = ray.get(looking.remote(shared))
-    ledger.append("look", {"look": seen.to_dict(), "elapsed_s": time.monotonic() - begun})
+    ledger.append("look", {"look": seen.to_dict(), "elapsed_s": spent_s + time.monotonic() - begun})
     texts = f"{seen.texts} of {len(assignment.tokens['training'])} texts, on {seen.validation_texts} validation texts"
     say(f"first     score {seen.score:.3f} ({seen.shown}): heads on {texts}")
     # They divide the texts among themselves; see `activations`.
