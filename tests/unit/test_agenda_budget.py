@@ -181,3 +181,26 @@ def test_what_is_forecast_divides_by_what_runs_not_by_what_may_be_alive(tmp_path
         ended(agenda, f"t{place}", 0.5)
     # Ten confirmations of 60 s, two at once.
     assert agenda.left_s() == 300.0
+
+
+def test_what_has_failed_is_neither_best_nor_a_score(tmp_path: Path) -> None:
+    agenda = make(tmp_path, budget=Budget(1.0))
+    agenda.spent_s = 10.0
+    agenda.suggest("t0")
+    agenda.heard("t0", {"score": 0.0, "head_scores": {}, "epoch": 0, "is_last": True, "has_diverged": True})
+    agenda.ended("t0", "diverged")
+    # However small the budget, something gets a score.
+    assert not agenda.is_spent
+    assert agenda.status() == ""
+    assert agenda.suggest("t1")["name"] == "trial-1"
+    ended(agenda, "t1", 0.6)
+    assert agenda.is_spent
+
+
+def test_the_best_so_far_can_be_published(tmp_path: Path) -> None:
+    agenda = make(tmp_path)
+    for name, score, state in (("t0", 0.6, "finished"), ("t1", 0.8, "diverged")):
+        agenda.suggest(name)
+        agenda.heard(name, report(score))
+        agenda.ended(name, state)
+    assert agenda.status().startswith("best so far trial-0 0.600")

@@ -156,7 +156,7 @@ class Agenda(Searcher):
     @property
     def is_spent(self) -> bool:
         """Whether exploring has to end, so that its best can still be confirmed; never before anything has a score."""
-        if not any(one.epochs for one in self.histories.values()):
+        if not any(one.epochs and not one.has_failed for one in self.histories.values()):
             return False
         if self._to_confirm is not None:
             # What has begun to confirm leaves `_confirming` before it is in `used`; who is confirmed does not change any more.
@@ -193,7 +193,9 @@ class Agenda(Searcher):
 
     def status(self) -> str:
         """Say in a line what is best so far, and how long it will about take."""
-        found = [one for one in self.histories.values() if one.group == self.explorations[0].group and one.epochs]
+        main = self._own(self.explorations[0])
+        # What has failed cannot be published, whatever it had before.
+        found = [one for one in main if one.epochs and not one.has_failed]
         if not found:
             return ""
         best = max(found, key=lambda one: (float(one.last[SCORE]), -one.number))
