@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.unit.test_agenda import TUNING, make, report
 from training.search.agenda import Agenda
 from training.search.deciding.budget import Budget, Cost
@@ -204,3 +206,21 @@ def test_the_best_so_far_can_be_published(tmp_path: Path) -> None:
         agenda.heard(name, report(score))
         agenda.ended(name, state)
     assert agenda.status().startswith("best so far trial-0 0.600")
+
+
+def test_what_is_left_once_the_best_are_confirmed_is_that_alone(tmp_path: Path) -> None:
+    agenda = exploring(tmp_path, Budget(1_200.0))
+    for place, score in enumerate((0.5, 0.6, 0.7, 0.65)):
+        agenda.suggest(f"t{place}")
+        ended(agenda, f"t{place}", score)
+    # Of a thousand trials only the limit is known.
+    assert agenda.left_s() == pytest.approx(1_200.0, abs=10.0)
+    agenda.spent_s = 970.0
+    agenda.suggest("t4")
+    # They turn out shorter than was forecast: 400 s are left, and there is nothing for them.
+    agenda.spent_s = 800.0
+    for place in range(4, 11):
+        ended(agenda, f"t{place}", 0.6)
+        agenda.suggest(f"t{place + 1}")
+    assert agenda.left_s() == 60.0
+    assert agenda.status().endswith(", about 60 s left")

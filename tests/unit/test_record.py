@@ -8,6 +8,7 @@ import pytest
 from training.judging.abstention import ALWAYS_ABSTAIN
 from training.search.deciding.contest import Standing
 from training.search.deciding.ladder import Agreement
+from training.search.prepared import trials_so_far
 from training.search.proposing.ledger import TrialHistory
 from training.search.record import _climbs, _cut_short, _equal_weights, _not_refitted, _spare, _unreached
 from training.settings import TrainingSettings
@@ -95,3 +96,34 @@ def test_a_training_on_all_texts_that_was_wanted_and_is_not_there_is_named() -> 
     assert _not_refitted(settings(), [trained], best) == []
     # There is nothing to train of what words say by themselves.
     assert _not_refitted(wanted, [trained], replace(best, origin="words alone")) == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "early", "cause"),
+    [
+        ({"time_budget_s": 60.0}, "", "the time budget"),
+        ({"cpu_budget_s": 60.0}, "", "the CPU budget"),
+        ({"time_budget_s": 60.0, "cpu_budget_s": 60.0}, "", "the time or the CPU budget"),
+        ({}, "stopped before its end", "an early end"),
+        ({"time_budget_s": 60.0}, "stopped before its end", "an early end"),
+    ],
+)
+def test_a_comparison_is_cut_short_by_what_did_it(limits: dict[str, float], early: str, cause: str) -> None:
+    own = settings(tuning={"num_samples": 2, "compare_single": True} | limits)
+    histories = [sound(group, number) for group, count in (("trial", 2), ("single-a", 2), ("single-b", 1)) for number in range(count)]
+    (note,) = _cut_short(own, histories, early)
+    assert note == f"{cause} cut the search for head 'b' alone short: 1 of 2 trials, so that comparison is unfair to it"
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [({}, "2 of at least 8 trials"), ({"time_budget_s": 60.0}, "2 trials"), ({"cpu_budget_s": 60.0}, "2 trials")],
+)
+def test_trials_so_far_are_those_of_the_search_itself(limits: dict[str, float], said: str) -> None:
+    groups = ("trial", "trial", "confirm-trial", "single-a", "confirm-single-a", "refit")
+    found = [sound(group, number) for number, group in enumerate(groups)]
+    assert trials_so_far(settings(tuning={"num_samples": 8} | limits).tuning, found) == said
+
+
+def test_one_trial_is_one() -> None:
+    assert trials_so_far(settings(tuning={"time_budget_s": 60.0}).tuning, [sound("trial", 0)]) == "1 trial"

@@ -217,7 +217,9 @@ class Agenda(Searcher):
         if not any(one.state or one.is_climbing for one in forecast.explored):
             return limit
         live = [one for one in self.live.values() if one.group in self._groups]
-        needed_s = forecast.exploring(live, sum(one.proposer.left for one in self.explorations)).wall_s + self._closing.wall_s
+        # Once the best are confirmed, nobody proposes any more.
+        to_propose = sum(one.proposer.left for one in self.explorations) if self._to_confirm is None else 0
+        needed_s = forecast.exploring(live, to_propose).wall_s + self._closing.wall_s
         return needed_s if limit is None else min(needed_s, limit)
 
     def _explore(self, trial_id: str) -> dict[str, Any] | None:

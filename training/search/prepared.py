@@ -3,7 +3,7 @@
 It does not know Ray or how trials are proposed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,9 +14,12 @@ from training.data.dataset import Dataset, folds_of
 from training.data.tokens import Tokenizer
 from training.network.encoder import EncoderSource, find_encoder
 from training.network.letters import spell
+from training.search.deciding.contest import MAIN_GROUP
 from training.search.plan import Plan, search_path
+from training.search.proposing.ledger import TrialHistory
 from training.search.proposing.search_space import dimensions
 from training.search.trials.assignment import Assignment, EarlierWeights
+from training.search_settings import TuningSettings
 from training.settings import TrainingSettings
 
 # Each candidate of the first rung trains once more for each: with fewer it learns from less, with more it costs more.
@@ -148,3 +151,16 @@ def _plan_of(settings: TrainingSettings) -> str:
     confirmed = f"; then the best {tuning.confirm_top} and the default with {seeds}" if tuning.confirm_top else ""
     rungs = ", their heads first, then top layers, the better ones all they may train" if tuning.ladder else ""
     return f"{trials}{rungs}{singles}{confirmed}"
+
+
+def trials_so_far(tuning: TuningSettings, found: Sequence[TrialHistory]) -> str:
+    """Say how many configurations have a score, and of how many where that is known: nobody waits for the most that a limit allows.
+
+    Args:
+        tuning: Number of trials, and limits.
+        found: Trials with a score, those that confirm or refit too.
+    """
+    count = sum(one.group == MAIN_GROUP for one in found)
+    if tuning.time_budget_s or tuning.cpu_budget_s:
+        return f"{count} {'trial' if count == 1 else 'trials'}"
+    return f"{count} of at least {tuning.num_samples} trials"

@@ -79,7 +79,7 @@ def make_record(
         "libraries": library_versions(),
         "code_revision": code_revision(),
     }
-    record["notes"] += [*_unreached(judged), *_equal_weights(settings, main), *_cut_short(settings, histories)]
+    record["notes"] += [*_unreached(judged), *_equal_weights(settings, main), *_cut_short(settings, histories, early)]
     record["notes"] += _not_refitted(settings, histories, best, early)
     record["notes"] += [*_words(prepared), *_heads_alone(rung, best), *_climbs(histories, agreements), *_spare(table)]
     return record | {"headline": headline(record, reported_split(dataset))}
@@ -154,8 +154,8 @@ def _spare(table: Sequence[Standing]) -> list[str]:
     return [f"trainings with seed {seeds} count in no mean: not all that were to be confirmed had been trained with it"] if spare else []
 
 
-def _cut_short(settings: TrainingSettings, histories: Sequence[TrialHistory]) -> list[str]:
-    """Say where a time budget left one model per head without a score, or with fewer trials than it was promised."""
+def _cut_short(settings: TrainingSettings, histories: Sequence[TrialHistory], early: str = "") -> list[str]:
+    """Say where a limit, or who stopped the search, left one model per head without a score, or with fewer trials than it was promised."""
     tuning = settings.tuning
     if not tuning.compare_single or len(settings.heads) == 1:
         return []
@@ -166,8 +166,10 @@ def _cut_short(settings: TrainingSettings, histories: Sequence[TrialHistory]) ->
     if tuning.time_budget_s or tuning.cpu_budget_s:
         # Nobody was promised more than all heads together had.
         planned = min(planned, sum(one.group == MAIN_GROUP and one.origin != WORDS_ALONE for one in histories))
+    given = [name for name, limit in (("time", tuning.time_budget_s), ("CPU", tuning.cpu_budget_s)) if limit]
+    cause = "an early end" if early else f"the {' or the '.join(given) or 'time'} budget"
     return [
-        f"the time budget cut the search for head {head!r} alone short: {count} of {planned} trials, so that comparison is unfair to it"
+        f"{cause} cut the search for head {head!r} alone short: {count} of {planned} trials, so that comparison is unfair to it"
         for head, count in begun.items()
         if count < planned
     ]

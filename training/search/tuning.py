@@ -25,7 +25,7 @@ from training.search.deciding.group_scheduler import GroupScheduler
 from training.search.deciding.pareto import parse_pick
 from training.search.explorations import make_agenda
 from training.search.plan import LEDGER_FOLDER, Plan, Start, check_name, default_name, next_attempt, note_job, pin, read_plan
-from training.search.prepared import Prepared, announce, prepare, with_budget, without_test
+from training.search.prepared import Prepared, announce, prepare, trials_so_far, with_budget, without_test
 from training.search.proposing.ledger import Ledger, TrialHistory
 from training.search.proposing.search_space import check_depth, check_space
 from training.search.proposing.searcher import SCORE
@@ -206,7 +206,7 @@ def _finish_early(prepared: Prepared, histories: Sequence[TrialHistory], elapsed
     words = words_alone(prepared.assignment, histories)
     if not found and words is None:
         raise _nothing_yet(prepared)
-    note = f"stopped before its end, with {len(found)} of at least {prepared.settings.tuning.num_samples} trials; the test texts are unseen"
+    note = f"stopped before its end, with {trials_so_far(prepared.settings.tuning, found)}; the test texts are unseen"
     return finish(without_test(prepared), [*found, *lost, *([words] if words else [])], elapsed_s, f"{note}; {_go_on(prepared)}")
 
 
