@@ -3,6 +3,8 @@
 It does not know how trials train, or what is handed out when (`agenda`).
 """
 
+import os
+import socket
 import tempfile
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from cluster.console import say
+from cluster.settings import JOB_VARIABLE
 from training.search.agenda import Agenda, Exploration
 from training.search.deciding.budget import Budget
 from training.search.deciding.contest import MAIN_GROUP, confirmations, group_heads, refit, single_group
@@ -34,11 +37,15 @@ def make_agenda(prepared: Prepared, ledger: Ledger, rung: FirstRung | None) -> A
         prepared: The search.
         ledger: What happened so far.
         rung: What heads reached by themselves, if they were searched.
+
+    Raises:
+        TuningError: There is no room for a trial, or another process goes on with this search.
     """
     settings = prepared.settings
     tuning, heads = settings.tuning, tuple(settings.heads)
     # A search that could not run a single trial says so now.
     slots(tuning)
+    _claim(ledger)
     groups = {MAIN_GROUP: heads}
     if tuning.compare_single and len(heads) > 1:
         groups |= {single_group(head): (head,) for head in heads}
@@ -57,6 +64,15 @@ def make_agenda(prepared: Prepared, ledger: Ledger, rung: FirstRung | None) -> A
     )
     _remember(prepared, agenda)
     return agenda
+
+
+def _claim(ledger: Ledger) -> None:
+    """Take an interrupted search over: of two that do one is refused, and whoever had it until now ends at its next event.
+
+    Before anything is shared: trials that were interrupted are handed out without an event, and the study is written anew.
+    """
+    if ledger.is_resumed:
+        ledger.append("resumed", {"job": os.environ.get(JOB_VARIABLE, ""), "host": socket.gethostname()})
 
 
 def _exploration(prepared: Prepared, group: str, settings: TrainingSettings, rung: FirstRung | None) -> Exploration:

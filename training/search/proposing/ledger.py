@@ -2,6 +2,7 @@
 
     searches/NAME/ledger/000000.json   begun, with the settings
     searches/NAME/ledger/000017.json   trial-3 ended its second epoch
+    searches/NAME/ledger/000018.json   resumed, by which job on which host
 
 Every event is a file of its own, created whole and exclusively, so a crash cannot tear one, a full disk loses at most the newest, and two
 processes cannot go on with the same search. Every event of a trial carries all that is known of the trial: losing one loses no other.
@@ -106,6 +107,8 @@ class Ledger:
         self.path = path
         self.damaged: list[str] = []
         self._events = self._read()
+        # Whether another process worked on this search before.
+        self.is_resumed = bool(self.damaged) or any(event["kind"] != "begun" for event in self._events)
         self._next = 1 + max((int(name.partition(".")[0]) for name in self._names()), default=-1)
 
     def append(self, kind: str, facts: Mapping[str, Any]) -> None:
@@ -116,13 +119,27 @@ class Ledger:
         """
         event = {"kind": kind, **facts}
         try:
-            self._storage.create(f"{self.path}/{self._next:0{_DIGITS}d}.json", json.dumps(event).encode())
+            self._storage.create(self._next_file, json.dumps(event).encode())
         except ConflictError:
-            raise TuningError(
-                f"{self._storage.uri}/{self.path}: another process goes on with this search", "wait until it ends, or stop it"
-            ) from None
+            raise self._taken() from None
         self._events.append(event)
         self._next += 1
+
+    def require_own(self) -> None:
+        """Refuse to go on where another process does.
+
+        Raises:
+            TuningError: Another process wrote the next event.
+        """
+        if self._storage.exists(self._next_file):
+            raise self._taken()
+
+    @property
+    def _next_file(self) -> str:
+        return f"{self.path}/{self._next:0{_DIGITS}d}.json"
+
+    def _taken(self) -> TuningError:
+        return TuningError(f"{self._storage.uri}/{self.path}: another process goes on with this search", "wait until it ends, or stop it")
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Return all events of a kind, oldest first."""
