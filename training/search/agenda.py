@@ -18,17 +18,7 @@ from training.search.deciding.budget import Budget, Cost, one_after_other, spent
 from training.search.deciding.forecast import Forecast
 from training.search.deciding.ladder import Ladder
 from training.search.proposing.ledger import PASSED_OVER, Ledger, TrialHistory, trial_facts
-from training.search.proposing.searcher import (
-    HAS_DIVERGED,
-    HAS_NO_MEMORY,
-    HEAD_SCORES,
-    INTERVAL,
-    IS_LAST,
-    SAMPLED,
-    SCORE,
-    Proposal,
-    Proposer,
-)
+from training.search.proposing.searcher import HAS_DIVERGED, HAS_NO_MEMORY, HEAD_SCORES, INTERVAL, IS_LAST, SAMPLED, SCORE, Proposer
 from training.search.trials.assignment import Order
 
 # What of a report is written down; Tune adds a dozen keys of its own.
@@ -234,8 +224,12 @@ class Agenda(Searcher):
 
     def _explore(self, trial_id: str) -> dict[str, Any] | None:
         """Begin the next proposed trial that is not passed over."""
-        for one in self._turns:
-            while (proposal := self._proposed(one)) is not None:
+        turns = self._turns
+        if any(one.proposer.left for one in turns):
+            # The study's file may be another process's since the last event.
+            self.ledger.require_own()
+        for one in turns:
+            while (proposal := one.proposer.propose()) is not None:
                 depths = one.ladder.depths(proposal.point) if one.ladder else ()
                 name = f"{one.group}-{proposal.number}"
                 facts = (name, one.group, proposal.number, proposal.point, one.seed, proposal.origin)
@@ -244,12 +238,6 @@ class Agenda(Searcher):
                     return self._begin(trial_id, history)
                 self._pass_over(one, history)
         return None
-
-    def _proposed(self, exploration: Exploration) -> Proposal | None:
-        if exploration.proposer.left:
-            # The study's file may be another process's since the last event.
-            self.ledger.require_own()
-        return exploration.proposer.propose()
 
     @property
     def _turns(self) -> list[Exploration]:
