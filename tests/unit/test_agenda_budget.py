@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune.search import Searcher
 
 from tests.unit.test_agenda import TUNING, make, report
 from training.search.agenda import Agenda
@@ -106,7 +107,7 @@ def test_exploring_leaves_time_for_the_training_on_all_texts(tmp_path: Path) -> 
     assert agenda.is_spent
     assert agenda.suggest("t1")["name"] == "confirm-0-8"
     ended(agenda, "t1", 0.5)
-    assert agenda.suggest("t2")["name"] == "refit-0"
+    assert agenda.suggest("t2")["name"] == "refit-0-7-1"
 
 
 def test_the_training_on_all_texts_is_part_of_what_is_left(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_the_training_on_all_texts_is_part_of_what_is_left(tmp_path: Path) -> No
     assert agenda.suggest("t2")["name"] == "confirm-0-8"
     ended(agenda, "t2", 0.5)
     assert agenda.left_s() == 60.0
-    assert agenda.suggest("t3")["name"] == "refit-0"
+    assert agenda.suggest("t3")["name"] == "refit-0-7-1"
     # It runs: what it will still use is counted once.
     assert agenda.left_s() == 60.0
     ended(agenda, "t3", 0.5)
@@ -183,6 +184,21 @@ def test_what_is_forecast_divides_by_what_runs_not_by_what_may_be_alive(tmp_path
         ended(agenda, f"t{place}", 0.5)
     # Ten confirmations of 60 s, two at once.
     assert agenda.left_s() == 300.0
+
+
+def test_a_search_of_which_all_trials_fail_ends_with_its_limit(tmp_path: Path) -> None:
+    agenda = exploring(tmp_path, Budget(100.0))
+    for place in range(3):
+        assert agenda.suggest(f"t{place}")["name"] == f"trial-{place}"
+        agenda.spent_s = 101.0
+        assert not agenda.is_spent
+        agenda.heard(f"t{place}", {"score": 0.0, "head_scores": {}, "epoch": 0, "is_last": True, "has_diverged": True})
+        agenda.ended(f"t{place}", "diverged")
+    assert agenda.is_spent
+    assert agenda.suggest("t3") == Searcher.FINISHED
+    # With time left it goes on.
+    agenda.spent_s = 10.0
+    assert not agenda.is_spent
 
 
 def test_what_has_failed_is_neither_best_nor_a_score(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ _REPORTED = (
     ),
 )
 _NO_LIMITS = Budget()
+# Where a limit is used up and so many have failed, the next would too.
+_ALL_FAIL = 3
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,10 @@ class Agenda(Searcher):
 
     @property
     def is_spent(self) -> bool:
-        """Whether exploring has to end, so that its best can still be confirmed; never before anything has a score."""
+        """Whether exploring has to end, so that its best can still be confirmed; not before anything has a score, unless all fail."""
         if not any(one.epochs and not one.has_failed for one in self.histories.values()):
-            return False
+            failed = sum(one.has_failed for one in self.histories.values())
+            return failed >= _ALL_FAIL and not self.budget.leaves(self.used, Cost(0.0, 0.0))
         if self._to_confirm is not None:
             # What has begun to confirm leaves `_confirming` before it is in `used`; who is confirmed does not change any more.
             return True

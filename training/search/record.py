@@ -49,8 +49,7 @@ def make_record(
     settings, dataset, source = prepared.settings, prepared.dataset, prepared.source
     rung = read_rung(prepared.storage, prepared.folder)
     table, trial = standings(histories, settings.tuning), trial_settings(settings, best.best.best_point)
-    agreements = _agreements(prepared, rung, histories)
-    main = [one for one in histories if one.group == best.searched.group]
+    agreements, main = _agreements(prepared, rung, histories), [one for one in histories if one.group == best.searched.group]
     record: dict[str, Any] = {
         "name": prepared.name,
         "created": prepared.plan.begun,
@@ -78,9 +77,9 @@ def make_record(
         "libraries": library_versions(),
         "code_revision": code_revision(),
     }
-    record["notes"] += [*_unreached(judged), *_equal_weights(settings, main), *_cut_short(settings, histories, early), *_words(prepared)]
-    record["notes"] += [*_not_refitted(settings, histories, best, early), *_heads_alone(rung, best), *_climbs(histories, agreements)]
-    record["notes"] += _spare(table)
+    unfinished = [*_cut_short(settings, histories, early), *_not_refitted(settings, histories, best, early), *_spare(table)]
+    record["notes"] += [*_unreached(judged), *_equal_weights(settings, main), *unfinished]
+    record["notes"] += [*_words(prepared), *_heads_alone(rung, best), *_climbs(histories, agreements)]
     return record | {"headline": headline(record, reported_split(dataset))}
 
 
