@@ -7,14 +7,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
 from serving.candidates.candidate import CLIENT, make_candidate
-from serving.errors import DeadlineExceeded, InvalidFields, NotReady, Overloaded, ServingError
+from serving.errors import InvalidFields, NotReady, ServingError
 from serving.explaining import METHOD, ExplainRequest, Explanation, find_spans, weigh, without_each
 from serving.follower import Follower
 from serving.messages import Answer, EngineTrial, HeadFacts, Limits, Pooling, Prediction, PredictRequest, VersionFacts, shaped
@@ -165,15 +165,14 @@ class Answerer:
         """
         current, deadline = self._follower.current, self._deadline(request)
         chosen = self._chosen(client, current, promised)
-        try:
-            answers, spent = await self._answer(chosen, request, deadline, client)
-        except ServingError as error:
-            if self.candidate is None or chosen is current or isinstance(error, Overloaded | DeadlineExceeded):
-                raise
-            # What is wrong with the request itself is raised again.
-            answers, spent = await self._answer(current, request, deadline, client)
-            chosen = current
-            self.candidate.errors += 1
+
+        def ask(predictor: Predictor) -> Awaitable[tuple[Sequence[Answer], Spent]]:
+            return self._answer(predictor, request, deadline, client)
+
+        if self.candidate is None or chosen is current:
+            answers, spent = await ask(current)
+        else:
+            chosen, (answers, spent) = await self.candidate.answer(ask, chosen, current)
         self._count_abstentions(answers)
         self.seen.note(chosen, answers)
         if self.candidate is not None:

@@ -163,7 +163,7 @@ class CandidateFacts(Message):
     trial: str = Field(default="", description="Tells this trial from earlier ones of the same version.")
     ready: bool
     failure: str = Field(default="", description="Why it could not be loaded.")
-    errors: int = Field(description="Requests it failed on.")
+    errors: int = Field(description="Requests it failed on, and the version beside it did not.")
     compared: dict[str, int] = Field(description="Head → texts that it and the version that answers now were both asked about.")
     agreement: dict[str, float] = Field(description="Head → share of these for which both name the same class, or none.")
 

@@ -2,8 +2,8 @@
 
 Either way both are asked about the same texts, the second one when the caller has his answer already, and how often the heads name the
 same class is counted. Copies wait for nobody: where a second of work waits, or many copies do, the next one is left out. A request that
-breaks a canary is answered by the version beside it. A candidate that does not load changes nothing for anybody. It does not know how
-answers are made.
+a canary fails on, if only with one of its texts, is answered by the version beside it, and counts against the canary where that one can. A
+candidate that does not load changes nothing for anybody. It does not know how answers are made.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from hashlib import blake2b
+from typing import TypeVar
 
 from cluster.errors import TwoheadError
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
@@ -30,6 +31,8 @@ MOST_COPIES = 32
 
 # Says what a version answers to a request, when the engine comes to it.
 Ask = Callable[[Predictor, PredictRequest], Awaitable[Sequence[Answer]]]
+# What else is told of a request that was answered.
+ToldT = TypeVar("ToldT")
 
 
 class Candidate:
@@ -44,7 +47,7 @@ class Candidate:
 
     Attributes:
         answered: Texts it answered to callers.
-        errors: Requests it failed on.
+        errors: Requests with a text that it failed on and the version beside it did not.
         compared: Version beside it and head → texts that both versions answered.
         agreed: The same → texts of these for which both name the same class, or both none.
         left_out: Requests that were not copied, because others waited.
@@ -114,6 +117,43 @@ class Candidate:
         # Another trial takes others: nobody is the one who always tries.
         return int.from_bytes(blake2b(f"{self.trial} {client}".encode(), digest_size=7).digest()) / 2**56
 
+    async def answer(
+        self, ask: Callable[[Predictor], Awaitable[tuple[Sequence[Answer], ToldT]]], canary: Predictor, current: Predictor
+    ) -> tuple[Predictor, tuple[Sequence[Answer], ToldT]]:
+        """Let the canary answer a request, or the version beside it where the canary fails on any of its texts.
+
+        Args:
+            ask: Asks a version about the request.
+            canary: See `takes`.
+            current: The version beside it.
+
+        Returns:
+            Which version answered all of it, and what `ask` told.
+
+        Raises:
+            Overloaded: There is no room for the request, whoever answers.
+            DeadlineExceeded: The canary took too long.
+            ServingError: Both failed on all of it; what is wrong with the request itself is raised by either.
+        """
+        # gather() hands over whatever went wrong: a tokenizer's or an engine's own errors are of no tree.
+        (found,) = await asyncio.gather(ask(canary), return_exceptions=True)
+        if isinstance(found, BaseException):
+            if isinstance(found, Overloaded | DeadlineExceeded) or not isinstance(found, Exception):
+                raise found
+            _log_unforeseen(canary, found)
+            answered = await ask(current)
+            self.errors += any(not one.error for one in answered[0])
+            return current, answered
+        if not any(one.error for one in found[0]):
+            return canary, found
+        try:
+            answered = await ask(current)
+        except ServingError:
+            # Some answers are more than none.
+            return canary, found
+        self.errors += _failed_alone(found[0], answered[0])
+        return current, answered
+
     def compare(
         self, request: PredictRequest, answers: Sequence[Answer], answered_by: Predictor, current: Predictor, *, waiting_s: float
     ) -> None:
@@ -131,7 +171,6 @@ class Candidate:
             return
         if answered_by is predictor:
             self.answered += len(answers)
-            self.errors += any(answer.error for answer in answers)
         elif self.role == "canary" or self._chance.random() >= self._fraction:
             return
         if waiting_s > MOST_QUEUE_S or len(self._copies) >= MOST_COPIES:
@@ -144,16 +183,18 @@ class Candidate:
 
     async def _copy(self, request: PredictRequest, answers: Sequence[Answer], other: Predictor, *, beside: int) -> None:
         is_its_own = other.version != beside
-        try:
-            found = await self._ask(other, request)
-        except (Overloaded, DeadlineExceeded):
+        # gather() hands over whatever went wrong, as in `answer`.
+        (found,) = await asyncio.gather(self._ask(other, request), return_exceptions=True)
+        if isinstance(found, Overloaded | DeadlineExceeded):
             self.left_out += 1
             return
-        except ServingError:
-            # The same request was answered before.
-            self.errors += is_its_own
+        if isinstance(found, Exception):
+            _log_unforeseen(other, found)
+            self.errors += is_its_own and any(not answer.error for answer in answers)
             return
-        self.errors += is_its_own and any(answer.error for answer in found)
+        if isinstance(found, BaseException):
+            raise found
+        self.errors += _failed_alone(found, answers) if is_its_own else _failed_alone(answers, found)
         for ours, theirs in zip(answers, found, strict=True):
             for head in ours.heads.keys() & theirs.heads.keys():
                 self.compared[beside, head] += 1
@@ -173,6 +214,17 @@ class Candidate:
         # Only our own errors are known to hold no text.
         self._failure = error.message if isinstance(error, TwoheadError) else type(error).__name__
         log.error("version %d is no %s: %s", self.version, self.role, self._failure)
+
+
+def _log_unforeseen(predictor: Predictor, error: Exception) -> None:
+    if not isinstance(error, TwoheadError):
+        # Its type alone: an error's words can hold a text.
+        log.error("version %d failed on a request: %s", predictor.version, type(error).__name__)
+
+
+def _failed_alone(tried: Sequence[Answer], other: Sequence[Answer]) -> bool:
+    """Tell whether one version failed on a text that the other one answered."""
+    return any(one.error and not beside.error for one, beside in zip(tried, other, strict=True))
 
 
 def make_candidate(

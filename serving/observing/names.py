@@ -98,7 +98,7 @@ TRIED = dict(
             "counter",
             {
                 "candidate_answers": "Texts that a canary answered.",
-                "candidate_errors": "Requests a canary or a shadow failed on.",
+                "candidate_errors": "Requests a canary or a shadow failed on, and the version beside it did not.",
                 "candidate_left_out": "Requests that were not compared, because others waited.",
             },
             "candidate",

@@ -151,6 +151,7 @@ async def test_copies_are_left_out_where_others_wait() -> None:
     ("found", "errors", "left_out"),
     [
         (ServingError("broken"), 1, 0),
+        (Exception("WordPiece error: Missing [UNK] token from the vocabulary"), 1, 0),
         (InvalidFields([("examples.0", "lacks a field")]), 1, 0),
         (Overloaded("full", 1.0), 0, 1),
         (DeadlineExceeded("late"), 0, 1),
@@ -167,6 +168,29 @@ async def test_what_a_shadow_fails_on_is_counted_and_a_full_queue_is_not(found: 
     compare(candidate, candidate._predictor)
     await settled()
     assert (asked, candidate.errors) == ([1], 0)
+
+
+BROKEN = Answer(heads={}, tokens=1, truncated=False, error="broken")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "errors"),
+    [
+        ([OURS[0], BROKEN], [OURS[0], BROKEN], {"shadow": 0, "canary": 0}),
+        ([OURS[0], BROKEN], [BROKEN, OURS[1]], {"shadow": 1, "canary": 1}),
+        ([OURS[0], BROKEN], OURS, {"shadow": 0, "canary": 1}),
+        ([BROKEN, BROKEN], ServingError("broken"), {"shadow": 0, "canary": 0}),
+    ],
+)
+async def test_a_text_that_breaks_both_versions_counts_against_nobody(ours: list[Answer], theirs: Any, errors: dict[str, int]) -> None:
+    for role, expected in errors.items():
+        candidate, asked = await make(role, 1.0, theirs)
+        current: Any = OLD
+        by: Any = candidate._predictor if role == "canary" else OLD
+        candidate.compare(REQUEST, ours, by, current, waiting_s=0.0)
+        await settled()
+        assert asked == [1 if role == "canary" else 2]
+        assert candidate.errors == expected
 
 
 async def test_one_that_does_not_load_changes_nothing() -> None:
@@ -269,20 +293,83 @@ async def test_a_canary_answers_where_it_keeps_to_what_the_caller_was_promised(m
     await with_versions(make_checkpoint, test, canary=CanarySettings(version=2, fraction=0.5))
 
 
-async def test_what_breaks_a_canary_is_answered_by_the_version_beside_it(make_checkpoint: Callable[[int], Path]) -> None:
+def fails_on(predictor: Any, *words: str) -> None:
+    """Let a version's engine fail on each batch with one of these texts."""
+    forward, bad = predictor.engine.forward, [text.ids.tolist() for text in predictor.tokenize(list(words))]
+
+    def failing(rows: Any) -> Any:
+        if any(row.tolist() in bad for row in rows):
+            raise RuntimeError("broken")
+        return forward(rows)
+
+    predictor.engine.forward = failing
+
+
+def taken_client(answerer: Answerer) -> str:
+    """Return somebody whose requests go to the canary."""
+    assert answerer.candidate is not None
+    current = answerer._follower.current
+    return next(name for name in map(str, range(1_000)) if answerer.candidate.takes(name, current))
+
+
+def without_unknown(texts: Any) -> Any:
+    raise Exception("WordPiece error: Missing [UNK] token from the vocabulary")  # as the library's own
+
+
+Break = Callable[[Any], None]
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [lambda one: fails_on(one, "a", "b"), lambda one: fails_on(one, "b"), lambda one: setattr(one, "tokenize", without_unknown)],
+    ids=["all texts", "one text", "the tokenizer"],
+)
+async def test_what_breaks_a_canary_is_answered_by_the_version_beside_it(make_checkpoint: Callable[[int], Path], break_it: Break) -> None:
     async def test(answerer: Answerer) -> None:
         assert answerer.candidate is not None
-        canary: Any = answerer.candidate._predictor
-
-        def broken(texts: Any) -> Any:
-            raise RuntimeError("broken")
-
-        canary.engine.forward = broken
-        told = [await answerer.predict(REQUEST, client=str(number)) for number in range(20)]
-        assert {one.version for one in told} == {1}
+        expected = answers_of(answerer._follower.current, ["a", "b"])
+        break_it(answerer.candidate._predictor)
+        for number in range(20):
+            told = (await answerer.predict(REQUEST, client=str(number))).prediction
+            assert told.version == 1
+            # One version answers all of a request; answers of another batch differ by the last decimals.
+            assert [one.error for one in told.answers] == [None, None]
+            assert [one.heads["category"].class_ for one in told.answers] == [one.heads["category"].class_ for one in expected]
         assert answerer.candidate.errors > 3
+        assert answerer.candidate.answered == 0
         with pytest.raises(InvalidFields):
             await answerer.predict(PredictRequest(texts=[" "]))
+
+    await with_versions(make_checkpoint, test, canary=CanarySettings(version=2, fraction=0.5))
+
+
+async def test_a_text_that_breaks_both_leaves_the_others_answered_and_no_error_of_the_canary(
+    make_checkpoint: Callable[[int], Path],
+) -> None:
+    async def test(answerer: Answerer) -> None:
+        assert answerer.candidate is not None
+        for predictor in (answerer.candidate._predictor, answerer._follower.current):
+            fails_on(predictor, "b")
+        told = (await answerer.predict(REQUEST, taken_client(answerer))).prediction
+        assert told.version == 1
+        assert [bool(one.error) for one in told.answers] == [False, True]
+        with pytest.raises(ServingError, match="engine failed"):
+            await answerer.predict(PredictRequest(texts=["b"]), taken_client(answerer))
+        assert answerer.candidate.errors == 0
+
+    await with_versions(make_checkpoint, test, canary=CanarySettings(version=2, fraction=0.5))
+
+
+async def test_what_a_canary_answered_is_told_where_the_version_beside_it_cannot(make_checkpoint: Callable[[int], Path]) -> None:
+    async def test(answerer: Answerer) -> None:
+        assert answerer.candidate is not None
+        fails_on(answerer.candidate._predictor, "b")
+        fails_on(answerer._follower.current, "a", "b")
+        told = (await answerer.predict(REQUEST, taken_client(answerer))).prediction
+        assert told.version == 2
+        assert [bool(one.error) for one in told.answers] == [False, True]
+        await asyncio.gather(*answerer.candidate._copies)
+        assert (answerer.candidate.errors, answerer.candidate.answered) == (0, 2)
 
     await with_versions(make_checkpoint, test, canary=CanarySettings(version=2, fraction=0.5))
 
