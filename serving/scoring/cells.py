@@ -6,7 +6,7 @@ Those of Parquet keep their types. It does not know what a column is for.
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import fsspec
@@ -19,8 +19,9 @@ from training.data.characters import with_line_feeds
 from training.data.formats import as_string
 from training.data.table import shown_path
 
-# A column of a row group is read in pieces of so many bytes, not whole.
+# A column of a row group is read in pieces of so many bytes, and its rows so many at a time, not whole.
 _BUFFER_BYTES = 1 << 20
+_PIECE_ROWS = 4096
 
 
 class BlockReader:
@@ -53,7 +54,7 @@ class BlockReader:
         rows = self._parquet
         if rows is None or rows.path != block.path or rows.position > block.start:
             rows = self._parquet = _ParquetRows(block.path, self._columns, block.start)
-        rows.take(block.start - rows.position)
+        rows.skip(block.start - rows.position)
         return rows.take(block.rows)
 
     def _read_lines(self, block: Block) -> pa.Table:
@@ -75,27 +76,33 @@ class _ParquetRows:
     def __init__(self, path: str, columns: list[str], start: int) -> None:
         self.path = path
         filesystem, inside = fsspec.core.url_to_fs(path)
-        file = pq.ParquetFile(inside, filesystem=filesystem, buffer_size=_BUFFER_BYTES)
+        # Else Arrow reads all wanted columns of a row group at once, before its first row, and heeds no buffer's size.
+        file = pq.ParquetFile(inside, filesystem=filesystem, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         sizes = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
         first, self.position = 0, 0
         while first < len(sizes) - 1 and self.position + sizes[first] <= start:
             self.position += sizes[first]
             first += 1
         self._empty = file.schema_arrow.remove_metadata().empty_table().select(columns)
-        self._batches = file.iter_batches(row_groups=list(range(first, len(sizes))), columns=columns)
+        self._batches = file.iter_batches(_PIECE_ROWS, row_groups=list(range(first, len(sizes))), columns=columns)
         self._rest = self._empty
+
+    def skip(self, count: int) -> None:
+        """Pass the next rows over, holding none of them."""
+        for _ in self._pieces(count):
+            pass
 
     def take(self, count: int) -> pa.Table:
         """Return the next rows; fewer at the end of the file."""
-        taken = [self._empty]
-        missing = count
-        while missing and (self._rest.num_rows or self._advance()):
-            piece = self._rest.slice(0, missing)
+        return pa.concat_tables([self._empty, *self._pieces(count)])
+
+    def _pieces(self, count: int) -> Iterator[pa.Table]:
+        while count and (self._rest.num_rows or self._advance()):
+            piece = self._rest.slice(0, count)
             self._rest = self._rest.slice(piece.num_rows)
-            missing -= piece.num_rows
-            taken.append(piece)
-        self.position += count - missing
-        return pa.concat_tables(taken)
+            self.position += piece.num_rows
+            count -= piece.num_rows
+            yield piece
 
     def _advance(self) -> bool:
         batch = next(self._batches, None)

@@ -1,5 +1,7 @@
 import hashlib
 import json
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from serving.errors import ScoringError
 from serving.scoring.cells import BlockReader
 from serving.scoring.files import find_files, make_blocks, survey
 
+ROOT = Path(__file__).resolve().parents[2]
 ROWS = [
     {"id": "1", "title": "nurse", "text": "plain"},
     {"id": "2", "title": 'a "quoted", one', "text": "two\nlines"},
@@ -56,6 +59,33 @@ def test_any_block_can_be_read_by_itself(suffix: str, tmp_path: Path) -> None:
     for number in (2, 0, 1, 1):
         found = reader.read(make_blocks([file])[number]).column("id").to_pylist()
         assert found == [row["id"] for row in ROWS[2 * number : 2 * number + 2]]
+
+
+PEAK = """
+import sys
+import pyarrow as pa
+from serving.scoring.cells import BlockReader
+from serving.scoring.files import make_blocks, survey
+
+path, rows, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+block = make_blocks([survey(path, rows)])[number]
+found = BlockReader(["text"]).read(block)
+print(found.num_rows, found.column("text")[-1].as_py()[:8], pa.default_memory_pool().max_memory())
+"""
+
+
+@pytest.mark.parametrize("number", [0, 9])
+def test_of_a_large_row_group_little_more_than_a_block_is_held(number: int, tmp_path: Path) -> None:
+    rows, block_rows, text_bytes = 80_000, 8_000, 1_000
+    path = tmp_path / "large.parquet"
+    # No two texts are alike, so that no dictionary holds them.
+    texts = [f"{row:08d}".ljust(text_bytes, "x") for row in range(rows)]
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=rows, compression="none", use_dictionary=False)
+    # A process of its own: the peak is that of its whole life.
+    command = [sys.executable, "-c", PEAK, str(path), str(block_rows), str(number)]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert told[:2] == [str(block_rows), f"{(number + 1) * block_rows - 1:08d}"]
+    assert int(told[2]) < 2 * block_rows * text_bytes
 
 
 def test_a_file_is_known_by_all_of_its_bytes(tmp_path: Path) -> None:
