@@ -18,6 +18,7 @@ TwoheadError
 """
 
 import math
+import traceback
 from collections.abc import Sequence
 
 from cluster.errors import TwoheadError
@@ -172,3 +173,8 @@ class KeyringError(ServingError):
 
 class ScoringError(ServingError):
     """A table cannot be scored, or not into the folder that was named."""
+
+
+def without_words(error: BaseException) -> str:
+    """Tell an error's type and, in further lines, where it was raised; not its words, which may quote a text."""
+    return "\n".join([type(error).__name__, *traceback.format_tb(error.__traceback__)]).rstrip("\n")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cluster.errors import TwoheadError
-from serving.errors import NotReady
+from serving.errors import NotReady, without_words
 from serving.messages import Failure
 from serving.predictor import Predictor
 
@@ -142,6 +142,7 @@ class Follower:
         # Only our own errors are known to hold no text of a request or a file.
         reason = error.message if isinstance(error, TwoheadError) else type(error).__name__
         if self.last_failure is None or (self.last_failure.version, self.last_failure.reason) != (version, reason):
-            log.error("version %s cannot answer, the one before goes on: %s", version, reason, exc_info=error)
+            told = reason if isinstance(error, TwoheadError) else without_words(error)
+            log.error("version %s cannot answer, the one before goes on: %s", version, told)
         self.last_failure = Failure(version=version, reason=reason, at=datetime.now(UTC).isoformat(timespec="seconds"))
         self._failed_at = time.monotonic()

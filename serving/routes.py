@@ -5,7 +5,6 @@
 """
 
 import json
-import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable
@@ -41,8 +40,7 @@ from serving.messages import FieldProblem, Health, Prediction, PredictRequest, P
 from serving.playground import ETAG, HEADERS, PAGE
 from serving.reading import check_limits, parse_body
 from serving.reference import CONTENT_SECURITY_POLICY, render
-
-log = logging.getLogger(__name__)
+from serving.unforeseen import Unforeseen
 
 API_VERSION = "1"
 PREDICT = "/v1/predict"
@@ -137,7 +135,6 @@ def build_app(
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
         openapi_tags=[{"name": "answers"}, {"name": "operation"}, {"name": "other servers' words"}],
     )
-    _add_errors(app, announce_ids)
     _add_answers(app, answering)
     predict = next(route for route in app.routes if isinstance(route, APIRoute) and route.path == PREDICT)
     app.add_middleware(Straight, route=predict, refuse=_refused)
@@ -146,6 +143,8 @@ def build_app(
         app.add_middleware(_guarded, ring=ring, routes=app.routes)
     app.add_middleware(RequestIds, announce=announce_ids)
     app.add_middleware(Leaving)
+    # Around all of these.
+    _add_errors(app, announce_ids)
     _add_operation(app, answering, metrics)
     for dialect in (open_inference, text_embeddings, vllm, mistral):
         dialect.add(app, answering)
@@ -279,16 +278,14 @@ def _add_errors(app: FastAPI, announce_ids: bool) -> None:
         detail = f"{request.method} {title}" if error.status_code == 405 else title
         return _problem(request, title, error.status_code, detail, dict(error.headers or {}))
 
-    async def unknown(request: Request, error: Exception) -> Response:
-        # Its type alone: an error's words can hold a text.
-        log.error("request %s failed: %s", _request_id(request), type(error).__name__)
+    def unforeseen(request: Request) -> Response:
         # This answer is made outside of RequestIds.
         headers = {REQUEST_ID_HEADER: _request_id(request)} if announce_ids else {}
         return _problem(request, ServingError.title, 500, "the request failed; the server's log names its request_id", headers)
 
     app.add_exception_handler(ServingError, known)
     app.add_exception_handler(HTTPException, of_http)
-    app.add_exception_handler(Exception, unknown)
+    app.add_middleware(Unforeseen, name=_request_id, respond=unforeseen)
 
 
 def _refused(request: Request, error: ServingError) -> Response:

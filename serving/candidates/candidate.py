@@ -15,7 +15,7 @@ from hashlib import blake2b
 from typing import TypeVar
 
 from cluster.errors import TwoheadError
-from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
+from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError, without_words
 from serving.follower import Follower
 from serving.keys.key import KEY_CLIENT
 from serving.messages import Answer, CandidateFacts, PredictRequest
@@ -218,8 +218,7 @@ class Candidate:
 
 def _log_unforeseen(predictor: Predictor, error: Exception) -> None:
     if not isinstance(error, TwoheadError):
-        # Its type alone: an error's words can hold a text.
-        log.error("version %d failed on a request: %s", predictor.version, type(error).__name__)
+        log.error("version %d failed on a request: %s", predictor.version, without_words(error))
 
 
 def _failed_alone(tried: Sequence[Answer], other: Sequence[Answer]) -> bool:

@@ -124,7 +124,7 @@ class Spans:
             try:
                 await self._app(scope, receive, send_and_note)
             finally:
-                # What is raised is answered so outside of here; a caller that went away raises no `Exception`.
+                # An answer that broke off is raised; a caller that went away raises no `Exception`.
                 _end(span, scope, 500 if isinstance(sys.exception(), Exception) else status)
 
 

@@ -7,7 +7,6 @@ holds one block, whatever the size of the table.
 import logging
 import os
 import tempfile
-import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from cluster.storage import Storage
 from serving.app import replica_environment
 from serving.engines.cache import cache_folder
 from serving.engines.kept import Keep
-from serving.errors import ScoringError
+from serving.errors import ScoringError, without_words
 from serving.predictor import Predictor
 from serving.scoring.answers import Scorer, answer_schema, answered, make_texts
 from serving.scoring.cells import BlockReader
@@ -122,8 +121,7 @@ class Worker:
             return done.result()
         if isinstance(error, TwoheadError):
             return Done(failure=error.message, hint=error.hint)
-        # Where it happened, without its words: they may quote a text.
-        log.error("%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
+        log.error("%s", without_words(error))
         return Done(failure=f"a worker failed: {type(error).__name__}", hint="score again: what is done is kept")
 
 

@@ -64,7 +64,7 @@ def ask(ring: KeyRing, calls: Callable[[httpx.AsyncClient], Awaitable[Any]]) -> 
     app = build_app(Nobody(), figures, ring=ring)  # type: ignore[arg-type]
 
     async def main() -> Any:
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await calls(client)
 

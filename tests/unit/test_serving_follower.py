@@ -106,6 +106,9 @@ def test_a_broken_version_leaves_the_old_one(version: int, error: Exception | No
 
     follow(versions, test)
     assert f"version {version} cannot answer" in caplog.text
+    # Where a foreign error was raised, not its words.
+    assert ("self.broken[version]" in caplog.text) == (error is not None and not isinstance(error, CheckpointError))
+    assert "secret" not in caplog.text
 
 
 def test_a_broken_version_is_tried_again_only_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

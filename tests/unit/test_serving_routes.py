@@ -1,11 +1,13 @@
 import asyncio
 import json
 import re
+import traceback
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import Response
 
 from serving.answerer import Answered, Explained, Spent
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
@@ -14,6 +16,7 @@ from serving.messages import Answer, HeadAnswer, HeadFacts, Limits, Prediction, 
 from serving.promised import Promised
 from serving.reading import finished_texts
 from serving.routes import build_app
+from serving.unforeseen import Unforeseen
 
 LIMITS = Limits(max_texts=3, max_characters=100, max_tokens=8, max_body_bytes=1000, deadline_ms=1000)
 JSON = {"content-type": "application/json"}
@@ -81,7 +84,7 @@ def call(method: str, path: str, answering: FakeAnswering | None = None, **optio
     app = build_app(answering or FakeAnswering(), figures)
 
     async def main() -> httpx.Response:
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.request(method, path, **options)
 
@@ -196,6 +199,29 @@ def test_an_unforeseen_error_tells_the_caller_nothing_but_its_id(caplog: pytest.
     assert response.status_code == 500
     assert problem(response)["request_id"] in caplog.text
     assert "secret" not in response.text + caplog.text
+    # What was raised where, all the same.
+    assert "RuntimeError" in caplog.text
+    assert "raise self.error" in caplog.text
+
+
+async def test_an_answer_that_breaks_off_is_no_whole_one_and_is_told_without_words(caplog: pytest.LogCaptureFixture) -> None:
+    async def breaks_off(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise error
+
+    error = RuntimeError("secret text")
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    app = Unforeseen(breaks_off, lambda request: "job-17", lambda request: Response())
+    with pytest.raises(ServingError, match="job-17 broke off") as caught:
+        await app({"type": "http"}, None, send)  # type: ignore[arg-type]
+    assert sent == ["http.response.start"]
+    said = "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert "RuntimeError" in said
+    assert "secret" not in said
 
 
 @pytest.mark.parametrize(("sent", "is_kept"), [("job-17.a_b", True), ("x" * 65, False), ("a b", False), ("", False)])

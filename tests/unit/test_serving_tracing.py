@@ -65,7 +65,7 @@ async def spans_of(ask: Ask, answering: FakeAnswering | None = None) -> tuple[ht
         patch.setattr("opentelemetry.trace._TRACER_PROVIDER", provider)
         app = build_app(Traced(answering or FakeAnswering()), figures)
         add_tracing(app, make_tracer())
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             response = await ask(client)
     return response, list(exporter.get_finished_spans())
