@@ -1,4 +1,6 @@
+import asyncio
 import math
+import ssl
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -7,8 +9,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.messages import Answer, HeadAnswer
+from serving.observing import metrics
 from serving.observing.drift import LEAST
-from serving.observing.metrics import Figures, Rate, merge
+from serving.observing.metrics import Figures, Rate, gather, merge
 from serving.observing.names import METRICS
 from serving.observing.seen import Seen
 from serving.scheduling.counted import Counters
@@ -47,6 +50,28 @@ def test_figures_of_all_nodes_in_one_block_each() -> None:
 
 def test_a_page_without_ours_is_empty() -> None:
     assert merge(["# HELP ray_node_cpu Not ours.\nray_node_cpu 1.0\n"]) == ""
+
+
+async def test_exporters_are_asked_without_reading_any_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(PAGE)}\r\nconnection: close\r\n\r\n{PAGE}".encode())
+        await writer.drain()
+        writer.close()
+
+    read: list[Any] = []
+    make = ssl.create_default_context
+
+    def noted(*args: Any, **options: Any) -> ssl.SSLContext:
+        read.append(options)
+        return make(*args, **options)
+
+    monkeypatch.setattr(ssl, "create_default_context", noted)
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        monkeypatch.setattr(metrics, "_exporters", lambda: [f"http://127.0.0.1:{port}/metrics"])
+        assert await gather() == merge([PAGE])
+    assert read == []
 
 
 Told = dict[str, dict[tuple[str, ...], float]]
