@@ -167,7 +167,7 @@ def _print_doors(cluster: "ClusterSettings", settings: "ServingSettings", argume
     from serving.client import KEY_VARIABLE, Client
     from training.registry import Registry
 
-    url, text = settings.url, arguments.ask
+    url, text = settings.url_from_here, arguments.ask
     if text is not None:
         with Client(url) as client:
             prediction = client.predict([text])
@@ -215,7 +215,7 @@ def _ask(arguments: argparse.Namespace) -> int:
     from serving.settings import load_settings
 
     texts = [line.rstrip("\n") for text in arguments.texts for line in (sys.stdin if text == "-" else [text])]
-    url = arguments.url or load_settings(arguments.config, arguments.overrides).url
+    url = arguments.url or load_settings(arguments.config, arguments.overrides).url_from_here
     with Client(url, retries=2) as client:
         prediction = client.predict(texts)
     say(prediction.model_dump_json(by_alias=True, indent=2) if arguments.json else _shown(texts, prediction))

@@ -9,6 +9,7 @@ how long to wait is the server's word (Retry-After). It knows no Ray and needs n
 """
 
 import asyncio
+import ipaddress
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -219,8 +220,13 @@ def key_headers(key: str | None = None) -> dict[str, str]:
 
 
 def is_on_this_machine(url: str) -> bool:
-    """Tell whether a URL names this machine, where no proxy of the environment leads."""
-    return httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
+    """Tell whether a URL names this machine, where no proxy of the environment leads: a loopback address, or "every address"."""
+    host = httpx.URL(url).host
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return address.is_loopback or address.is_unspecified
 
 
 def _body(texts: Sequence[str] | None, examples: Sequence[Mapping[str, str]] | None, deadline_ms: int | None) -> dict[str, Any]:

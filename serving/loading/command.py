@@ -193,7 +193,7 @@ def _bodies(arguments: argparse.Namespace) -> "Bodies":
 def _url(arguments: argparse.Namespace) -> str:
     from serving.settings import load_settings
 
-    url: str = arguments.url or load_settings(arguments.config, arguments.overrides).url
+    url: str = arguments.url or load_settings(arguments.config, arguments.overrides).url_from_here
     try:
         parts = urlsplit(url)
         is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

@@ -1,7 +1,9 @@
 import asyncio
 import errno
 import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -208,6 +210,40 @@ def test_one_string_is_not_a_list_of_letters(ask: Ask) -> None:
 
 
 def test_which_urls_are_here() -> None:
-    assert is_on_this_machine("http://127.0.0.1:8000")
-    assert is_on_this_machine("http://[::1]:8000")
-    assert not is_on_this_machine("https://example.com")
+    for host in ("127.0.0.1", "127.0.0.2", "[::1]", "localhost", "0.0.0.0", "[::]"):
+        assert is_on_this_machine(f"http://{host}:8000")
+    for host in ("example.com", "10.0.0.1", "[fe80::1]"):
+        assert not is_on_this_machine(f"https://{host}")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", "127.0.0.2"])
+def test_no_proxy_gets_what_is_asked_on_this_machine(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def listen() -> tuple[ThreadingHTTPServer, list[tuple[str, str | None]]]:
+        asked: list[tuple[str, str | None]] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append((self.path, self.headers["authorization"]))
+                self.send_response(200)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+        server = ThreadingHTTPServer(("0.0.0.0", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server, asked
+
+    (proxy, proxied), (server, asked) = listen(), listen()
+    try:
+        for variable in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.server_port}")
+        for variable in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(variable, raising=False)
+        with Client(f"http://{host}:{server.server_port}", retries=0, key="secret") as client:
+            client.metrics()
+    finally:
+        for one in (proxy, server):
+            one.shutdown()
+            one.server_close()
+    assert (proxied, asked) == ([], [("/metrics", "Bearer secret")])

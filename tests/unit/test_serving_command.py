@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.console import run_command
+from cluster.errors import TwoheadError
 from serving.__main__ import make_parser
 
 HEAVY = ("torch", "ray", "pandas", "transformers", "optuna", "fastapi", "pydantic", "httpx", "aiohttp")
@@ -94,6 +95,31 @@ def test_nothing_is_scored_without_a_version_or_a_table(tmp_path: Path, tiny_che
     with pytest.raises(SystemExit):
         run_command(make_parser(), command(tmp_path, *words, "--delimiter", ";;"))
     assert "argument --delimiter: is ';;', but must be one character" in capsys.readouterr().err
+
+
+EVERYWHERE = ("serving.host=0.0.0.0", "serving.port=8123", "serving.require_keys=true")
+
+
+@pytest.mark.parametrize("words", [["run", "--ask", "a"], ["ask", "a"], ["load", "--count", "1"]], ids=lambda words: words[0])
+def test_what_listens_everywhere_is_asked_on_this_machine(words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from serving import __main__ as program
+    from serving import client
+    from serving.loading import command as loading
+
+    class AskedError(TwoheadError):
+        """Ends a command that is about to ask."""
+
+    def asked(url: str, **_: object) -> None:
+        raise AskedError(url)
+
+    monkeypatch.setattr(client, "Client", asked)
+    settings = [word for override in EVERYWHERE for word in ("--set", override)]
+    arguments = make_parser().parse_args([*command(tmp_path, *words), *settings])
+    if words[0] == "load":
+        assert loading._url(arguments) == "http://127.0.0.1:8123"
+        return
+    with pytest.raises(AskedError, match=r"^http://127\.0\.0\.1:8123$"):
+        program._ask(arguments) if words[0] == "ask" else program._print_doors(*program._sections(arguments), arguments)
 
 
 def test_asking_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
