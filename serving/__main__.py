@@ -219,18 +219,22 @@ def _ask(arguments: argparse.Namespace) -> int:
     with Client(url, retries=2) as client:
         prediction = client.predict(texts)
     say(prediction.model_dump_json(by_alias=True, indent=2) if arguments.json else _shown(texts, prediction))
-    return 0
+    return int(any(answer.error for answer in prediction.answers))
 
 
 def _shown(texts: list[str], prediction: "Prediction") -> str:
-    heads = list(prediction.answers[0].heads)
+    """Lay answers out, a text a row; where one has an error instead, in a last column."""
+    heads = list(dict.fromkeys(head for answer in prediction.answers for head in answer.heads))
+    errors = ["error"] if any(answer.error for answer in prediction.answers) else []
     rows = []
     for text, answer in zip(texts, prediction.answers, strict=True):
         short = " ".join(text.split())
-        cells = [cell for head in heads for cell in (answer.heads[head].class_ or "(abstains)", answer.heads[head].probability)]
-        rows.append([short if len(short) <= _LONGEST_SHOWN else short[: _LONGEST_SHOWN - 1] + "…", *cells])
-    header = ["text", *(cell for head in heads for cell in (head, "probability"))]
-    return table(header, rows, right=range(2, len(header), 2)) + f"\nversion {prediction.version}"
+        found = [answer.heads.get(head) for head in heads]
+        cells = [cell for one in found for cell in ((one.class_ or "(abstains)", one.probability) if one else ("", ""))]
+        shown = short if len(short) <= _LONGEST_SHOWN else short[: _LONGEST_SHOWN - 1] + "…"
+        rows.append([shown, *cells, *(answer.error or "" for _ in errors)])
+    header = ["text", *(cell for head in heads for cell in (head, "probability")), *errors]
+    return table(header, rows, right=range(2, 2 * len(heads) + 1, 2)) + f"\nversion {prediction.version}"
 
 
 def _deploy(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,33 @@ def test_what_listens_everywhere_is_asked_on_this_machine(words: list[str], monk
         return
     with pytest.raises(AskedError, match=r"^http://127\.0\.0\.1:8123$"):
         program._ask(arguments) if words[0] == "ask" else program._print_doors(*program._sections(arguments), arguments)
+
+
+@pytest.mark.parametrize("failed", [0, 1])
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
+def test_a_text_without_an_answer_is_told_beside_the_others(
+    failed: int, options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from serving import client
+    from serving.messages import Answer, HeadAnswer, Prediction
+
+    answers = [
+        Answer(heads={"job": HeadAnswer(class_="nurse", probability=0.75)}, tokens=3, truncated=False),
+        Answer(heads={}, tokens=3, truncated=False, error="the engine failed"),
+    ]
+    texts = ["good", "bad"]
+    if failed == 0:
+        answers.reverse()
+        texts.reverse()
+    monkeypatch.setattr(client.Client, "predict", lambda _, asked: Prediction(version=7, answers=answers))
+    assert run_command(make_parser(), ["ask", *texts, "--url", "http://127.0.0.1:9", *options]) == 1
+    printed = capsys.readouterr().out
+    if options:
+        assert Prediction.model_validate_json(printed).answers == answers
+        return
+    shown = {"good": ["good", "nurse", "0.750"], "bad": ["bad", "the engine failed"]}
+    rows = [[cell for cell in re.split(r" {2,}", line) if cell] for line in printed.splitlines()]
+    assert rows == [["text", "job", "probability", "error"], *(shown[text] for text in texts), ["version 7"]]
 
 
 def test_asking_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
