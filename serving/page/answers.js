@@ -32,8 +32,8 @@ function headBlock(name, told, facts) {
   fill(ranked.slice(0, FIRST_CLASSES));
   const doubt = told.class === null ? [unsure(facts)] : [];
   const block = make("div", { className: "head" }, make("h3", { textContent: name }), ...doubt, list);
-  // Ordered classes say more in their order.
-  const all = facts?.ordered ? scores : ranked;
+  // Ordered classes say more in their order, which an object does not keep of names that are numbers.
+  const all = facts?.ordered ? facts.classes.map((one) => [one, told.scores[one]]) : ranked;
   if (scores.length > FIRST_CLASSES) {
     block.append(toggle(`All ${scores.length} classes`, "The first ones", (isOpen) => fill(isOpen ? all : ranked.slice(0, FIRST_CLASSES))));
   }

@@ -3,7 +3,9 @@
 // Answers to a part are shown as soon as they are there, and so many texts are soon answered.
 const TOGETHER = 64;
 const LONGEST_WAIT_S = 8;
-const BUSY = [0, 502, 503];
+const BUSY = [0, 429, 502, 503];
+// A key's rate counts requests, however many texts each has.
+const BY_REQUESTS = 429;
 const TOO_MUCH = [413, 504];
 const ADVICE = {
   0: "Is it running, and is this machine connected?",
@@ -135,7 +137,7 @@ async function askAll(items, waiting, key, limits, signal, told) {
       } else if (part.length > 1 && TOO_MUCH.includes(error.status)) {
         size = Math.ceil(part.length / 2);
       } else if (BUSY.includes(error.status)) {
-        size = Math.ceil(part.length / 2);
+        if (error.status !== BY_REQUESTS) size = Math.ceil(part.length / 2);
         await waitFor(error, attempt, signal, told.waits);
         attempt += 1;
       } else if (part.length === 1 && [413, 500].includes(error.status)) {

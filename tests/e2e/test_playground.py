@@ -178,6 +178,42 @@ def test_a_busy_server_is_asked_again_and_asking_can_be_cancelled(page: Page, se
     expect(page.locator(".card")).to_have_count(2)
 
 
+def test_a_key_that_asks_too_often_waits_as_long_as_it_is_told(page: Page) -> None:
+    often = {"title": "too many requests", "status": 429, "detail": "the key may ask 1 times a second", "request_id": "a1b2"}
+    asked: list[int] = []
+
+    def answer(route: Route) -> None:
+        asked.append(len(route.request.post_data_json["texts"]))
+        if len(asked) == 1:
+            route.fulfill(status=429, content_type="application/problem+json", headers={"retry-after": "3"}, body=json.dumps(often))
+        else:
+            route.continue_()
+
+    page.route("**/v1/predict", answer)
+    page.locator("#lines").fill("\n".join(TEXTS))
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator("#count")).to_have_text("asking again in 3 s")
+    expect(page.locator("#status")).to_contain_text("The key may ask 1 times a second")
+    ended(page)
+    expect(page.locator(".card")).to_have_count(2)
+    # It is requests that are counted: more of them with fewer texts would take longer.
+    assert asked == [2, 2]
+
+
+def test_ordered_classes_that_are_numbers_are_shown_in_their_order(page: Page) -> None:
+    def rename(route: Route) -> None:
+        body = route.fetch().text().replace('"school"', '"2"').replace('"master"', '"1"')
+        route.fulfill(content_type="application/json", body=body)
+
+    page.route(re.compile(r"/v1/(version|predict)$"), rename)
+    page.reload()
+    expect(page.locator("#served")).to_have_text("version 3 · float32", timeout=PATIENCE_MS)
+    ask(page, TEXTS[:1])
+    head = page.locator(".head").filter(has_text="education")
+    head.get_by_role("button", name="classes").click()
+    expect(head.locator(".classes .class")).to_have_text(["none", "2", "1", "phd"])
+
+
 def test_what_comes_too_late_is_asked_about_by_halves_and_then_told(page: Page) -> None:
     late = {"title": "deadline exceeded", "status": 504, "detail": "the deadline passed", "request_id": "a1b2"}
     most = 1
