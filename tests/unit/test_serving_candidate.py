@@ -374,6 +374,22 @@ async def test_what_a_canary_answered_is_told_where_the_version_beside_it_cannot
     await with_versions(make_checkpoint, test, canary=CanarySettings(version=2, fraction=0.5))
 
 
+@pytest.mark.parametrize("error", [Overloaded("full", 1.0), DeadlineExceeded("late")])
+async def test_nobody_else_is_asked_where_there_is_no_room_or_no_time(error: ServingError) -> None:
+    candidate, _ = await make("canary", 0.5)
+    asked: list[int] = []
+
+    async def ask(predictor: Any) -> tuple[Sequence[Answer], None]:
+        asked.append(predictor.version)
+        raise error
+
+    canary: Any = NEW
+    current: Any = OLD
+    with pytest.raises(type(error)):
+        await candidate.answer(ask, canary, current)
+    assert (asked, candidate.errors) == ([2], 0)
+
+
 PAGE = """# TYPE twohead_compared_total counter
 twohead_compared_total{beside="1",candidate="2",head="job",replica="a",trial="ab"} 300.0
 twohead_compared_total{beside="1",candidate="2",head="job",replica="b",trial="ab"} 200.0
