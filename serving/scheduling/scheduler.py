@@ -15,11 +15,10 @@ import logging
 import time
 from collections.abc import Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
-from itertools import takewhile
 from typing import Any
 
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
-from serving.scheduling.batch import choose
+from serving.scheduling.composing import compose
 from serving.scheduling.counted import Counters, Demand, Speed
 from serving.scheduling.queued import Job, Model, Request, Scheduled, Text
 from serving.scheduling.turns import Turns
@@ -238,7 +237,8 @@ class Scheduler:
                 if not self._queue:
                     self._arrival.clear()
                 elif not running or (len(running) < _MOST_RUNNING and self._ahead_in_s() == 0.0):
-                    batch = [self._dequeue(order) for order in self._compose()]
+                    orders = compose(self._queue, self._turns, self._batch_tokens, time.monotonic() - self._age_bound_s)
+                    batch = [self._dequeue(order) for order in orders]
                     self._expect(sum(text.tokens for text in batch), is_ahead=bool(running))
                     running.add(asyncio.create_task(self._compute(batch)))
                 else:
@@ -272,18 +272,6 @@ class Scheduler:
         if hopeless and any(text.request not in hopeless for text in self._queue.values()):
             for request in hopeless:
                 self._expire(request)
-
-    def _compose(self) -> list[int]:
-        # Whose turn it is does not depend on which version was asked: copies for a candidate keep nobody waiting.
-        in_turn = sorted(self._queue.items(), key=lambda one: (one[1].place, one[0]))
-        model = in_turn[0][1].request.model
-        waiting = [one for one in in_turn if one[1].request.model is model]
-        overdue_before = time.monotonic() - self._age_bound_s
-        overdue = len(list(takewhile(lambda one: one[1].request.arrived <= overdue_before, waiting)))
-        chosen = choose([text.tokens for _, text in waiting], overdue, self._batch_tokens or model.batch_tokens, pads=model.pads)
-        clients = len({text.request.client or id(text.request) for text in self._queue.values()})
-        self._turns.serve(sum(waiting[index][1].tokens for index in chosen), clients)
-        return [waiting[index][0] for index in chosen]
 
     async def _compute(self, batch: list[Text]) -> None:
         """Compute a batch; where that fails, halve it until only the text that breaks the engine fails."""

@@ -2,11 +2,11 @@
 
 Each text gets a place on a clock: after its client's text before it, but not before now. The clock counts the tokens that each of those
 who wait has had computed, were all served alike. Texts are computed in the order of their places, so that a client with ten thousand
-texts does not keep one with a single text waiting, nor do ever new ones keep its second text waiting. It does not know batches, deadlines
-or time.
+texts does not keep one with a single text waiting, nor do ever new ones keep its second text waiting. The clock is never behind all who
+wait: what a client had while nobody wanted its share is no debt. It does not know batches, deadlines or time.
 
 Sources: Demers, Keshav and Shenker 1989, Analysis and Simulation of a Fair Queueing Algorithm, for the clock; Goyal, Vin and Cheng 1996,
-Start-time Fair Queuing, for the order.
+Start-time Fair Queuing, for the order; Bennett and Zhang 1997, Hierarchical Packet Fair Queueing Algorithms (WF2Q+), for how far it jumps.
 """
 
 from collections.abc import Sequence
@@ -48,11 +48,13 @@ class Turns:
         if client in self._next:
             self._next[client] -= tokens
 
-    def serve(self, tokens: int, clients: int) -> None:
+    def serve(self, tokens: int, clients: int, next_place: float) -> None:
         """Move the clock on: a batch is being computed.
 
         Args:
             tokens: Of all its texts.
             clients: How many had texts waiting.
+            next_place: The first place of those who still wait, where anybody does; else the last one of the batch.
         """
-        self._now += tokens / clients
+        # Shares alone leave it behind where one client wants less than an equal one and another takes the rest.
+        self._now = max(self._now + tokens / clients, next_place)
