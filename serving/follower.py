@@ -79,6 +79,11 @@ class Follower:
             raise NotReady("no version is loaded yet")
         return self._current
 
+    @property
+    def has_lost_its_engine(self) -> bool:
+        """Whether a version is to answer and cannot compute any more."""
+        return self._current is not None and not self._current.is_alive
+
     async def start(self) -> None:
         """Load the first version.
 

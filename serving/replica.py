@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.storage import Storage
 from serving.answerer import Answerer
+from serving.ending import EndsWithItsEngine
 from serving.engines.cache import cache_folder
 from serving.engines.fork_server import ForkServer
 from serving.engines.kept import Keep
@@ -54,11 +55,14 @@ class Replica:
         keep = Keep(cache_folder("calibration"), os.environ.get(CODE_VARIABLE, "")) if settings.keep_calibration else None
 
         def load(folder: "Path", version: int) -> Predictor:
-            return Predictor.load(folder, version, settings.threads, settings.precision, keep, OwnProcess(start))
+            return Predictor.load(
+                folder, version, settings.threads, settings.precision, keep, OwnProcess(start, lambda: self._ending.look())
+            )
 
         reference = settings.name if checked.version is None else checked.version
         registry = Registry(Storage(checked.storage), checked.trusted_keys)
         self._follower = Follower(registry, reference, load)
+        self._ending = EndsWithItsEngine(self._follower)
         log_with_serve((lambda: self._follower.version) if settings.log_format == "json" else None)
         self._answerer = Answerer(settings, self._follower, lambda version: Follower(registry, version, load), checked.trial)
         self._tracer = make_tracer() if settings.tracing else None
@@ -85,6 +89,8 @@ class Replica:
         Raises:
             NotReady: A loop ended.
         """
+        # Of one that was lost in the moment in which its version was taken into service nobody is told.
+        self._ending.look()
         self._answerer.require_health()
         for lost, loop in self._loops.items():
             if loop.done():

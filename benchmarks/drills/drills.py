@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Literal
 
+import psutil
+
 from benchmarks.drills.asking import Asking
 from benchmarks.drills.house import CONTROLLER, FRONT, FRONT_KEEPER, REPLICA, House, until
 from cluster.errors import ClusterError
@@ -111,6 +113,13 @@ def kill_a_replica(house: House) -> None:
     _lose(house, REPLICA, signal.SIGKILL)
 
 
+def kill_an_engine(house: House) -> None:
+    """The process in which a replica computes, with SIGKILL, as the kernel does where memory is short: the replica ends with it."""
+    replica = house.processes(REPLICA)[0]
+    (engine,) = house.engines(replica)
+    _lose(house, REPLICA, signal.SIGKILL, engine)
+
+
 def stop_a_replica(house: House) -> None:
     """With SIGSTOP: it is there, and does nothing."""
     _lose(house, REPLICA, signal.SIGSTOP)
@@ -131,10 +140,10 @@ def kill_the_controller(house: House) -> None:
     _lose(house, CONTROLLER, signal.SIGKILL)
 
 
-def _lose(house: House, title: str, number: signal.Signals) -> None:
+def _lose(house: House, title: str, number: signal.Signals, hit: psutil.Process | None = None) -> None:
     before = {process.pid for process in house.processes(title)}
     lost = house.processes(title)[0]
-    lost.send_signal(number)
+    (hit or lost).send_signal(number)
     until("it is gone", lambda: lost.pid not in _pids(house, title))
     until("another is in its place", lambda: len(_pids(house, title)) == len(before) and house.is_whole())
 
@@ -150,6 +159,7 @@ DRILLS = (
     Drill("scale 3 to 1", scale_down),
     Drill("scale 1 to 3", scale_up),
     Drill("replica killed", kill_a_replica),
+    Drill("engine killed", kill_an_engine),
     Drill("replica stopped", stop_a_replica, "few"),
     Drill("HAProxy killed", kill_the_front, "all"),
     Drill("HAProxy's keeper killed", kill_the_fronts_keeper, "all"),

@@ -54,6 +54,10 @@ class House:
                 found.append(process)
         return found
 
+    def engines(self, replica: psutil.Process) -> list[psutil.Process]:
+        """Find the processes in which a replica without a GPU computes: copies of one of its children."""
+        return [process for process in replica.children(recursive=True) if process.ppid() != replica.pid]
+
     def is_whole(self) -> bool:
         """Tell whether all replicas run, no other one does, and the front answers, by one door."""
         status = self.rollout.status()

@@ -68,13 +68,20 @@ class OwnProcess:
 
     Args:
         start: How to start it.
+        lost: Told when it has ended though it was not let go: in any thread, more than once, and before whoever asked it hears of that.
     """
 
-    def __init__(self, start: Callable[[], Started] = start_anew) -> None:
+    def __init__(self, start: Callable[[], Started] = start_anew, lost: Callable[[], None] | None = None) -> None:
         self._started = start()
         self._lock = threading.Lock()
         self._dropped: deque[int] = deque()
-        weakref.finalize(self, _end, self._started)
+        self._lost = lost
+        let_go = threading.Event()
+        weakref.finalize(self, _end, self._started, let_go)
+        if lost is not None:
+            # Of its own, so that nobody closes it while it is read.
+            life = os.dup(self._started.life.fileno())
+            threading.Thread(target=_watch, args=(life, let_go, lost), name="engine's watch", daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -140,6 +147,8 @@ class OwnProcess:
                 self._started.connection.send((dropped, verb, arguments))
                 answer = self._started.connection.recv()
             except (EOFError, OSError) as error:
+                if self._lost is not None and self._started.life.poll(_END_S):
+                    self._lost()
                 raise NotReady("the engine's process ended") from error
         if isinstance(answer, Exception):
             raise answer
@@ -177,7 +186,16 @@ class EngineApart:
         return self._process.forward(self._number, rows)
 
 
-def _end(started: Started) -> None:
+def _watch(life: int, let_go: threading.Event, lost: Callable[[], None]) -> None:
+    # Nothing is ever written to it.
+    os.read(life, 1)
+    os.close(life)
+    if not let_go.is_set():
+        lost()
+
+
+def _end(started: Started, let_go: threading.Event) -> None:
+    let_go.set()
     started.connection.close()
     if not threading.main_thread().is_alive():
         # The interpreter ends, and threads with it.

@@ -13,11 +13,11 @@ class Counters:
     """What a scheduler has done since it started; nothing is ever taken back.
 
     Attributes:
-        batches: Batches computed.
-        texts: Texts computed.
+        batches: Batches computed, without those that failed.
+        texts: Texts of those batches.
         tokens: Tokens of those texts.
         padded_tokens: Tokens computed, padding included.
-        compute_s: Time the engine was busy.
+        compute_s: Time the engine was busy with them.
         refused: Requests refused because too much work came before them.
         expired: Requests whose deadline passed.
         cancelled: Requests whose caller went away.

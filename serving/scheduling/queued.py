@@ -81,6 +81,12 @@ class Request:
     batch_texts: int = 0
     batch_tokens: int = 0
 
+    def note_batch(self, texts: int, tokens: int, compute_s: float) -> None:
+        """Take in a batch that some of its texts were in, answered or not."""
+        self.compute_s += compute_s
+        self.batch_texts = max(self.batch_texts, texts)
+        self.batch_tokens = max(self.batch_tokens, tokens)
+
 
 @dataclass(slots=True, eq=False)
 class Text:

@@ -286,9 +286,12 @@ class Scheduler:
             await asyncio.wait([computed])
         finally:
             self._jobs.discard(job)
-        self._count(batch, job.seconds)
         error = computed.exception()
+        for request in {text.request for text in batch}:
+            request.note_batch(len(batch), job.tokens, job.seconds)
         if error is None and len(answers := computed.result()) == len(batch):
+            # What failed was perhaps not computed at all, and would tell of a speed that no engine has.
+            self._count(batch, job.seconds)
             self._deliver(batch, answers)
         elif isinstance(error, NotReady):
             for request in {text.request for text in batch}:
@@ -311,10 +314,6 @@ class Scheduler:
         self._speed.note(tokens, compute_s)
         if tokens >= _LARGE_SHARE * (self._batch_tokens or batch[0].request.model.batch_tokens):
             self._full_speed.note(tokens, compute_s)
-        for request in {text.request for text in batch}:
-            request.compute_s += compute_s
-            request.batch_texts = max(request.batch_texts, len(batch))
-            request.batch_tokens = max(request.batch_tokens, tokens)
 
     @staticmethod
     def _deliver(batch: list[Text], answers: Sequence[Any]) -> None:

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 IDS = {
     "settings rolled out": "d1_rolling_update",
     "replica killed": "d5_replica_killed",
+    "engine killed": "d5_engine_killed",
     "replica stopped": "d6_replica_stands_still",
     "HAProxy killed": "d7_front_killed",
     "HAProxy's keeper killed": "d8_front_begins_anew",

@@ -224,6 +224,7 @@ def test_the_text_that_breaks_the_engine_fails_alone() -> None:
         (failed,) = [result for result in results if isinstance(result, ServingError)]
         assert failed.message == "the engine failed on text 0"
         assert scheduler.counters.failed == 1
+        assert scheduler.counters.texts == 5
         assert (await submit(scheduler, model, "later")).answers == ["LATER"]
 
     run(test)
@@ -236,12 +237,15 @@ def test_an_engine_that_is_gone_is_not_the_texts_fault() -> None:
             raise NotReady("the engine's process ended")
 
     async def test(scheduler: Scheduler) -> None:
+        scheduler.expect_speed(10.0)
         model = Gone(is_open=True)
         with pytest.raises(NotReady, match="process ended"):
             await submit(scheduler, model, "a", "b", "c")
-        # Nobody looks for a culprit.
+        # Nobody looks for a culprit, and what was not computed tells of no speed.
         assert model.batches == [["a", "b", "c"]]
         assert scheduler.counters.failed == 0
+        assert (scheduler.counters.batches, scheduler.counters.texts, scheduler.counters.compute_s) == (0, 0, 0.0)
+        assert scheduler.tokens_per_s == 10.0
 
     run(test)
 

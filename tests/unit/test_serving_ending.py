@@ -1,0 +1,160 @@
+"""A replica ends with the engine that answers, and with no other one; the end is a stand-in here, but in one test."""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.ending import EndsWithItsEngine
+from serving.engines import own_process
+from serving.engines.fork_server import ForkServer
+from serving.engines.own_process import OwnProcess, Started
+from serving.errors import NotReady
+from serving.follower import Follower
+from serving.predictor import Predictor
+
+LONG_S = 60.0
+ROWS = [np.array([2, 5, 6, 3], np.int32)]
+
+
+class House:
+    """A follower of a name, a candidate, and the processes that were started for them, in their order."""
+
+    def __init__(self, checkpoint: Path, start: Callable[[], Started]) -> None:
+        self._start = start
+        self.processes: list[int] = []
+        self.watches: list[threading.Thread] = []
+        self.looked: list[tuple[int, bool]] = []
+        self.has_looked = threading.Event()
+        self.ended = threading.Event()
+        self.version = 1
+        versions: Any = SimpleNamespace(resolve=lambda _: self.version, fetch=lambda *_: checkpoint)
+        self.follower, self.candidate = (Follower(versions, name, self._load) for name in ("production", 9))
+        self.ending = EndsWithItsEngine(self.follower, self.ended.set)
+
+    def _load(self, folder: Path, version: int) -> Predictor:
+        before = set(threading.enumerate())
+        process = OwnProcess(self._start, self._look)
+        self.processes.append(process.pid)
+        self.watches += [one for one in set(threading.enumerate()) - before if one.name == "engine's watch"]
+        return Predictor.load(folder, version, precision="float32", maker=process)
+
+    def _look(self) -> None:
+        self.ending.look()
+        self.has_looked.set()
+
+    def lose(self, number: int) -> None:
+        """End a process as the kernel does when memory is short, and wait until that was looked at."""
+        os.kill(self.processes[number], signal.SIGKILL)
+        self.watches[number].join(LONG_S)
+        assert self.has_looked.is_set()
+
+
+@pytest.fixture(scope="module")
+def fork_server() -> ForkServer:
+    return ForkServer()
+
+
+@pytest.fixture
+def house(tiny_checkpoint: Path, fork_server: ForkServer) -> House:
+    return House(tiny_checkpoint, fork_server.start)
+
+
+async def test_it_ends_with_the_engine_that_answers_though_nobody_asks(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    await house.follower.start()
+    house.lose(0)
+    assert house.ended.is_set()
+    # Whoever looks again says nothing more.
+    house.ended.clear()
+    with pytest.raises(NotReady, match="process ended"):
+        house.follower.current.engine.forward(ROWS)
+    house.ending.look()
+    assert not house.ended.is_set()
+    assert [record.levelno for record in caplog.records if "with it this replica does" in record.message] == [logging.CRITICAL]
+
+
+async def test_a_candidates_engine_ends_nothing(house: House) -> None:
+    await house.follower.start()
+    await house.candidate.start()
+    house.lose(1)
+    assert house.candidate.has_lost_its_engine
+    assert not house.ended.is_set()
+
+
+async def test_a_version_that_was_swapped_out_ends_nothing(house: House) -> None:
+    await house.follower.start()
+    old: list[Predictor] = [house.follower.current]
+    house.version = 2
+    await house.follower.refresh()
+    assert house.follower.version == 2
+    # Some request still holds on to it.
+    house.lose(0)
+    assert not old[0].is_alive
+    assert not house.ended.is_set()
+    house.lose(1)
+    assert house.ended.is_set()
+
+
+async def test_nothing_ends_before_a_version_answers_nor_while_it_can(house: House) -> None:
+    house.ending.look()
+    await house.follower.start()
+    house.ending.look()
+    assert not house.ended.is_set()
+
+
+async def test_an_orderly_end_is_no_loss(house: House) -> None:
+    await house.follower.start()
+    # The loop holds on to what it has just waited for.
+    await asyncio.sleep(0)
+    house.follower._current = None
+    gc.collect()
+    house.watches[0].join(LONG_S)
+    assert not house.watches[0].is_alive()
+    assert not house.has_looked.is_set()
+
+
+def test_whoever_waits_for_an_answer_hears_nothing_before_the_loss_was_looked_at(
+    tiny_checkpoint: Path, fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else they would be told 503 by a replica that is about to end, and not be given to another one."""
+    # Who only watches may come late.
+    monkeypatch.setattr(own_process, "_watch", lambda life, *_: os.close(life))
+    said: list[str] = []
+    process = OwnProcess(fork_server.start, lambda: said.append("lost"))
+    engine = process.make(tiny_checkpoint, 0, 1, "float32", ())
+    os.kill(process.pid, signal.SIGSTOP)
+    asked = threading.Event()
+
+    def ask(forward: Callable[[list[Any]], object] = engine.forward) -> None:
+        asked.set()
+        with pytest.raises(NotReady):
+            forward(ROWS)
+        said.append("answered")
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert asked.wait(LONG_S)
+    os.kill(process.pid, signal.SIGKILL)
+    asking.join(LONG_S)
+    assert said == ["lost", "answered"]
+
+
+def test_the_process_itself_ends_at_once() -> None:
+    script = (
+        "import types; from serving.ending import EndsWithItsEngine; "
+        "EndsWithItsEngine(types.SimpleNamespace(has_lost_its_engine=True)).look(); print('still here')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
+    assert "the engine's process ended" in done.stderr
