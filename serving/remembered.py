@@ -1,13 +1,15 @@
 """Answers of late, by version and text: equal texts are computed once, also while the first of them still is.
 
 Off by default: it pays where the same texts come again and again. It keeps digests of texts, not texts. Who asks about a text that is
-being computed for somebody else waits for that answer, and asks himself where none comes. It does not know how answers are made.
+being computed for a request with as many texts as his own, or fewer, waits for that answer, and asks himself where none comes. A larger
+request is answered as a whole, perhaps long after his own text could be. It does not know how answers are made.
 """
 
 import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 from serving.errors import DeadlineExceeded
@@ -16,6 +18,19 @@ from serving.scheduling.counted import Counters
 
 # Two texts of one digest would be one; with so many bytes nobody finds such a pair.
 _DIGEST_BYTES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """An answer that is being computed.
+
+    Attributes:
+        answer: Set with all others of its request; None where it is nobody else's.
+        texts: Computed with it.
+    """
+
+    answer: "asyncio.Future[Answer | None]"
+    texts: int
 
 
 class Remembered:
@@ -30,7 +45,7 @@ class Remembered:
         self._most = most
         self._counters = counters
         self._kept: OrderedDict[bytes, Answer] = OrderedDict()
-        self._in_flight: dict[bytes, asyncio.Future[Answer | None]] = {}
+        self._in_flight: dict[bytes, _Coming] = {}
 
     async def answers(
         self, keys: Sequence[bytes], compute: Callable[[list[int]], Awaitable[Sequence[Answer]]], deadline: float
@@ -51,11 +66,12 @@ class Remembered:
         found: dict[bytes, Answer] = {}
         while missing := [key for key in sorted(places, key=places.__getitem__) if key not in found]:
             found |= {key: answer for key in missing if (answer := self._recall(key))}
-            others = {key: self._in_flight[key] for key in missing if key in self._in_flight}
-            if mine := [key for key in missing if key not in found and key not in others]:
+            missing = [key for key in missing if key not in found]
+            others = {key: one for key in missing if (one := self._in_flight.get(key)) is not None and one.texts <= len(places)}
+            if mine := [key for key in missing if key not in others]:
                 found |= await self._compute(mine, [places[key] for key in mine], compute)
             for key, coming in others.items():
-                if (answer := await _wait(coming, deadline)) is not None:
+                if (answer := await _wait(coming.answer, deadline)) is not None:
                     self._counters.shared += 1
                     found[key] = answer
         return [found[key] for key in keys]
@@ -71,15 +87,19 @@ class Remembered:
         self, keys: list[bytes], places: list[int], compute: Callable[[list[int]], Awaitable[Sequence[Answer]]]
     ) -> dict[bytes, Answer]:
         found: dict[bytes, Answer] = {}
-        self._in_flight |= {key: asyncio.get_running_loop().create_future() for key in keys}
+        coming = {key: _Coming(asyncio.get_running_loop().create_future(), len(keys)) for key in keys}
+        # In the place of larger requests, which are answered later.
+        self._in_flight |= coming
         try:
             found = dict(zip(keys, await compute(places), strict=True))
         finally:
-            for key in keys:
+            for key, one in coming.items():
                 # An error is not kept, and is the answer of nobody else.
                 answer = found.get(key)
                 told = answer if answer is not None and answer.error is None else None
-                self._in_flight.pop(key).set_result(told)
+                one.answer.set_result(told)
+                if self._in_flight.get(key) is one:
+                    del self._in_flight[key]
                 if told is not None:
                     self._keep(key, told)
         return found

@@ -81,6 +81,28 @@ async def test_a_text_that_is_being_computed_is_waited_for() -> None:
     assert asking.counters.shared == 1
 
 
+async def test_nobody_waits_for_a_larger_request_of_somebody_else() -> None:
+    asking = Asking()
+    asking.gate.clear()
+    larger = asyncio.ensure_future(asking.ask(*"abcdefgh"))
+    await settled()
+    # The next ones have an engine that is free.
+    asking.gate, gate = asyncio.Event(), asking.gate
+    alone = [asyncio.ensure_future(asking.ask("h")) for _ in range(3)]
+    await settled()
+    assert asking.computed == [*"abcdefgh", "h"]
+    asking.gate.set()
+    assert [(await one)[0].tokens for one in alone] == [1, 1, 1]
+    # A stampede of them is computed once; and who comes now need not wait either.
+    assert (await asking.ask("h"))[0].tokens == 1
+    assert asking.computed == [*"abcdefgh", "h"]
+    assert not larger.done()
+    gate.set()
+    assert len(await larger) == 8
+    assert (asking.counters.shared, asking.counters.remembered) == (2, 1)
+    assert asking.remembered._in_flight == {}
+
+
 @pytest.mark.parametrize("fate", ["cancelled", "refused", "failed"])
 async def test_who_waited_in_vain_asks_himself(fate: str) -> None:
     asking = Asking()
