@@ -104,7 +104,7 @@ class Answerer:
         self._following: asyncio.Task[None] | None = None
         self.abstained: Counter[str] = Counter()
         self.seen = Seen()
-        self.scheduler = Scheduler(settings.batch_tokens, settings.max_queue_s)
+        self.scheduler = Scheduler(settings.batch_tokens, settings.max_queue_s, uncounted=CLIENT)
         self.candidate = make_candidate(settings.canary, settings.shadow, follow, self._copy, trial) if follow is not None else None
         self._remembered = Remembered(settings.cache_answers, self.scheduler.counters)
 

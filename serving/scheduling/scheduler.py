@@ -39,9 +39,10 @@ class Scheduler:
         batch_tokens: Most tokens in a batch, with what the engine pads; a longer text is a batch of its own. None: as the model says.
         max_queue_s: Refuse requests before which more work comes than this.
         age_bound_s: A text that has waited so long goes in its turn, before any of better-fitting length.
+        uncounted: A client who is nobody's caller: its batches are counted as work, its requests are not counted as requests.
     """
 
-    def __init__(self, batch_tokens: int | None, max_queue_s: float, age_bound_s: float = 1.0) -> None:
+    def __init__(self, batch_tokens: int | None, max_queue_s: float, age_bound_s: float = 1.0, uncounted: str | None = None) -> None:
         self._batch_tokens = batch_tokens
         self._max_queue_s = max_queue_s
         self._age_bound_s = age_bound_s
@@ -57,7 +58,7 @@ class Scheduler:
         self._jobs: set[Job] = set()
         self._free_at = 0.0
         self._last_s = 0.0
-        self.counters = Counters()
+        self.counters, self._uncounted = Counters(), (uncounted, Counters())
         self.queued_tokens = 0
 
     def start(self) -> None:
@@ -142,10 +143,15 @@ class Scheduler:
             return
         wait_s = self._speed.seconds(self._tokens_until(self._turns.peek(client)))
         if wait_s > self._max_queue_s:
-            self._refuse(f"{wait_s:.1f} s of work come before this request, but at most {self._max_queue_s:g} s may", wait_s)
+            self._refuse(client, f"{wait_s:.1f} s of work come before this request, but at most {self._max_queue_s:g} s may", wait_s)
 
-    def _refuse(self, message: str, retry_after_s: float) -> None:
-        self.counters.refused += 1
+    def _counters_of(self, client: str) -> Counters:
+        """Return where a client's requests are counted."""
+        uncounted, nowhere = self._uncounted
+        return nowhere if client == uncounted else self.counters
+
+    def _refuse(self, client: str, message: str, retry_after_s: float) -> None:
+        self._counters_of(client).refused += 1
         raise Overloaded(message, retry_after_s)
 
     def _tokens_until(self, place: float) -> int:
@@ -179,7 +185,7 @@ class Scheduler:
         try:
             await request.done
         except asyncio.CancelledError:
-            self.counters.cancelled += 1
+            self._counters_of(client).cancelled += 1
             raise
         finally:
             timer.cancel()
@@ -189,7 +195,7 @@ class Scheduler:
         if errors and len(errors) == len(request.answers):
             raise errors[0]
         waited_s = max(time.monotonic() - request.arrived - request.compute_s, 0.0)
-        self.counters.queue_seconds.note(waited_s)
+        self._counters_of(client).queue_seconds.note(waited_s)
         return Scheduled(request.answers, waited_s, request.compute_s, request.batch_texts, request.batch_tokens)
 
     def _require_time(self, client: str, places: Sequence[float], tokens: int, deadline_s: float) -> None:
@@ -200,7 +206,7 @@ class Scheduler:
         if needed_s > deadline_s:
             self._turns.give_back(client, tokens)
             found = f"{needed_s:.1f} s of work come before this request's last answer, but it has {deadline_s:.1f} s"
-            self._refuse(found, needed_s - deadline_s)
+            self._refuse(client, found, needed_s - deadline_s)
 
     def _enqueue(self, text: Text) -> None:
         self._queue[self._next_order] = text
@@ -220,7 +226,7 @@ class Scheduler:
         self._turns.give_back(request.client, tokens)
 
     def _expire(self, request: Request) -> None:
-        self.counters.expired += 1
+        self._counters_of(request.client).expired += 1
         self._fail(request, DeadlineExceeded("the deadline passed before the answer was there"))
 
     def _fail(self, request: Request, error: ServingError) -> None:
@@ -325,7 +331,7 @@ class Scheduler:
                 request.done.set_result(None)
 
     def _give_up(self, text: Text, error: BaseException | None) -> None:
-        self.counters.failed += 1
+        self._counters_of(text.request.client).failed += 1
         # The error's own words may quote the text, so only its type is told.
         log.error("the engine failed on a text of %d tokens: %s", text.tokens, type(error).__name__ if error else "no answer")
         self._deliver([text], [ServingError(f"the engine failed on text {text.position}")])

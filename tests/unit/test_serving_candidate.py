@@ -1,6 +1,8 @@
 """A version on trial: who is asked, what is counted, and when it takes over."""
 
 import asyncio
+import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -272,6 +274,29 @@ async def test_real_versions_are_compared(make_checkpoint: Callable[[int], Path]
         {"canary": CanarySettings(version=2, fraction=0.5)} if role == "canary" else {"shadow": ShadowSettings(version=2)}
     )
     await with_versions(folders.__getitem__, test, **settings)
+
+
+async def test_copies_are_no_requests_of_callers(make_checkpoint: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(answerer: Answerer) -> None:
+        assert answerer.candidate is not None
+        counters = answerer.scheduler.counters
+        for _ in range(3):
+            await answerer.predict(REQUEST)
+        await compared(answerer, 6)
+        assert counters.queue_seconds.count == 3
+        # One more, whose copy is late.
+        shadow: Any = answerer.candidate._predictor
+        gate, forward = threading.Event(), shadow.engine.forward
+        shadow.engine.forward = lambda rows: forward(rows) if gate.wait(60.0) else None
+        deadlines = iter((60.0, 0.0))
+        monkeypatch.setattr(answerer, "_deadline", lambda _: time.monotonic() + next(deadlines))
+        await answerer.predict(REQUEST)
+        while not answerer.candidate.left_out:
+            await asyncio.sleep(0.01)
+        gate.set()
+        assert (counters.expired, answerer.candidate.left_out, counters.queue_seconds.count) == (0, 1, 4)
+
+    await with_versions(make_checkpoint, test, shadow=ShadowSettings(version=2))
 
 
 async def test_a_canary_answers_where_it_keeps_to_what_the_caller_was_promised(make_checkpoint: Callable[[int], Path]) -> None:

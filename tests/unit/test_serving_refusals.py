@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from serving.errors import DeadlineExceeded, Overloaded
+from serving.errors import DeadlineExceeded, Overloaded, ServingError
+from serving.scheduling.queued import Scheduled
 from serving.scheduling.scheduler import Scheduler
 from tests.gated import LONG_S, GatedModel, run, settled, submit
 
@@ -152,3 +153,39 @@ def test_measured_speed_replaces_the_expected_one() -> None:
         await asyncio.gather(first, rest)
 
     run(test, max_queue_s=1e9)
+
+
+@pytest.mark.parametrize(("client", "counted"), [("copies", (0, 0, 0, 0, 0)), ("caller", (1, 1, 1, 1, 2)), ("", (1, 1, 1, 1, 2))])
+def test_of_a_client_who_is_nobodys_caller_no_request_is_counted(client: str, counted: tuple[int, ...]) -> None:
+    async def main() -> None:
+        scheduler = Scheduler(1000, 1.0, uncounted="copies")
+        scheduler.start()
+        scheduler.expect_speed(1.0)
+        model = GatedModel(breaks_on="bad")
+
+        def ask(text: str, deadline_s: float = LONG_S) -> asyncio.Task[Scheduled]:
+            return asyncio.get_running_loop().create_task(scheduler.submit(model, [text], deadline_s, client))
+
+        answered = ask("abc")
+        await model.busy()
+        with pytest.raises(DeadlineExceeded):
+            await ask("x", 0.0)
+        left = ask("y")
+        await settled()
+        left.cancel()
+        await asyncio.wait([left])
+        waiting = ask("abcd")
+        await settled()
+        with pytest.raises(Overloaded):
+            await ask("z")
+        model.gate.set()
+        await asyncio.gather(answered, waiting)
+        with pytest.raises(ServingError):
+            await ask("bad")
+        told = scheduler.counters
+        assert (told.expired, told.cancelled, told.refused, told.failed, told.queue_seconds.count) == counted
+        # The engine's work is counted, whoever it was for.
+        assert (told.batches, told.texts) == (2, 2)
+        await scheduler.stop()
+
+    asyncio.run(asyncio.wait_for(main(), LONG_S))
