@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -23,33 +23,14 @@ from serving.predictor import Predictor, TokenizedText
 from serving.promised import Promised
 from serving.reading import finished_texts, text_reason
 from serving.remembered import Remembered, key
-from serving.scheduling.queued import Scheduled
 from serving.scheduling.scheduler import Scheduler
 from serving.settings import ServingSettings
+from serving.spent import Spent
 
 log = logging.getLogger(__name__)
 
 # Tokenised in less time than the way to another thread and back takes.
 _SHORT_CHARACTERS = 2_000
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """Where the time of a request went.
-
-    Attributes:
-        tokenize_s: Until all texts were tokenised.
-        queue_s: Waiting for the engine.
-        compute_s: In the engine, with the other texts of its batches.
-        batch_texts: Texts in the largest of these batches.
-        batch_tokens: Tokens in the largest.
-    """
-
-    tokenize_s: float
-    queue_s: float
-    compute_s: float
-    batch_texts: int
-    batch_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +142,7 @@ class Answerer:
             promised: What a canary must keep to, if it is to answer.
 
         Raises:
-            ServingError: See `Scheduler.submit` and `finished_texts`.
+            ServingError: See `Scheduler.submit` and `finished_texts`; or the engine failed on all of the texts.
         """
         current, deadline = self._follower.current, self._deadline(request)
         chosen = self._chosen(client, current, promised)
@@ -191,14 +172,20 @@ class Answerer:
         spent: list[Spent] = []
 
         async def compute(places: Sequence[int]) -> list[Answer]:
-            answers, one = await self._compute(predictor, [texts[place] for place in places], request.windows, deadline, client)
+            chosen = {place: texts[place] for place in places}
+            answers, one = await self._compute(predictor, chosen, request.windows, deadline, client)
             spent.append(one)
             return answers
 
-        if not self._settings.cache_answers:
-            return await compute(range(len(texts))), spent[0]
-        keys = [key(predictor.version, text, request.windows) for text in texts]
-        return await self._remembered.answers(keys, compute, deadline), _together(spent)
+        if self._settings.cache_answers:
+            keys = [key(predictor.version, text, request.windows) for text in texts]
+            answers = await self._remembered.answers(keys, compute, deadline)
+        else:
+            answers = await compute(range(len(texts)))
+        errors = [answer.error for answer in answers if answer.error]
+        if len(errors) == len(answers):
+            raise ServingError(errors[0])
+        return answers, Spent.together(spent)
 
     async def _copy(self, predictor: Predictor, request: PredictRequest) -> Sequence[Answer]:
         return (await self._answer(predictor, request, self._deadline(request), CLIENT))[0]
@@ -207,17 +194,19 @@ class Answerer:
         return time.monotonic() + (request.deadline_ms or self._settings.deadline_ms) / 1000
 
     async def _compute(
-        self, predictor: Predictor, texts: Sequence[str], windows: Pooling | None, deadline: float, client: str
+        self, predictor: Predictor, texts: Mapping[int, str], windows: Pooling | None, deadline: float, client: str
     ) -> tuple[list[Answer], Spent]:
+        """Answer texts by their places in the request."""
         started = time.monotonic()
         # Refused before it costs anything.
         self.scheduler.admit(client)
-        pieces = await self._tokenize(predictor, texts, whole=windows is not None)
+        pieces = await self._tokenize(predictor, list(texts.values()), whole=windows is not None)
         tokenize_s = time.monotonic() - started
         done = await self.scheduler.submit(predictor, list(chain(*pieces)), deadline - time.monotonic(), client)
         answered = iter(done.answers)
-        found = [_joined(predictor, list(islice(answered, len(parts))), parts, windows) for parts in pieces]
-        return found, _spent(tokenize_s, done)
+        found = zip(texts, pieces, strict=True)
+        joined = [_joined(predictor, place, list(islice(answered, len(parts))), parts, windows) for place, parts in found]
+        return joined, Spent.on(tokenize_s, done)
 
     async def explain(self, request: ExplainRequest, client: str = "") -> Explained:
         """Tell which words the answers about a text come from.
@@ -252,7 +241,7 @@ class Answerer:
             tokens=len(tokens[0]),
             truncated=tokens[0].truncated,
         )
-        return Explained(explanation, _spent(tokenize_s, done))
+        return Explained(explanation, Spent.on(tokenize_s, done))
 
     async def _tokenize(self, predictor: Predictor, texts: Sequence[str], *, whole: bool) -> Sequence[Sequence[TokenizedText]]:
         """Turn each text into one piece, or all of it into as many as it needs."""
@@ -322,26 +311,12 @@ class Answerer:
         return self._known_limits[max_tokens]
 
 
-def _joined(predictor: Predictor, found: Sequence[Any], pieces: Sequence[TokenizedText], windows: Pooling | None) -> Answer:
-    """Make a text's answer of what the engine found about its pieces."""
-    if errors := [one for one in found if isinstance(one, ServingError)]:
-        return Answer(heads={}, tokens=sum(map(len, pieces)), truncated=pieces[0].truncated, error=errors[0].message)
+def _joined(predictor: Predictor, place: int, found: Sequence[Any], pieces: Sequence[TokenizedText], windows: Pooling | None) -> Answer:
+    """Make the answer about the text at a place of what the engine found about its pieces."""
+    if any(isinstance(one, ServingError) for one in found):
+        error = f"the engine failed on text {place}"
+        return Answer(heads={}, tokens=sum(map(len, pieces)), truncated=pieces[0].truncated, error=error)
     if windows is None:
         answer: Answer = found[0]
         return answer
     return predictor.pool(found, windows, sum(map(len, pieces)))
-
-
-def _spent(tokenize_s: float, done: Scheduled) -> Spent:
-    return Spent(tokenize_s, done.queue_s, done.compute_s, done.batch_texts, done.batch_tokens)
-
-
-def _together(spent: Sequence[Spent]) -> Spent:
-    """Add up what a request took; nothing, where all was remembered."""
-    return Spent(
-        sum(one.tokenize_s for one in spent),
-        sum(one.queue_s for one in spent),
-        sum(one.compute_s for one in spent),
-        max((one.batch_texts for one in spent), default=0),
-        max((one.batch_tokens for one in spent), default=0),
-    )

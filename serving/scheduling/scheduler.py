@@ -169,7 +169,7 @@ class Scheduler:
         Raises:
             Overloaded: See `admit`; or others wait, and the last text would not be computed before the deadline.
             DeadlineExceeded: The deadline passed first, or would have before one of the texts could be computed.
-            ServingError: The engine failed on all of the texts.
+            NotReady: See `require_running`; or the engine ended meanwhile.
         """
         tokens = [len(payload) for payload in payloads]
         self._demand.note(sum(tokens))
@@ -191,11 +191,9 @@ class Scheduler:
             timer.cancel()
             self._open.discard(request)
             self._withdraw(request)
-        errors = [answer for answer in request.answers if isinstance(answer, ServingError)]
-        if errors and len(errors) == len(request.answers):
-            raise errors[0]
         waited_s = max(time.monotonic() - request.arrived - request.compute_s, 0.0)
-        self._counters_of(client).queue_seconds.note(waited_s)
+        if not all(isinstance(answer, ServingError) for answer in request.answers):
+            self._counters_of(client).queue_seconds.note(waited_s)
         return Scheduled(request.answers, waited_s, request.compute_s, request.batch_texts, request.batch_tokens)
 
     def _require_time(self, client: str, places: Sequence[float], tokens: int, deadline_s: float) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.answerer import Answered, Spent
+from serving.answerer import Answered
 from serving.errors import NotReady
 from serving.messages import Answer, HeadAnswer, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts
 from serving.promised import Promised
 from serving.reading import finished_texts
 from serving.routes import build_app
+from serving.spent import Spent
 
 LIMITS = Limits(max_texts=32, max_characters=20_000, max_tokens=64, max_body_bytes=2_097_152, deadline_ms=1000)
 CLASSES = ["sales", "nurse"]

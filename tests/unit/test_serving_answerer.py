@@ -27,6 +27,7 @@ class FakeAnswer(str):
     """An answer that is compared as text; "shy" texts make the head abstain."""
 
     truncated = False
+    error = None
 
     @property
     def heads(self) -> dict[str, SimpleNamespace]:
@@ -66,6 +67,12 @@ class FakePredictor:
     def tokenize(self, texts: list[str]) -> list[FakeTokens]:
         self.tokenized_in.append(threading.current_thread().name)
         return [FakeTokens(text.lower()) for text in texts]
+
+    def cut(self, text: str) -> list[FakeTokens]:
+        return [FakeTokens(word) for word in text.lower().split()]
+
+    def pool(self, windows: list[FakeAnswer], how: str, tokens: int) -> FakeAnswer:
+        return FakeAnswer("+".join(windows))
 
     def end(self) -> None:
         self.is_alive = False
@@ -143,6 +150,29 @@ def test_a_text_that_breaks_the_engine_has_an_error_beside_the_answers_of_others
             await answerer.predict(PredictRequest(texts=["bad"]))
 
     run(test)
+
+
+@pytest.mark.parametrize("cache_answers", [0, 100])
+def test_a_text_fails_with_any_of_its_windows_and_is_named_by_its_place(cache_answers: int) -> None:
+    async def test(answerer: Answerer, _: FakeVersions, __: dict[int, FakePredictor]) -> None:
+        first, second, third = (await answerer.predict(PredictRequest(texts=["A B", "C bad D", "E"], windows="mean"))).prediction.answers
+        assert (first, third) == ("1 a+1 b", "1 e")
+        assert second == Answer(heads={}, tokens=5, truncated=False, error="the engine failed on text 1")
+        # Where it is the only one the request fails.
+        with pytest.raises(ServingError, match="the engine failed on text 0"):
+            await answerer.predict(PredictRequest(texts=["C bad D"], windows="mean"))
+
+    run(test, cache_answers=cache_answers)
+
+
+def test_what_was_remembered_is_answered_beside_the_only_text_that_is_computed_and_fails() -> None:
+    async def test(answerer: Answerer, _: FakeVersions, __: dict[int, FakePredictor]) -> None:
+        await answerer.predict(PredictRequest(texts=["A", "B"]))
+        good, bad, other = (await answerer.predict(PredictRequest(texts=["A", "bad", "B"]))).prediction.answers
+        assert (good, other) == ("1 a", "1 b")
+        assert bad == Answer(heads={}, tokens=3, truncated=False, error="the engine failed on text 1")
+
+    run(test, cache_answers=100)
 
 
 def test_only_long_texts_are_tokenised_in_another_thread() -> None:

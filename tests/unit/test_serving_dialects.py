@@ -6,12 +6,13 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.answerer import Answered, Spent
+from serving.answerer import Answered
 from serving.door import Answering
 from serving.messages import Answer, HeadAnswer, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts
 from serving.promised import Promised
 from serving.reading import finished_texts
 from serving.routes import build_app
+from serving.spent import Spent
 
 LIMITS = Limits(max_texts=3, max_characters=20, max_tokens=8, max_body_bytes=1000, deadline_ms=1000)
 HEADS = [

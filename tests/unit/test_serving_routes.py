@@ -9,13 +9,14 @@ import httpx
 import pytest
 from starlette.responses import Response
 
-from serving.answerer import Answered, Explained, Spent
+from serving.answerer import Answered, Explained
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
 from serving.explaining import ExplainRequest, Explanation, HeadExplanation, Span
 from serving.messages import Answer, HeadAnswer, HeadFacts, Limits, Prediction, PredictRequest, VersionFacts
 from serving.promised import Promised
 from serving.reading import finished_texts
 from serving.routes import build_app
+from serving.spent import Spent
 from serving.unforeseen import Unforeseen
 
 LIMITS = Limits(max_texts=3, max_characters=100, max_tokens=8, max_body_bytes=1000, deadline_ms=1000)

@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from serving.answerer import Answered, Explained, Spent
+from serving.answerer import Answered, Explained
 from serving.errors import NotReady, Overloaded, ServingError
 from serving.explaining import METHOD, ExplainRequest, Explanation
 from serving.messages import Answer, HeadAnswer, Limits, Prediction, PredictRequest, VersionFacts
@@ -19,6 +19,7 @@ from serving.observing.tracing import Spans, Traced, add_tracing, make_tracer
 from serving.promised import Promised
 from serving.replica import Replica
 from serving.routes import build_app
+from serving.spent import Spent
 
 SECRET = "a text of somebody"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
