@@ -11,7 +11,7 @@ TwoheadError
     │   ├── TooManyRequests 429: more than the key may ask, or too many wrong keys
     │   └── Overloaded    503: the queue is full
     ├── DeadlineExceeded  504: the answer would have come too late
-    ├── NotReady          503: no version is loaded yet
+    ├── NotReady          503 with Retry-After: no version is loaded yet, or nothing can be computed
     ├── AnswerError       what the client raises for an error the server answered
     ├── KeyringError      a key that is kept is damaged, or is not there; never sent
     └── ScoringError      a table cannot be scored, or not into that folder; never sent
@@ -151,10 +151,15 @@ class DeadlineExceeded(ServingError):
 
 
 class NotReady(ServingError):
-    """No version is loaded yet."""
+    """No version is loaded yet, or nothing can be computed any more; nobody knows for how long."""
 
     status = 503
     title = "not ready"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """When to come back: as the front says where it knows of no replica."""
+        return {"retry-after": "1"}
 
 
 class AnswerError(ServingError):

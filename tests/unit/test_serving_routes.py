@@ -183,7 +183,7 @@ def test_unknown_paths_and_methods_are_problems(method: str, path: str, status: 
     [
         (Overloaded("full", 3.6), 503, "4"),
         (Overloaded("full", 0.01), 503, "1"),
-        (NotReady("no version is loaded yet"), 503, None),
+        (NotReady("no version is loaded yet"), 503, "1"),
         (DeadlineExceeded("too late"), 504, None),
         (ServingError("the engine failed on text 0"), 500, None),
     ],
