@@ -116,6 +116,8 @@ def kill_a_replica(house: House) -> None:
 def kill_an_engine(house: House) -> None:
     """The process in which a replica computes, with SIGKILL, as the kernel does where memory is short: the replica ends with it."""
     replica = house.processes(REPLICA)[0]
+    # That of a version swapped out may be about to go.
+    until("one engine is left", lambda: len(house.engines(replica)) == 1)
     (engine,) = house.engines(replica)
     _lose(house, REPLICA, signal.SIGKILL, engine)
 
