@@ -24,8 +24,8 @@ from serving.settings import CandidateSettings
 
 log = logging.getLogger(__name__)
 
-# Copies of requests are one client among the others.
-CLIENT = "copies for a candidate"
+# Copies of requests are one client among the others. No header holds the end of a line: no caller can call itself so.
+CLIENT = "copies for a candidate\n"
 MOST_QUEUE_S = 1.0
 MOST_COPIES = 32
 

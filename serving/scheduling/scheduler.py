@@ -17,7 +17,7 @@ from collections.abc import Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError
+from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError, without_words
 from serving.scheduling.composing import compose
 from serving.scheduling.counted import Counters, Demand, Speed
 from serving.scheduling.queued import Job, Model, Request, Scheduled, Text
@@ -336,6 +336,6 @@ class Scheduler:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.critical("the scheduler's loop ended", exc_info=error)
+            log.critical("the scheduler's loop ended: %s", without_words(error))
         for request in list(self._open):
             self._fail(request, NotReady("the scheduler does not run"))
