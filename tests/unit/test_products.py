@@ -17,7 +17,7 @@ from training.fitting.workers import OneWorker
 from training.network import products
 from training.network.inputs import TokenInputs
 from training.network.model import TwoHeadBert, make_config
-from training.network.products import OneDnnLinear, compute_faster, is_onednn_faster
+from training.network.products import OneDnnLinear, compute_faster, is_onednn_faster, linear
 
 HEADS = [{"name": "job", "classes": ["nurse", "driver"], "hidden_size": 4, "dropout": 0.0}]
 TEXTS = [f"the {'nurse' if row % 2 else 'driver'} {'x ' * (row % 7)}" for row in range(24)]
@@ -66,6 +66,30 @@ def test_values_and_gradients_are_torchs(count: list[tuple[int, ...]], shape: tu
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     # Forward, and backward for values and weights.
     assert len(count) == 3
+
+
+@pytest.mark.parametrize("least", [1, 10_000])
+@pytest.mark.parametrize("is_biased", [True, False])
+def test_weights_without_a_layer_are_computed_alike(
+    count: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, is_biased: bool, least: int
+) -> None:
+    monkeypatch.setattr(products, "_LEAST", least)
+    values = torch.randn(7, 3)
+    layer = nn.Linear(3, 5, bias=is_biased)
+    outer = torch.randn(7, 5)
+    theirs = torch.autograd.grad((layer(values) * outer).sum(), list(layer.parameters()))
+    ours = torch.autograd.grad((linear(values, layer.weight, layer.bias) * outer).sum(), list(layer.parameters()))
+    torch.testing.assert_close(linear(values, layer.weight, layer.bias), layer(values), atol=1e-5, rtol=1e-5)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    # Forward twice, and backward for weights: values are no one's parameters.
+    assert len(count) == (3 if least == 1 else 0)
+
+
+def test_where_mkl_is_as_fast_weights_stay_torchs(count: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "is_onednn_faster", lambda: False)
+    linear(torch.randn(7, 3), torch.randn(5, 3))
+    assert not count
 
 
 def test_no_rows_are_no_error(count: list[tuple[int, ...]]) -> None:

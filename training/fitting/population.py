@@ -3,8 +3,8 @@
 While the encoder is frozen, heads have nothing in common: each is searched by itself, and its loss weight cannot matter. Every candidate
 is trained once for each fold, on the texts of all others, and once on all texts. What the folds' trainings answer about texts they have not
 seen chooses the candidate and its epoch; the training on all texts at that epoch is the result. So the validation texts stay unseen, and
-the best of many candidates flatters less: it is judged on several times as many texts. Trainings of one shape are stacked, so that one
-matrix product serves all of them. It does not know the encoder, who proposes candidates, or Ray.
+the best of many candidates flatters less: it is judged on several times as many texts. A candidate's trainings read the same numbers, so
+that their first layers are one matrix. It does not know the encoder, who proposes candidates, or Ray.
 
 Sources: Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization (AdamW); Wang et al. 2021, HFTA (arXiv 2102.02344), for training
 models of one shape as one; Stone 1974, Cross-validatory choice;
@@ -27,6 +27,7 @@ from training.fitting.optimiser import schedule
 from training.judging.metrics import HeadMetrics, head_scores, majority_class, measure_head, probabilities
 from training.network.model import Head
 from training.network.ordinal import class_log_probabilities
+from training.network.products import linear
 from training.search_settings import Metric
 
 _FIRST_DECAY, _SECOND_DECAY, _EPSILON = 0.9, 0.999, 1e-8
@@ -124,23 +125,21 @@ def train_population(
     shapes = {(one.candidate.hidden_size, one.candidate.loss) for one in outcomes}
     for hidden_size, loss in sorted(shapes):
         alike = [one for one in outcomes if (one.candidate.hidden_size, one.candidate.loss) == (hidden_size, loss)]
-        _Stack(alike, question, features, settings).train(halvings)
+        _Shape(alike, question, features, settings).train(halvings)
     return outcomes
 
 
-class _Stack:
-    """Candidates of one shape; parameters are (candidates x trainings, ...), a candidate's trainings side by side.
+class _Shape:
+    """Candidates of one shape, batch by batch side by side.
 
     Training f leaves out fold f; the last leaves out nothing.
     """
 
     def __init__(self, outcomes: Sequence[Outcome], question: Question, features: Features, settings: FitSettings) -> None:
-        self._living = list(outcomes)
         self._question, self._features, self._settings = question, features, settings
         self._held_out = [torch.nonzero(features.folds == fold).flatten() for fold in features.folds.unique()]
-        self._trainings = len(self._held_out) + 1
         # (trainings, texts): whether a training learns from a text.
-        self._learns = torch.ones(self._trainings, len(features.labels))
+        self._learns = torch.ones(len(self._held_out) + 1, len(features.labels))
         for training, texts in enumerate(self._held_out):
             self._learns[training, texts] = 0.0
         first = outcomes[0].candidate
@@ -149,14 +148,9 @@ class _Stack:
         if features.beside is not None:
             head.say_nothing()
         self._loss = first.loss
-        count = len(outcomes) * self._trainings
-        self._parameters = {
-            name: value.detach().repeat(count, *[1] * value.dim()).requires_grad_() for name, value in head.named_parameters()
-        }
-        self._moments = {name: (torch.zeros_like(value), torch.zeros_like(value)) for name, value in self._parameters.items()}
-        self._matrices = [name for name, value in self._parameters.items() if value.dim() > 2]  # (trainings, out, in)
-        self._biases = [name for name in self._parameters if name not in self._matrices]
-        self._steps = 0
+        # What each layer reads, which dropout thins.
+        self._widths = [features.pooled.shape[1], *([first.hidden_size] if first.hidden_size else [])]
+        self._living = [_Trained(one, head, len(self._learns)) for one in outcomes]
         weights = question.class_weights
         self._class_weights = None if weights is None else torch.from_numpy(weights)
         self._majority = majority_class(features.labels.numpy(), question.classes)
@@ -169,13 +163,13 @@ class _Stack:
         for number in range(1, settings.epochs + 1):
             self._epoch(number)
             self._judge(number)
-            left = [place for place, one in enumerate(self._living) if number - one.epoch < settings.patience]
+            left = [one for one in self._living if number - one.outcome.epoch < settings.patience]
             if number in halvings:
-                left = sorted(sorted(left, key=lambda place: -self._living[place].score)[: (len(left) + 1) // 2])
+                better = sorted(left, key=lambda one: -one.outcome.score)[: (len(left) + 1) // 2]
+                left = [one for one in left if one in better]
             if not left:
                 return
-            if len(left) < len(self._living):
-                self._keep(left)
+            self._living = left
 
     def _epoch(self, number: int) -> None:
         settings = self._settings
@@ -188,83 +182,37 @@ class _Stack:
 
     def _step(self, indices: torch.Tensor, factor: float, generator: torch.Generator) -> None:
         labels, learns = self._features.labels[indices], self._learns[:, indices]
-        logits = self._logits(indices, self._parameters, generator)
-        repeated = labels.expand(len(logits), -1).reshape(-1)
-        losses = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), repeated, weight=self._class_weights, reduction="none")
+        # The same noise for all, each with its own threshold: so it does not matter who else is there.
+        noises = [torch.rand((len(indices), width), generator=generator) for width in self._widths]
+        pooled = self._features.pooled[indices]
+        logits = torch.stack([one.logits(pooled, one.parameters, noises) for one in self._living])
+        logits = self._finished(logits, indices)
+        repeated = labels.expand(*logits.shape[:2], -1).reshape(-1)
+        losses = functional.cross_entropy(logits.flatten(0, 2), repeated, weight=self._class_weights, reduction="none")
         # Each training's mean is over its own texts of the batch.
         shares = learns / torch.stack([loss_count(labels[own > 0], self._question.classes, self._loss) for own in learns])[:, None]
         # One sum over all trainings: none of their parameters is in another's loss.
-        summed = (losses.view(len(self._living), *learns.shape) * shares).sum()
-        names = list(self._parameters)
-        gradients = torch.autograd.grad(summed, list(self._parameters.values()))
-        self._update(dict(zip(names, gradients, strict=True)), factor)
+        summed = (losses.view(logits.shape[:3]) * shares).sum()
+        gradients = torch.autograd.grad(summed, [value for one in self._living for value in one.parameters.values()])
+        each = len(gradients) // len(self._living)
+        for place, one in enumerate(self._living):
+            one.update(gradients[place * each : (place + 1) * each], factor, self._settings)
 
-    def _logits(
-        self, texts: torch.Tensor, parameters: Mapping[str, torch.Tensor], generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        """Answer about texts by their indices, (trainings, texts, classes); with a generator, with dropout."""
-        hidden = self._dropped(self._features.pooled[texts][None], generator)
-        if "hidden.weight" in parameters:
-            hidden = self._dropped(functional.gelu(_linear("hidden", hidden, parameters)), generator)
-        logits = _linear("output", hidden, parameters)
+    def _finished(self, logits: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        """Turn what output layers say about texts, (..., texts, out), into logits, (..., texts, classes)."""
         logits = class_log_probabilities(logits) if self._loss == "corn" else logits
         return logits if self._features.beside is None else logits + self._features.beside[texts]
 
-    def _dropped(self, values: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        if generator is None:
-            return values
-        # The same noise for all, each with its own threshold: so it does not matter who else is there.
-        noise = torch.rand(values.shape[1:], generator=generator)
-        rates = torch.tensor([one.candidate.dropout for one in self._living for _ in range(self._trainings)]).view(-1, 1, 1)
-        return values * (noise >= rates) / (1.0 - rates)
-
-    @torch.no_grad()
-    def _update(self, gradients: dict[str, torch.Tensor], factor: float) -> None:
-        # Candidate by candidate: one's parameters, moments and gradients fit into a core's cache, those of all do not.
-        self._steps += 1
-        for place, one in enumerate(self._living):
-            part = self._part(place)
-            # The gradient of a transposed matrix has a transposed gradient.
-            own = {name: gradient[part].contiguous() for name, gradient in gradients.items()}
-            norms = torch.stack([gradient.flatten(1).square().sum(dim=1) for gradient in own.values()]).sum(dim=0).sqrt()
-            scales = (self._settings.max_gradient_norm / (norms + _NORM_EPSILON)).clamp(max=1.0)
-            for gradient in own.values():
-                gradient.mul_(scales.view(-1, *[1] * (gradient.dim() - 1)))
-            # Biases do not decay.
-            for names, decay in ((self._matrices, self._settings.weight_decay), (self._biases, 0.0)):
-                adamw(
-                    [self._parameters[name][part] for name in names],
-                    [own[name] for name in names],
-                    [self._moments[name][0][part] for name in names],
-                    [self._moments[name][1][part] for name in names],
-                    [],
-                    [torch.tensor(float(self._steps - 1)) for _ in names],
-                    fused=True,
-                    amsgrad=False,
-                    beta1=_FIRST_DECAY,
-                    beta2=_SECOND_DECAY,
-                    lr=one.candidate.learning_rate * factor,
-                    weight_decay=decay,
-                    eps=_EPSILON,
-                    maximize=False,
-                )
-
-    def _part(self, place: int) -> slice:
-        """Return where a candidate's trainings are."""
-        return slice(place * self._trainings, (place + 1) * self._trainings)
-
     @torch.no_grad()
     def _judge(self, number: int) -> None:
-        logits = torch.zeros(len(self._living), len(self._features.labels), self._question.classes)
+        found = torch.zeros(len(self._living), len(self._features.labels), self._question.classes)
         for training, texts in enumerate(self._held_out):
-            own = {name: value[training :: self._trainings] for name, value in self._parameters.items()}
-            logits[:, texts] = self._logits(texts, own).float()
-        for place, one in enumerate(self._living):
-            one.epochs = number
-            score = self._score(logits[place].numpy())
-            if score > one.score:
-                one.score, one.epoch = score, number
-                one.state = {name: value[self._part(place)][-1].detach().clone() for name, value in self._parameters.items()}
+            pooled = self._features.pooled[texts]
+            for place, one in enumerate(self._living):
+                own = {name: value[training, None] for name, value in one.parameters.items()}
+                found[place, texts] = self._finished(one.logits(pooled, own)[0], texts)
+        for one, logits in zip(self._living, found.numpy(), strict=True):
+            one.note(number, self._score(logits))
 
     def _score(self, logits: NDArray[np.float32]) -> float:
         if not np.isfinite(logits).all():
@@ -275,13 +223,68 @@ class _Stack:
         )
         return head_scores({question.name: found.to_dict()}, {question.name: question.metric})[question.name]
 
-    def _keep(self, places: Sequence[int]) -> None:
-        chosen = torch.cat([torch.arange(self._part(place).start, self._part(place).stop) for place in places])
-        self._living = [self._living[place] for place in places]
-        self._parameters = {name: value.detach()[chosen].requires_grad_() for name, value in self._parameters.items()}
-        self._moments = {name: (first[chosen], second[chosen]) for name, (first, second) in self._moments.items()}
 
+class _Trained:
+    """A candidate's trainings, of which the parameters are (trainings, ...), side by side."""
 
-def _linear(name: str, values: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
-    return torch.matmul(values, weight.transpose(1, 2)) + bias[:, None]
+    def __init__(self, outcome: Outcome, head: Head, trainings: int) -> None:
+        self.outcome = outcome
+        self.parameters = {
+            name: value.detach().repeat(trainings, *[1] * value.dim()).requires_grad_() for name, value in head.named_parameters()
+        }
+        self._moments = {name: (torch.zeros_like(value), torch.zeros_like(value)) for name, value in self.parameters.items()}
+        self._steps = 0
+
+    def logits(self, pooled: torch.Tensor, parameters: Mapping[str, torch.Tensor], noises: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+        """Map features of texts to (trainings, texts, out); with noise for what each layer reads, with dropout."""
+        rate = self.outcome.candidate.dropout
+        kept = [(noise >= rate) / (1.0 - rate) for noise in noises] if rate else []
+        first = "hidden" if "hidden.weight" in parameters else "output"
+        weight, bias = parameters[f"{first}.weight"], parameters[f"{first}.bias"]
+        read = pooled * kept[0] if kept else pooled
+        # The trainings' weights are one matrix.
+        values = linear(read, weight.flatten(0, 1), bias.flatten()).unflatten(1, bias.shape).transpose(0, 1)
+        if first == "output":
+            return values
+        hidden = functional.gelu(values)
+        hidden = hidden * kept[1] if kept else hidden
+        return torch.baddbmm(parameters["output.bias"][:, None], hidden, parameters["output.weight"].transpose(1, 2))
+
+    @torch.no_grad()
+    def update(self, gradients: Sequence[torch.Tensor], factor: float, settings: FitSettings) -> None:
+        """Take one step of AdamW, the gradient of each training no longer than allowed."""
+        # The gradient of a transposed matrix has a transposed gradient.
+        own = {name: gradient.contiguous() for name, gradient in zip(self.parameters, gradients, strict=True)}
+        lengths = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in own.values()])
+        norms = torch.linalg.vector_norm(lengths, dim=0)
+        scales = (settings.max_gradient_norm / (norms + _NORM_EPSILON)).clamp(max=1.0)
+        for gradient in own.values():
+            gradient.mul_(scales.view(-1, *[1] * (gradient.dim() - 1)))
+        # Biases do not decay.
+        matrices = [name for name, value in own.items() if value.dim() > 2]  # (trainings, out, in)
+        biases = [name for name in own if name not in matrices]
+        for names, decay in ((matrices, settings.weight_decay), (biases, 0.0)):
+            adamw(
+                [self.parameters[name] for name in names],
+                [own[name] for name in names],
+                [self._moments[name][0] for name in names],
+                [self._moments[name][1] for name in names],
+                [],
+                [torch.tensor(float(self._steps)) for _ in names],
+                fused=True,
+                amsgrad=False,
+                beta1=_FIRST_DECAY,
+                beta2=_SECOND_DECAY,
+                lr=self.outcome.candidate.learning_rate * factor,
+                weight_decay=decay,
+                eps=_EPSILON,
+                maximize=False,
+            )
+        self._steps += 1
+
+    def note(self, number: int, score: float) -> None:
+        """Keep what the training on all texts has, where this epoch is the best."""
+        self.outcome.epochs = number
+        if score > self.outcome.score:
+            self.outcome.score, self.outcome.epoch = score, number
+            self.outcome.state = {name: value[-1].detach().clone() for name, value in self.parameters.items()}

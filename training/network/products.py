@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 # Of a product's multiplications: below, what stands around it takes longer than is gained.
 _LEAST = 2_000_000
@@ -54,16 +55,26 @@ class OneDnnLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map (..., inputs) to (..., outputs); the argument has torch's name."""
-        if not self._suits(input):
-            return super().forward(input)
-        found: torch.Tensor = _Product.apply(input, self.weight, self.bias)
-        return found
+        return _computed(input, self.weight, self.bias) if _suits(input, self.weight) else super().forward(input)
 
-    def _suits(self, values: torch.Tensor) -> bool:
-        is_plain = values.dtype == self.weight.dtype == torch.float32 and values.device.type == "cpu" and values.dim() >= 2
-        is_large = values.numel() * self.out_features >= _LEAST
-        # Autocast would compute more coarsely, as it was asked to; an exporter knows torch's own layer.
-        return is_plain and is_large and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+
+def linear(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Map (..., inputs) to (..., outputs) by weights of (outputs, inputs), as torch's own function does, by whichever library is faster."""
+    if is_onednn_faster() and _suits(values, weight):
+        return _computed(values, weight, bias)
+    return functional.linear(values, weight, bias)
+
+
+def _computed(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    found: torch.Tensor = _Product.apply(values, weight, bias)
+    return found
+
+
+def _suits(values: torch.Tensor, weight: torch.Tensor) -> bool:
+    is_plain = values.dtype == weight.dtype == torch.float32 and values.device.type == "cpu" and values.dim() >= 2
+    is_large = values.numel() * len(weight) >= _LEAST
+    # Autocast would compute more coarsely, as it was asked to; an exporter knows torch's own layer.
+    return is_plain and is_large and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
 def _product(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
