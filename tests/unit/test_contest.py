@@ -102,6 +102,18 @@ def test_who_is_no_longer_to_be_confirmed_leaves_the_others_their_seeds() -> Non
     assert winner(table, few)[0].number == 2
 
 
+def test_where_no_seed_is_everybodys_the_one_that_most_have_counts() -> None:
+    """Several confirmations ran at once when a signal came."""
+    first, second = again(0, 0.71, 0.72), again(2, 0.60, 0.79)
+    table = standings([*SEARCHED, *first, second[1], *again(3, 0.77)], tuning())
+    # With seed 8: trials 0 and 3. Trial 2, the luckiest of the search, was not confirmed by it.
+    assert [[one.seed for one in of.confirmed] for of in table] == [[8], [], [8]]
+    assert winner(table, tuning())[0].number == 3
+    # And where none is more than one's, one of them all the same.
+    alone = standings([*SEARCHED, second[1], *again(3, 0.77)], tuning())
+    assert winner(alone, tuning())[0].number == 3
+
+
 def test_a_pareto_rule_picks_by_the_seeds_that_all_have_too() -> None:
     rule = tuning(mode="pareto", pick="b >= 0.75, then a")
     assert winner(standings([*SEARCHED, *again(2, 0.70, 0.90), *again(3, 0.77), *again(0, 0.71)], rule), rule)[0].number == 3

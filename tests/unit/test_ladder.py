@@ -1,5 +1,6 @@
 """Who is passed over, who climbs, and when the ladder doubts its lower rung."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -231,3 +232,8 @@ def test_nobody_climbs_after_two_who_gained_nothing() -> None:
     waiting = [trial(number, 0.7) for number in range(2, 8)]
     assert LADDER.next_climb([*vain, *waiting], is_end=False) is None
     assert LADDER.next_climb([trial(0, 0.5, climbed=0.6), vain[1], *waiting], is_end=False) is not None
+    # Stopped before the lower layers were trained, as in searches of before; who died there did try.
+    stopped = [replace(trial(number, 0.5, state="stopped"), depths=(5, 0)) for number in (0, 1)]
+    assert LADDER.next_climb([*stopped, *waiting], is_end=False) is not None
+    died = [replace(one, error="out of memory while it climbed") for one in stopped]
+    assert LADDER.next_climb([*died, *waiting], is_end=False) is None

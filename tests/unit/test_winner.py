@@ -9,7 +9,7 @@ import pytest
 from training.judging.comparison import WORDS_ALONE
 from training.search import winner as module
 from training.search.deciding.contest import standings, winner
-from training.search.proposing.ledger import TrialHistory
+from training.search.proposing.ledger import PASSED_OVER, TrialHistory
 from training.search.winner import found_so_far
 from training.search_settings import TuningSettings
 
@@ -63,3 +63,10 @@ def test_a_configuration_with_a_training_that_died_stays_out_of_a_stopped_search
         found, lost = found_so_far(PREPARED, [*searched, *again, one])
         assert (found, lost) == ([*searched, *again], [one])
         assert winner(standings([*found, *lost], TUNING), TUNING)[0].number == 0
+
+
+def test_whoever_was_passed_over_is_known_of_a_stopped_search_as_of_a_whole_one() -> None:
+    passed = replace(history("trial-1", 0.0, state=PASSED_OVER), epochs=[])
+    found, others = found_so_far(PREPARED, [history("trial-0", 0.7), passed])
+    assert ([one.name for one in found], others) == (["trial-0"], [passed])
+    assert winner(standings([*found, *others], TUNING), TUNING)[0].number == 0

@@ -202,12 +202,12 @@ def _finish_early(prepared: Prepared, histories: Sequence[TrialHistory], elapsed
     Raises:
         TuningError: Nothing has a score yet.
     """
-    found, lost = found_so_far(prepared, histories)
+    found, others = found_so_far(prepared, histories)
     words = words_alone(prepared.assignment, histories)
     if not found and words is None:
         raise _nothing_yet(prepared)
     note = f"stopped before its end, with {trials_so_far(prepared.settings.tuning, found)}; the test texts are unseen"
-    return finish(without_test(prepared), [*found, *lost, *([words] if words else [])], elapsed_s, f"{note}; {_go_on(prepared)}")
+    return finish(without_test(prepared), [*found, *others, *([words] if words else [])], elapsed_s, f"{note}; {_go_on(prepared)}")
 
 
 def _nothing_yet(prepared: Prepared) -> TuningError:

@@ -44,7 +44,7 @@ from training.search.deciding.contest import (
 )
 from training.search.plan import BEST_FOLDER, REPORT_FILE, RESULT_FILE, checkpoints
 from training.search.prepared import Prepared
-from training.search.proposing.ledger import TrialHistory
+from training.search.proposing.ledger import PASSED_OVER, TrialHistory
 from training.search.proposing.search_space import TrialSettings
 from training.search.record import describe, make_record
 from training.search.trials.assignment import Assignment, Order
@@ -186,11 +186,12 @@ def found_so_far(prepared: Prepared, histories: Sequence[TrialHistory]) -> tuple
     """Tell what is known of a search that is stopped now.
 
     Returns:
-        The trials with a score that counts, and a whole checkpoint of their last epoch; and those that were to confirm and ended badly.
+        The trials with a score that counts, and a whole checkpoint of their last epoch; and of the others those that say something by how
+        they ended: trained to confirm, and badly, or passed over.
     """
     known = as_if_stopped(histories)
-    lost = [one for one in known if is_lost(one)]
-    return [one for one in known if one.is_sound and not is_lost(one) and _has_checkpoint(prepared, one)], lost
+    others = [one for one in known if is_lost(one) or one.state == PASSED_OVER]
+    return [one for one in known if one.is_sound and one not in others and _has_checkpoint(prepared, one)], others
 
 
 def _has_checkpoint(prepared: Prepared, history: TrialHistory) -> bool:

@@ -4,6 +4,7 @@ A search looks at so many trials that its best score flatters. So the best few, 
 again with other seeds, and those trainings alone decide. It does not know Ray, and not the test split.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -240,11 +241,19 @@ def _is_whole(history: TrialHistory) -> bool:
 
 
 def _whole_rounds(seeds: Mapping[int, set[int]], lost: set[int], chosen: set[int]) -> set[int]:
-    """Return the seeds that every configuration has been trained with, by the number and seeds of each that has been with any."""
+    """Return the seeds that count, by the number and seeds of each configuration that has been trained with any.
+
+    They are those that all have been trained with. Where many trainings run at once a signal may leave none: then it is the one that most
+    have, the first of equals, and who lacks it was not confirmed.
+    """
     steady = [number for number in seeds if number not in lost]
     # Who is no longer among the best, since the search went on with more trials, waits for seeds that never come.
     counted = [number for number in steady if number in chosen] or steady or list(seeds)
-    return set.intersection(*(seeds[number] for number in counted)) if counted else set()
+    if not counted:
+        return set()
+    common = set.intersection(*(seeds[number] for number in counted))
+    shares = Counter(sorted(seed for number in counted for seed in seeds[number]))
+    return common or {shares.most_common(1)[0][0]}
 
 
 def winner(group: Sequence[Standing], tuning: TuningSettings) -> tuple[Standing, str]:

@@ -128,7 +128,8 @@ class Ladder:
         """
         waiting = [one for one in histories if one.is_sound and self._is_below_its_own(one)]
         climbed = [one for one in histories if len(one.depths) > 1]
-        ended = [one for one in climbed if one.is_sound]
+        # Of some that were to climb nothing came: they were stopped before they began, as in searches until 2026-11-29.
+        ended = [one for one in climbed if one.is_sound and (one.error or _trained(one, one.depths[-1]) is not None)]
         if len(ended) >= _IN_VAIN and not any(_has_gained(one) for one in ended):
             return None
         factor = 1.0 if self.agreements(histories)[1].is_doubtful else self.reduction_factor
