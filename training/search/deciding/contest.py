@@ -148,8 +148,9 @@ def refit(histories: Sequence[TrialHistory], tuning: TuningSettings) -> TrialHis
         histories: All trials, those that confirm too.
         tuning: Whether it is wanted.
     """
-    table = standings(histories, tuning)
-    return _on_all_texts(winner(table, tuning)[0].best) if tuning.refit and table else None
+    # Ranking everything costs, and the agenda asks at every report.
+    table = standings(histories, tuning) if tuning.refit else []
+    return _on_all_texts(winner(table, tuning)[0].best) if table else None
 
 
 def refit_of(best: TrialHistory, histories: Sequence[TrialHistory]) -> TrialHistory | None:
