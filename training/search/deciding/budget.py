@@ -79,6 +79,23 @@ def in_full(history: TrialHistory, depths: Sequence[int], epochs: float) -> Cost
     return cost
 
 
+def as_planned(history: TrialHistory, depths: Sequence[int], planned: Sequence[int]) -> Cost:
+    """Forecast what a configuration costs that trains so many epochs and no others.
+
+    Args:
+        history: Of a trial of it that trained an epoch.
+        depths: Frozen layers of each training; none trains once.
+        planned: Epochs of each. Where none is known of it, one costs what any did.
+    """
+    trained = [one for one in history.epochs if one["epoch"]]
+    # Judging what it begins with comes before them, where it was asked for.
+    cost = spent_on(replace(history, epochs=[one for one in history.epochs if not one["epoch"]]))
+    for depth, epochs in zip(depths or (None,), planned, strict=False):
+        own = [one for one in trained if one.get("depth", depth) == depth or depth is None] or trained
+        cost = one_after_other(cost, times(spent_on(replace(history, epochs=own)), epochs / len(own)))
+    return cost
+
+
 def still_needed(history: TrialHistory, epochs: float, layers: int) -> Cost | None:
     """Forecast what a running trial will still use.
 

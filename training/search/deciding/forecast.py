@@ -6,7 +6,7 @@ It knows neither Ray nor in which order trials come; `budget` counts, this looks
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from training.search.deciding.budget import Cost, in_full, mean_cost, mean_epochs, spent_at, spent_on, still_needed, times, together
+from training.search.deciding.budget import Cost, as_planned, in_full, mean_cost, mean_epochs, spent_on, still_needed, times, together
 from training.search.deciding.contest import explored_group
 from training.search.proposing.ledger import TrialHistory
 
@@ -38,15 +38,16 @@ class Forecast:
     def before(self, again: TrialHistory) -> Cost:
         """Forecast what a known configuration costs to train again: what it did cost, which with all layers is many times the mean.
 
-        Nobody stops what trains again: where it was stopped, as much more as whole trainings have more epochs.
+        Nobody stops what trains again: where it was stopped, as much more as whole trainings have more epochs. On all texts it trains the
+        epochs that are planned.
         """
         own = (explored_group(again.group), again.number)
         known = next((one for one in self.histories if (one.group, one.number) == own and one.epochs), None)
         whole = [one for one in self._known if one.last.get("is_last")]
         if known is None or not any(one["epoch"] for one in known.epochs):
             return mean_cost(whole) if whole else self.mean_cost
-        # On all texts it has as many epochs as were best, and not more.
-        return spent_at(known, again.depths) if again.planned else in_full(known, again.depths, mean_epochs(whole))
+        # On all texts it has as many epochs as were best, and not more; maybe with another seed than that of the trial in the search.
+        return as_planned(known, again.depths, again.planned) if again.planned else in_full(known, again.depths, mean_epochs(whole))
 
     def exploring(self, live: Iterable[TrialHistory], left: int) -> Cost:
         """Forecast what trials will still use that run, and as many as are left to propose.
