@@ -13,6 +13,7 @@ from training.search.agenda import Agenda
 from training.search.deciding.budget import Budget, Cost
 from training.search.deciding.contest import confirmations
 from training.search.deciding.forecast import Forecast
+from training.search.deciding.schedulers import Population
 from training.search.proposing.ledger import TrialHistory
 from training.search_settings import TuningSettings
 
@@ -80,6 +81,61 @@ def test_within_a_limit_every_group_has_its_turn(tmp_path: Path) -> None:
     agenda.most_concurrent = lambda: 9
     names = [agenda.suggest(f"t{place}")["name"] for place in range(4)]
     assert names == ["trial-0", "trial-1", "single-a-0", "single-a-1"]
+
+
+def failed(agenda: Agenda, trial_id: str) -> None:
+    agenda.heard(trial_id, {"score": 0.0, "head_scores": {}, "epoch": 0, "is_last": True, "has_diverged": True})
+    agenda.ended(trial_id, "diverged")
+
+
+def test_a_limit_is_not_spent_on_models_of_one_head_while_there_is_none_to_publish(tmp_path: Path) -> None:
+    agenda = exploring(tmp_path, Budget(200.0), ("trial", "single-a"))
+    assert [agenda.suggest(trial_id)["name"] for trial_id in ("t0", "t1")] == ["trial-0", "single-a-0"]
+    ended(agenda, "t1", 0.5)
+    failed(agenda, "t0")
+    # Two more trainings of 60 s, side by side, to confirm the model of one head, would have the rest.
+    agenda.spent_s = 150.0
+    assert not agenda.is_spent
+    # Both places are the main group's, until one of its trials has a score.
+    assert [agenda.suggest(trial_id)["name"] for trial_id in ("t2", "t3")] == ["trial-1", "trial-2"]
+    agenda.heard("t2", report(0.4, is_last=False, epoch_s=1.0))
+    assert agenda.is_spent
+    agenda.spent_s = 0.0
+    agenda.ended("t2", "stopped")
+    assert agenda.suggest("t4")["name"] == "single-a-1"
+
+
+def test_within_a_limit_no_model_of_one_head_begins_in_the_time_that_a_slow_first_trial_needs(tmp_path: Path) -> None:
+    agenda = exploring(tmp_path, Budget(200.0), ("trial", "single-a"))
+    agenda.suggest("t0"), agenda.suggest("t1")
+    ended(agenda, "t1", 0.5)
+    # The first one has no epoch yet, and has not failed.
+    agenda.spent_s = 150.0
+    assert agenda.suggest("t2")["name"] == "trial-1"
+    agenda.heard("t0", report(0.4, is_last=False, epoch_s=1.0))
+    assert agenda.is_spent
+
+
+def test_a_search_whose_own_trials_all_fail_ends_whatever_models_of_one_head_have(tmp_path: Path) -> None:
+    agenda = exploring(tmp_path, Budget(100.0), ("trial", "single-a"))
+    agenda.suggest("t0"), agenda.suggest("t1")
+    ended(agenda, "t1", 0.5)
+    failed(agenda, "t0")
+    agenda.spent_s = 101.0
+    for trial_id in ("t2", "t3"):
+        assert agenda.suggest(trial_id)["group"] == "trial"
+        failed(agenda, trial_id)
+    assert agenda.is_spent
+    assert agenda.suggest("t4") == Searcher.FINISHED
+
+
+def test_a_population_is_not_split_up_within_a_limit(tmp_path: Path) -> None:
+    agenda = exploring(tmp_path, Budget(1e6), ("trial", "single-a"), MANY.model_copy(update={"num_samples": 3}))
+    agenda.most_concurrent = lambda: 6
+    population = Population({}, interval=1, epochs=4, seed=7)
+    agenda.explorations = [replace(one, scheduler=population) for one in agenda.explorations]
+    names = [agenda.suggest(f"t{place}")["name"] for place in range(6)]
+    assert names == ["trial-0", "trial-1", "trial-2", "single-a-0", "single-a-1", "single-a-2"]
 
 
 def test_a_group_that_may_propose_nothing_more_leaves_its_turn_to_the_others(tmp_path: Path) -> None:
@@ -154,6 +210,34 @@ def test_what_was_stopped_is_confirmed_at_the_cost_of_a_whole_training() -> None
     # One that had more than others by then will not have fewer.
     longer = of(0, 8, is_last=False)
     assert Forecast([longer, whole], {"trial": 6}, 2).before(again(longer)) == Cost(80.0, 40.0)
+
+
+@pytest.mark.parametrize(
+    ("known", "planned", "seconds"),
+    [
+        # With another seed it was best later than the search let it train.
+        (of(0, 2, is_last=False), (8,), 80.0),
+        # It went on long after it was best.
+        (of(0, 12, is_last=True), (4,), 40.0),
+        # What it begins with is judged, and takes its 10 s.
+        (of(0, 5, is_last=True, first=0), (2,), 30.0),
+        (replace(of(0, 12, is_last=True), depths=()), (4,), 40.0),
+    ],
+)
+def test_the_training_on_all_texts_is_forecast_at_the_epochs_it_will_have(
+    known: TrialHistory, planned: tuple[int, ...], seconds: float
+) -> None:
+    forecast = Forecast([known], {"trial": 6}, 2)
+    assert forecast.before(again(known, planned=planned)) == Cost(seconds, seconds / 2)
+
+
+def test_the_training_on_all_texts_of_one_that_climbed_is_forecast_by_what_each_depth_costs() -> None:
+    first, climb = of(0, 3, is_last=False), of(0, 4, is_last=True, depth=0, first=4)
+    dear = [one | {"epoch_s": 100.0, "epoch_cpu_s": 50.0} for one in climb.epochs]
+    climbed = replace(climb, depths=(5, 0), epochs=[*first.epochs, *dear])
+    forecast = Forecast([climbed], {"trial": 6}, 2)
+    assert forecast.before(again(climbed, planned=(5, 2))) == Cost(50.0 + 200.0, 125.0)
+    assert forecast.before(again(climbed, depths=(5,), planned=(5,))) == Cost(50.0, 25.0)
 
 
 def test_without_a_ladder_what_was_stopped_is_confirmed_in_full_too() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
 from training.search.deciding.budget import Budget, Cost, one_after_other, spent_on
@@ -24,20 +24,8 @@ from training.search.trials.assignment import Order
 # What of a report is written down; Tune adds a dozen keys of its own.
 _REPORTED = (
     *(SCORE, HEAD_SCORES, INTERVAL, IS_LAST, HAS_DIVERGED, HAS_NO_MEMORY, "epoch", "epoch_score", "loss", "metrics", "best_metrics"),
-    *(
-        "best_number",
-        "joint_accuracy",
-        "epoch_s",
-        "epoch_cpu_s",
-        "point",
-        "best_point",
-        "depth",
-        "is_climbing",
-        "worker_bytes",
-        "average_score",
-        "trained_score",
-        "hostname",
-    ),
+    *("best_number", "joint_accuracy", "epoch_s", "epoch_cpu_s", "point", "best_point", "depth", "is_climbing"),
+    *("worker_bytes", "average_score", "trained_score", "hostname"),
 )
 _NO_LIMITS = Budget()
 # Where a limit is used up and so many have failed, the next would too.
@@ -157,14 +145,22 @@ class Agenda(Searcher):
 
     @property
     def is_spent(self) -> bool:
-        """Whether exploring has to end, so that its best can still be confirmed; not before anything has a score, unless all fail."""
-        if not any(one.epochs and not one.has_failed for one in self.histories.values()):
-            failed = sum(one.has_failed for one in self.histories.values())
-            return failed >= _ALL_FAIL and not self.budget.leaves(self.used, Cost(0.0, 0.0))
+        """Whether exploring has to end, so that its best can still be confirmed; not before it can be published, unless all fail."""
+        if not self._has_score:
+            return self._failed >= _ALL_FAIL and not self.budget.leaves(self.used, Cost(0.0, 0.0))
         if self._to_confirm is not None:
             # What has begun to confirm leaves `_confirming` before it is in `used`; who is confirmed does not change any more.
             return True
         return not self.budget.leaves(self.used, self._closing)
+
+    @property
+    def _has_score(self) -> bool:
+        """Whether a trial of all heads has one, which alone can be published."""
+        return any(one.epochs and not one.has_failed for one in self._own(self.explorations[0]))
+
+    @property
+    def _failed(self) -> int:
+        return sum(one.has_failed for one in self._own(self.explorations[0]))
 
     @property
     def _closing(self) -> Cost:
@@ -247,8 +243,12 @@ class Agenda(Searcher):
         """The explorations in the order in which they may propose now; nobody where exploring has to end."""
         if self.is_spent:
             return []
-        if self.budget == _NO_LIMITS:
+        # A population is compared while it trains, so it begins together.
+        if self.budget == _NO_LIMITS or any(isinstance(one.scheduler, PopulationBasedTraining) for one in self.explorations):
             return list(self.explorations)
+        if not self._has_score and (self._failed or not self.budget.leaves(self.used, self._closing)):
+            # The others are for a comparison with what there would be nothing of.
+            return [self.explorations[0]]
         # Nobody knows how many trials fit in: the next group would wait for one that never ends.
         return sorted(self.explorations, key=lambda one: len(self._own(one)))
 
