@@ -182,6 +182,21 @@ def test_the_training_on_all_texts_is_part_of_what_is_left(tmp_path: Path) -> No
     assert agenda.left_s() == 0.0
 
 
+@pytest.mark.parametrize("state", ["finished", "diverged", "died"])
+def test_the_training_on_all_texts_of_an_older_search_has_another_name_and_is_the_same(tmp_path: Path, state: str) -> None:
+    agenda = refitting(tmp_path, Budget())
+    for trial_id in ("t1", "t2"):
+        agenda.suggest(trial_id)
+        ended(agenda, trial_id, 0.4)
+    before = replace(agenda.histories["trial-0"], name="refit-0", group="refit", planned=(1,), state=state)
+    agenda.histories[before.name] = before
+    assert agenda.suggest("t3") == Searcher.FINISHED
+    # An earlier winner's is another, and one that was best after another epoch too.
+    for other in ({"number": 1}, {"seed": 8}, {"planned": (2,)}):
+        agenda.histories[before.name] = replace(before, **other)
+        assert agenda._last is not None
+
+
 def of(number: int, epochs: int, *, is_last: bool, depth: int = 5, first: int = 1) -> TrialHistory:
     """Return a trial whose epochs take 10 s each."""
     reports = [

@@ -49,7 +49,7 @@ def test_a_correlation_is_told_as_it_was_measured_and_over_whom() -> None:
 
 
 def sound(group: str, number: int) -> TrialHistory:
-    return replace(history(group, number), state="finished", epochs=[{"epoch": 1, "score": 0.5}])
+    return replace(history(group, number), state="finished", epochs=[{"epoch": 1, "score": 0.5, "best_number": 1}])
 
 
 def test_a_comparison_cut_short_says_so() -> None:
@@ -88,14 +88,44 @@ def test_a_training_on_all_texts_that_was_wanted_and_is_not_there_is_named() -> 
     best = Standing(0, "default", trained, ())
     (note,) = _not_refitted(wanted, [trained], best)
     assert note == "the winner was not trained once more on training and validation texts together, as tuning.refit wants: no time was left"
-    (note,) = _not_refitted(wanted, [trained, replace(history("refit", 0), state="diverged")], best)
+    refitted = replace(sound("refit", 0), planned=(1,))
+    (note,) = _not_refitted(wanted, [trained, replace(refitted, state="diverged", epochs=[])], best)
     assert note.endswith("as tuning.refit wants: that training diverged")
     (note,) = _not_refitted(wanted, [trained], best, early="stopped before its end")
     assert note.endswith("as tuning.refit wants: the search was stopped before")
-    assert _not_refitted(wanted, [trained, sound("refit", 0)], best) == []
+    assert _not_refitted(wanted, [trained, refitted], best) == []
     assert _not_refitted(settings(), [trained], best) == []
     # There is nothing to train of what words say by themselves.
     assert _not_refitted(wanted, [trained], replace(best, origin="words alone")) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "cause"),
+    [
+        ("stopped", "died while it climbed OSError", "that training died while it climbed OSError"),
+        ("stopped", "out of memory while it climbed", "that training ran out of memory while it climbed"),
+        ("stopped", "", "that training was stopped"),
+        ("out of memory", "MemoryError", "that training ran out of memory"),
+        ("died", "OSError", "that training died"),
+    ],
+)
+def test_a_training_on_all_texts_that_did_not_come_to_its_end_is_none(state: str, error: str, cause: str) -> None:
+    epochs = [
+        {"epoch": 1, "score": 0.5, "best_number": 1, "depth": 5},
+        {"epoch": 2, "score": 0.6, "best_number": 2, "depth": 0, "is_climbing": True},
+    ]
+    trained = replace(sound("trial", 0), depths=(5, 0), epochs=epochs)
+    lost = replace(sound("refit", 0), depths=(5, 0), planned=(1, 1), state=state, error=error)
+    (note,) = _not_refitted(settings(tuning={"refit": True}), [trained, lost], Standing(0, "default", trained, ()))
+    assert note.endswith(f"as tuning.refit wants: {cause}")
+
+
+@pytest.mark.parametrize("state", ["finished", "diverged"])
+def test_a_training_of_an_earlier_winner_on_all_texts_is_not_the_winners(state: str) -> None:
+    earlier = replace(sound("refit", 0), planned=(1,), state=state)
+    winner = sound("trial", 1)
+    (note,) = _not_refitted(settings(tuning={"refit": True}), [sound("trial", 0), winner, earlier], Standing(1, "sampler", winner, ()))
+    assert note.endswith("as tuning.refit wants: no time was left")
 
 
 @pytest.mark.parametrize(

@@ -171,9 +171,9 @@ class Agenda(Searcher):
 
     @property
     def _last(self) -> TrialHistory | None:
-        """The training of the best so far on all texts, where it is wanted and has not begun."""
+        """The training of the best so far on all texts, where it is wanted and has not begun; one that failed is not tried for ever."""
         last = self.refit(list(self.histories.values()))
-        return None if last is None or last.name in self.histories else last
+        return None if last is None or any(one.identity == last.identity for one in self.histories.values()) else last
 
     @property
     def _confirming(self) -> list[TrialHistory]:

@@ -14,7 +14,16 @@ from training.judging.judge import HeadCalibration, reported_split
 from training.judging.metrics import head_scores, selection_score
 from training.manifest import EncoderFacts, HeadFacts, ModelFacts
 from training.search.deciding.budget import spent_on
-from training.search.deciding.contest import EQUAL_WEIGHTS, MAIN_GROUP, REFIT_GROUP, Standing, pareto_front, single_group, standings
+from training.search.deciding.contest import (
+    EQUAL_WEIGHTS,
+    MAIN_GROUP,
+    Standing,
+    lost_refit_of,
+    pareto_front,
+    refit_of,
+    single_group,
+    standings,
+)
 from training.search.deciding.importance import importance
 from training.search.deciding.ladder import Agreement, Ladder
 from training.search.prepared import Prepared
@@ -175,12 +184,15 @@ def _cut_short(settings: TrainingSettings, histories: Sequence[TrialHistory], ea
 
 def _not_refitted(settings: TrainingSettings, histories: Sequence[TrialHistory], best: Standing, early: str = "") -> list[str]:
     """Say that the published model has not learned the validation texts, where that was wanted."""
-    if not settings.tuning.refit or best.origin == WORDS_ALONE or sound(histories, REFIT_GROUP):
+    if not settings.tuning.refit or best.origin == WORDS_ALONE or refit_of(best.best, histories) is not None:
         return []
-    failed = next((one for one in histories if one.group == REFIT_GROUP and one.has_failed), None)
-    cause = f"that training {'ran ' if failed.state == 'out of memory' else ''}{failed.state}" if failed else "no time was left"
     said = "the winner was not trained once more on training and validation texts together, as tuning.refit wants"
-    return [f"{said}: {'the search was stopped before' if early else cause}"]
+    cause = "the search was stopped before" if early else "no time was left"
+    if (lost := lost_refit_of(best.best, histories)) is not None and not early:
+        # One of two depths that died is "stopped", as a climb of the search is, which keeps what it had before.
+        how = lost.error or f"was {lost.state}" if lost.state == "stopped" else lost.state
+        cause = f"that training {'ran ' if how.startswith('out of memory') else ''}{how}"
+    return [f"{said}: {cause}"]
 
 
 def _head(head: str, trial: TrialSettings, prepared: Prepared, judged: Mapping[str, Any]) -> dict[str, Any]:

@@ -160,12 +160,20 @@ def refit_of(best: TrialHistory, histories: Sequence[TrialHistory]) -> TrialHist
         best: The winner's training that was best on validation.
         histories: All trials. A search that went on can have refits of earlier winners, or of the same one when another seed was its best.
     """
-    ended = [one for one in histories if one.group == REFIT_GROUP and _is_whole(one)]
-    if not ended or best.origin == WORDS_ALONE:
-        return None
-    wanted = _on_all_texts(best)
-    own = (wanted.number, wanted.seed, wanted.depths, wanted.planned)
-    return next((one for one in ended if (one.number, one.seed, one.depths, one.planned) == own), None)
+    return next((one for one in _refits(best, histories) if _is_whole(one)), None)
+
+
+def lost_refit_of(best: TrialHistory, histories: Sequence[TrialHistory]) -> TrialHistory | None:
+    """Find the training of a winner on all texts, if there is one that ended badly; see `refit_of`."""
+    return next((one for one in _refits(best, histories) if one.state and not _is_whole(one)), None)
+
+
+def _refits(best: TrialHistory, histories: Sequence[TrialHistory]) -> list[TrialHistory]:
+    """Return the trainings of a winner on all texts, and none of another with another seed or length."""
+    begun = [one for one in histories if one.group == REFIT_GROUP]
+    # What words say by themselves is not trained.
+    identity = _on_all_texts(best).identity if begun and best.origin != WORDS_ALONE else None
+    return [one for one in begun if one.identity == identity]
 
 
 def _on_all_texts(best: TrialHistory) -> TrialHistory:

@@ -56,6 +56,11 @@ class TrialHistory:
     planned: tuple[int, ...] = ()
 
     @property
+    def identity(self) -> tuple[str, int, int, tuple[int, ...], tuple[int, ...]]:
+        """What tells it from every other training, whatever it is named: older searches have `refit-3`."""
+        return self.group, self.number, self.seed, self.depths, self.planned
+
+    @property
     def last(self) -> dict[str, Any]:
         """What its last epoch reported; empty before the first."""
         return self.epochs[-1] if self.epochs else {}
