@@ -58,7 +58,7 @@ class Agenda(Searcher):
     """Hands out orders to Ray Tune.
 
     Attributes:
-        explorations: In the order in which they begin; within a budget whoever proposed least is next.
+        explorations: In the order in which they begin, the one to publish from first; within a budget see `_turns`.
         confirmations: Names the trials that confirm, once every exploration has ended: histories → histories yet without epochs.
         refit: Names the training of the winner on all texts, once everything else has ended; nothing where there is none.
         heads_of: Heads of a group.
