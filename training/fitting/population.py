@@ -243,7 +243,7 @@ class _Trained:
         weight, bias = parameters[f"{first}.weight"], parameters[f"{first}.bias"]
         read = pooled * kept[0] if kept else pooled
         # The trainings' weights are one matrix.
-        values = linear(read, weight.flatten(0, 1), bias.flatten()).unflatten(1, bias.shape).transpose(0, 1)
+        values: torch.Tensor = linear(read, weight.flatten(0, 1), bias.flatten()).unflatten(1, bias.shape).transpose(0, 1)
         if first == "output":
             return values
         hidden = functional.gelu(values)
