@@ -30,6 +30,11 @@ class EndsWithItsEngine:
         self._lock = threading.Lock()
         self._has_ended = False
 
+    def stop(self) -> None:
+        """End nothing from now on: the process is told to end by others, and its engine may go first."""
+        with self._lock:
+            self._has_ended = True
+
     def look(self) -> None:
         """End the process, once, where nothing can be computed any more."""
         with self._lock:

@@ -83,6 +83,11 @@ class Replica:
         add_tracing(app, self._tracer)
         return app
 
+    def __del__(self) -> None:
+        # Serve calls it before it ends a replica. Ray ends a process's children first, and must find time to send its last figures.
+        if (ending := getattr(self, "_ending", None)) is not None:
+            ending.stop()
+
     def check_health(self) -> None:
         """Tell Serve whether this replica works; Serve replaces it when this raises.
 

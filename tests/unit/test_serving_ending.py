@@ -23,6 +23,7 @@ from serving.engines.own_process import OwnProcess, Started
 from serving.errors import NotReady
 from serving.follower import Follower
 from serving.predictor import Predictor
+from serving.replica import Replica
 
 LONG_S = 60.0
 ROWS = [np.array([2, 5, 6, 3], np.int32)]
@@ -148,6 +149,32 @@ def test_whoever_waits_for_an_answer_hears_nothing_before_the_loss_was_looked_at
     os.kill(process.pid, signal.SIGKILL)
     asking.join(LONG_S)
     assert said == ["lost", "answered"]
+
+
+# Ray 2.60's own models do.
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`:DeprecationWarning")
+@pytest.mark.parametrize("how", ["itself", "by the destructor that Serve calls"])
+async def test_once_the_replica_is_to_end_a_lost_engine_ends_nothing(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Ray ends a replica's children first, and an engine on a GPU is one: the replica goes on, to say what it still has to say."""
+    ended: list[str] = []
+    follower: Any = SimpleNamespace(has_lost_its_engine=True)
+    ending = EndsWithItsEngine(follower, lambda: ended.append("ended"))
+    if how == "itself":
+        ending.stop()
+    else:
+        from ray import serve
+
+        replica = object.__new__(Replica)
+        replica._ending = ending
+        # What is deployed is a class that Serve made of it, whose own destructor is to call ours.
+        wrapped: Any = serve.ingress()(Replica)
+        await wrapped.__del__(replica)
+    ending.look()
+    assert (ended, caplog.records) == ([], [])
+
+
+def test_a_replica_that_never_was_whole_can_be_let_go() -> None:
+    object.__new__(Replica).__del__()
 
 
 def test_the_process_itself_ends_at_once() -> None:
