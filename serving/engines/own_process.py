@@ -68,7 +68,8 @@ class OwnProcess:
 
     Args:
         start: How to start it.
-        lost: Told when it has ended though it was not let go: in any thread, more than once, and before whoever asked it hears of that.
+        lost: Told when it has ended, or was ended, though it was not let go: in any thread, more than once, and before whoever asked it
+            hears of that.
     """
 
     def __init__(self, start: Callable[[], Started] = start_anew, lost: Callable[[], None] | None = None) -> None:
@@ -76,6 +77,7 @@ class OwnProcess:
         self._lock = threading.Lock()
         self._dropped: deque[int] = deque()
         self._lost = lost
+        self._given_up = False
         let_go = threading.Event()
         weakref.finalize(self, _end, self._started, let_go)
         if lost is not None:
@@ -90,13 +92,18 @@ class OwnProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process runs."""
-        return not self._started.life.poll()
+        """Whether the process runs, and was not ended here."""
+        return not self._given_up and not self._started.life.poll()
 
     def end(self) -> None:
         """End it at once; one that was stopped, or waits for a driver, hears of nothing else."""
-        if self.is_alive:
-            os.kill(self.pid, signal.SIGKILL)
+        if not self.is_alive:
+            return
+        os.kill(self.pid, signal.SIGKILL)
+        # The kernel frees its memory before it closes its pipes, and while it waits for a driver does neither.
+        self._given_up = True
+        if self._lost is not None:
+            self._lost()
 
     def precisions(self) -> list[str]:
         """List what this machine can compute with, the most precise first."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from multiprocessing.connection import Pipe
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -175,6 +176,29 @@ async def test_once_the_replica_is_to_end_a_lost_engine_ends_nothing(how: str, c
 
 def test_a_replica_that_never_was_whole_can_be_let_go() -> None:
     object.__new__(Replica).__del__()
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["answers", "on trial"])
+def test_a_process_that_is_ended_here_is_lost_though_the_kernel_has_not_put_it_away(answers: bool) -> None:
+    """Its pipes may stay open for ever, in a driver, and meanwhile every request would be refused at once."""
+    (ours, theirs), (life, held) = Pipe(), Pipe(duplex=False)
+    computing = subprocess.Popen(["sleep", "60"])
+    # That we hold its ends ourselves keeps them open when it is gone.
+    with theirs, held:
+        ended: list[bool] = []
+        process = OwnProcess(lambda: Started(computing.pid, ours, life, computing), lambda: ending.look())
+        version: Any = SimpleNamespace(is_alive=True)
+        follower = Follower(SimpleNamespace(), "production", lambda *_: version)
+        follower._current = process if answers else version  # type: ignore[assignment]
+        ending = EndsWithItsEngine(follower, lambda: ended.append(process.is_alive))
+        assert process.is_alive
+        process.end()
+        assert computing.wait(LONG_S) == -signal.SIGKILL
+        assert (process.is_alive, ended) == (False, [False] if answers else [])
+        # By then somebody else may have its number.
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(os, "kill", lambda *_: pytest.fail("it was ended twice"))
+            process.end()
 
 
 def test_the_process_itself_ends_at_once() -> None:
