@@ -87,7 +87,7 @@ class Answerer:
         self.seen = Seen()
         self.scheduler = Scheduler(settings.batch_tokens, settings.max_queue_s, uncounted=CLIENT)
         self.candidate = make_candidate(settings.canary, settings.shadow, follow, self._copy, trial) if follow is not None else None
-        self._remembered = Remembered(settings.cache_answers, self.scheduler.counters)
+        self._remembered = Remembered(settings.cache_answers)
 
     async def start(self) -> None:
         """Load the first version and begin to answer.
@@ -179,7 +179,7 @@ class Answerer:
 
         if self._settings.cache_answers:
             keys = [key(predictor.version, text, request.windows) for text in texts]
-            answers = await self._remembered.answers(keys, compute, deadline)
+            answers = await self._remembered.answers(keys, compute, deadline, client, self.scheduler.counters_of(client))
         else:
             answers = await compute(range(len(texts)))
         errors = [answer.error for answer in answers if answer.error]

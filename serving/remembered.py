@@ -2,7 +2,8 @@
 
 Off by default: it pays where the same texts come again and again. It keeps digests of texts, not texts. Who asks about a text that is
 being computed for a request with as many texts as his own, or fewer, waits for that answer, and asks himself where none comes. A larger
-request is answered as a whole, perhaps long after his own text could be. It does not know how answers are made.
+request is answered as a whole, perhaps long after his own text could be; and so is one of another client with a name, behind all that
+client asked before. Requests without a name stand each for itself. It does not know how answers are made.
 """
 
 import asyncio
@@ -18,6 +19,9 @@ from serving.scheduling.counted import Counters
 
 # Two texts of one digest would be one; with so many bytes nobody finds such a pair.
 _DIGEST_BYTES = 20
+
+# Answers about the keys at these places.
+Compute = Callable[[list[int]], Awaitable[Sequence[Answer]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,58 +42,63 @@ class Remembered:
 
     Args:
         most: Answers that are kept; the one that nobody asked for the longest goes first.
-        counters: Where hits are counted.
     """
 
-    def __init__(self, most: int, counters: Counters) -> None:
+    def __init__(self, most: int) -> None:
         self._most = most
-        self._counters = counters
         self._kept: OrderedDict[bytes, Answer] = OrderedDict()
-        self._in_flight: dict[bytes, _Coming] = {}
+        # By who asked too: else two clients who do not wait for each other would take the place of each other's, and wait for none.
+        self._in_flight: dict[tuple[str, bytes], _Coming] = {}
 
-    async def answers(
-        self, keys: Sequence[bytes], compute: Callable[[list[int]], Awaitable[Sequence[Answer]]], deadline: float
-    ) -> list[Answer]:
+    async def answers(self, keys: Sequence[bytes], compute: Compute, deadline: float, client: str, counters: Counters) -> list[Answer]:
         """Return one answer a key, computing those that nobody has or is about to have.
 
         Args:
             keys: See `key`.
             compute: Answers about the keys at these places.
             deadline: On the monotonic clock.
+            client: Who asks; see `Scheduler.submit`.
+            counters: Where hits are counted.
 
         Raises:
             DeadlineExceeded: It passed while somebody else's answer was waited for.
             ServingError: Whatever `compute` raises.
         """
         places = {key: place for place, key in reversed(list(enumerate(keys)))}
-        self._counters.shared += len(keys) - len(places)
+        counters.shared += len(keys) - len(places)
         found: dict[bytes, Answer] = {}
         while missing := [key for key in sorted(places, key=places.__getitem__) if key not in found]:
-            found |= {key: answer for key in missing if (answer := self._recall(key))}
+            found |= {key: answer for key in missing if (answer := self._recall(key, counters))}
             missing = [key for key in missing if key not in found]
-            others = {key: one for key in missing if (one := self._in_flight.get(key)) is not None and one.texts <= len(places)}
+            others = {key: one for key in missing if (one := self._coming(key, client, len(places))) is not None}
             if mine := [key for key in missing if key not in others]:
-                found |= await self._compute(mine, [places[key] for key in mine], compute)
+                found |= await self._compute(mine, [places[key] for key in mine], compute, client)
             for key, coming in others.items():
                 if (answer := await _wait(coming.answer, deadline)) is not None:
-                    self._counters.shared += 1
+                    counters.shared += 1
                     found[key] = answer
         return [found[key] for key in keys]
 
-    def _recall(self, key: bytes) -> Answer | None:
+    def _coming(self, key: bytes, client: str, texts: int) -> _Coming | None:
+        """Return what a client with so many texts waits for: it comes in his own turn, or in that of a request that stands for itself."""
+        for whose in (client, ""):
+            one = self._in_flight.get((whose, key))
+            if one is not None and one.texts <= texts:
+                return one
+        return None
+
+    def _recall(self, key: bytes, counters: Counters) -> Answer | None:
         answer = self._kept.get(key)
         if answer is not None:
             self._kept.move_to_end(key)
-            self._counters.remembered += 1
+            counters.remembered += 1
         return answer
 
-    async def _compute(
-        self, keys: list[bytes], places: list[int], compute: Callable[[list[int]], Awaitable[Sequence[Answer]]]
-    ) -> dict[bytes, Answer]:
+    async def _compute(self, keys: list[bytes], places: list[int], compute: Compute, client: str) -> dict[bytes, Answer]:
         found: dict[bytes, Answer] = {}
         coming = {key: _Coming(asyncio.get_running_loop().create_future(), len(keys)) for key in keys}
         # In the place of larger requests, which are answered later.
-        self._in_flight |= coming
+        self._in_flight |= {(client, key): one for key, one in coming.items()}
         try:
             found = dict(zip(keys, await compute(places), strict=True))
         finally:
@@ -98,8 +107,8 @@ class Remembered:
                 answer = found.get(key)
                 told = answer if answer is not None and answer.error is None else None
                 one.answer.set_result(told)
-                if self._in_flight.get(key) is one:
-                    del self._in_flight[key]
+                if self._in_flight.get((client, key)) is one:
+                    del self._in_flight[client, key]
                 if told is not None:
                     self._keep(key, told)
         return found

@@ -145,13 +145,13 @@ class Scheduler:
         if wait_s > self._max_queue_s:
             self._refuse(client, f"{wait_s:.1f} s of work come before this request, but at most {self._max_queue_s:g} s may", wait_s)
 
-    def _counters_of(self, client: str) -> Counters:
+    def counters_of(self, client: str) -> Counters:
         """Return where a client's requests are counted."""
         uncounted, nowhere = self._uncounted
         return nowhere if client == uncounted else self.counters
 
     def _refuse(self, client: str, message: str, retry_after_s: float) -> None:
-        self._counters_of(client).refused += 1
+        self.counters_of(client).refused += 1
         raise Overloaded(message, retry_after_s)
 
     def _tokens_until(self, place: float) -> int:
@@ -185,7 +185,7 @@ class Scheduler:
         try:
             await request.done
         except asyncio.CancelledError:
-            self._counters_of(client).cancelled += 1
+            self.counters_of(client).cancelled += 1
             raise
         finally:
             timer.cancel()
@@ -193,7 +193,7 @@ class Scheduler:
             self._withdraw(request)
         waited_s = max(time.monotonic() - request.arrived - request.compute_s, 0.0)
         if not all(isinstance(answer, ServingError) for answer in request.answers):
-            self._counters_of(client).queue_seconds.note(waited_s)
+            self.counters_of(client).queue_seconds.note(waited_s)
         return Scheduled(request.answers, waited_s, request.compute_s, request.batch_texts, request.batch_tokens)
 
     def _require_time(self, client: str, places: Sequence[float], tokens: int, deadline_s: float) -> None:
@@ -224,7 +224,7 @@ class Scheduler:
         self._turns.give_back(request.client, tokens)
 
     def _expire(self, request: Request) -> None:
-        self._counters_of(request.client).expired += 1
+        self.counters_of(request.client).expired += 1
         self._fail(request, DeadlineExceeded("the deadline passed before the answer was there"))
 
     def _fail(self, request: Request, error: ServingError) -> None:
@@ -329,7 +329,7 @@ class Scheduler:
                 request.done.set_result(None)
 
     def _give_up(self, text: Text, error: BaseException | None) -> None:
-        self._counters_of(text.request.client).failed += 1
+        self.counters_of(text.request.client).failed += 1
         # The error's own words may quote the text, so only its type is told.
         log.error("the engine failed on a text of %d tokens: %s", text.tokens, type(error).__name__ if error else "no answer")
         self._deliver([text], [ServingError(f"the engine failed on text {text.position}")])

@@ -175,6 +175,35 @@ def test_what_was_remembered_is_answered_beside_the_only_text_that_is_computed_a
     run(test, cache_answers=100)
 
 
+def test_copies_for_a_candidate_are_not_counted_where_answers_are_remembered() -> None:
+    async def test(answerer: Answerer, _: FakeVersions, loaded: dict[int, Any]) -> None:
+        counters, request = answerer.scheduler.counters, PredictRequest(texts=["A", "A"])
+        for _ in range(2):
+            assert await answerer._copy(loaded[1], request) == ["1 a", "1 a"]
+        assert (counters.shared, counters.remembered) == (0, 0)
+        await answerer.predict(request)
+        assert (counters.shared, counters.remembered) == (1, 1)
+
+    run(test, cache_answers=100)
+
+
+def test_a_client_waits_for_no_copy_and_no_other_client_where_answers_are_remembered() -> None:
+    async def test(answerer: Answerer, _: FakeVersions, loaded: dict[int, Any]) -> None:
+        request = PredictRequest(texts=["A"])
+        loaded[1].gate.clear()
+        asked = [
+            asyncio.create_task(answerer._copy(loaded[1], request)),
+            *(asyncio.create_task(answerer.predict(request, client)) for client in ("bulk", "web")),
+        ]
+        assert await asyncio.to_thread(loaded[1].entered.wait, LONG_S)
+        assert answerer.scheduler.open_tokens == 3
+        loaded[1].gate.set()
+        await asyncio.gather(*asked)
+        assert answerer.scheduler.counters.texts == 3
+
+    run(test, cache_answers=100)
+
+
 def test_only_long_texts_are_tokenised_in_another_thread() -> None:
     async def test(answerer: Answerer, _: FakeVersions, loaded: dict[int, FakePredictor]) -> None:
         await answerer.predict(PredictRequest(texts=["a" * 1_000, "b" * 1_000]))

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from serving.answerer import Answerer
+from serving.candidates.candidate import CLIENT
 from serving.errors import DeadlineExceeded, Overloaded
 from serving.follower import Follower
 from serving.messages import Answer
@@ -28,12 +29,20 @@ class Asking:
 
     def __init__(self, most: int = 10) -> None:
         self.counters = Counters()
-        self.remembered = Remembered(most, self.counters)
+        self.remembered = Remembered(most)
         self.computed: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def ask(self, *words: str, errors: frozenset[str] = NOTHING, refused: bool = False, deadline_s: float = LONG_S) -> list[Answer]:
+    async def ask(
+        self,
+        *words: str,
+        client: str = "",
+        counters: Counters | None = None,
+        errors: frozenset[str] = NOTHING,
+        refused: bool = False,
+        deadline_s: float = LONG_S,
+    ) -> list[Answer]:
         async def compute(places: Sequence[int]) -> list[Answer]:
             asked = [words[place] for place in places]
             self.computed += asked
@@ -42,7 +51,8 @@ class Asking:
                 raise Overloaded("full", 1.0)
             return [Answer(heads={}, tokens=len(word), truncated=False, error="broken" if word in errors else None) for word in asked]
 
-        return await self.remembered.answers([key(1, word) for word in words], compute, time.monotonic() + deadline_s)
+        keys, deadline = [key(1, word) for word in words], time.monotonic() + deadline_s
+        return await self.remembered.answers(keys, compute, deadline, client, counters or self.counters)
 
 
 async def settled() -> None:
@@ -101,6 +111,63 @@ async def test_nobody_waits_for_a_larger_request_of_somebody_else() -> None:
     assert len(await larger) == 8
     assert (asking.counters.shared, asking.counters.remembered) == (2, 1)
     assert asking.remembered._in_flight == {}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "waits"),
+    [
+        ("bulk", "web", False),
+        ("", "web", True),
+        ("", "", True),
+        ("web", "web", True),
+        ("web", "", False),
+        (CLIENT, "web", False),
+        (CLIENT, "", False),
+        (CLIENT, CLIENT, True),
+        ("", CLIENT, True),
+    ],
+)
+async def test_nobody_waits_for_another_clients_turn(first: str, second: str, waits: bool) -> None:
+    """A text that stands at the end of another client's queue is answered as late as that client's share of the engine makes it."""
+    asking = Asking()
+    asking.gate.clear()
+    early = asyncio.ensure_future(asking.ask("x", client=first))
+    await settled()
+    # The next ones have an engine that is free.
+    asking.gate, gate = asyncio.Event(), asking.gate
+    asking.gate.set()
+    late = asyncio.ensure_future(asking.ask("x", client=second))
+    await settled()
+    assert (late.done(), asking.computed) == (not waits, ["x"] if waits else ["x", "x"])
+    gate.set()
+    assert (await early)[0].tokens == (await late)[0].tokens == 1
+    assert asking.counters.shared == int(waits)
+    assert asking.remembered._in_flight == {}
+
+
+async def test_clients_who_do_not_wait_for_each_other_each_have_a_text_computed_once() -> None:
+    asking = Asking()
+    asking.gate.clear()
+    asked = [asyncio.ensure_future(asking.ask("x", client=client)) for client in ("bulk", "web") * 3]
+    await settled()
+    assert asking.computed == ["x", "x"]
+    asking.gate.set()
+    assert [(await one)[0].tokens for one in asked] == [1] * 6
+    assert asking.counters.shared == 4
+
+
+async def test_what_is_no_callers_request_is_counted_where_it_belongs() -> None:
+    asking, others = Asking(), Counters()
+    asking.gate.clear()
+    asked = [asyncio.ensure_future(asking.ask("x", "x", client=CLIENT, counters=others)) for _ in range(2)]
+    await settled()
+    asking.gate.set()
+    await asyncio.gather(*asked)
+    await asking.ask("x", client=CLIENT, counters=others)
+    assert (others.shared, others.remembered) == (3, 1)
+    assert (asking.counters.shared, asking.counters.remembered) == (0, 0)
+    await asking.ask("x")
+    assert (others.remembered, asking.counters.remembered) == (1, 1)
 
 
 @pytest.mark.parametrize("fate", ["cancelled", "refused", "failed"])
