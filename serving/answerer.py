@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 # Tokenised in less time than the way to another thread and back takes.
 _SHORT_CHARACTERS = 2_000
+_FAILED = "the engine failed on text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,16 +173,17 @@ class Answerer:
         spent: list[Spent] = []
 
         async def compute(places: Sequence[int]) -> list[Answer]:
-            chosen = {place: texts[place] for place in places}
-            answers, one = await self._compute(predictor, chosen, request.windows, deadline, client)
+            computed, one = await self._compute(predictor, [texts[place] for place in places], request.windows, deadline, client)
             spent.append(one)
-            return answers
+            return computed
 
         if self._settings.cache_answers:
             keys = [key(predictor.version, text, request.windows) for text in texts]
             answers = await self._remembered.answers(keys, compute, deadline, client, self.scheduler.counters_of(client))
         else:
             answers = await compute(range(len(texts)))
+        # Not before: equal texts share an answer.
+        answers = [_named(answer, place) for place, answer in enumerate(answers)]
         errors = [answer.error for answer in answers if answer.error]
         if len(errors) == len(answers):
             raise ServingError(errors[0])
@@ -194,18 +196,17 @@ class Answerer:
         return time.monotonic() + (request.deadline_ms or self._settings.deadline_ms) / 1000
 
     async def _compute(
-        self, predictor: Predictor, texts: Mapping[int, str], windows: Pooling | None, deadline: float, client: str
+        self, predictor: Predictor, texts: Sequence[str], windows: Pooling | None, deadline: float, client: str
     ) -> tuple[list[Answer], Spent]:
-        """Answer texts by their places in the request."""
+        """Answer some of a request's texts."""
         started = time.monotonic()
         # Refused before it costs anything.
         self.scheduler.admit(client)
-        pieces = await self._tokenize(predictor, list(texts.values()), whole=windows is not None)
+        pieces = await self._tokenize(predictor, texts, whole=windows is not None)
         tokenize_s = time.monotonic() - started
         done = await self.scheduler.submit(predictor, list(chain(*pieces)), deadline - time.monotonic(), client)
         answered = iter(done.answers)
-        found = zip(texts, pieces, strict=True)
-        joined = [_joined(predictor, place, list(islice(answered, len(parts))), parts, windows) for place, parts in found]
+        joined = [_joined(predictor, list(islice(answered, len(parts))), parts, windows) for parts in pieces]
         return joined, Spent.on(tokenize_s, done)
 
     async def explain(self, request: ExplainRequest, client: str = "") -> Explained:
@@ -230,9 +231,11 @@ class Answerer:
         tokenize_s = time.monotonic() - started
         deadline_s = (request.deadline_ms or self._settings.deadline_ms) / 1000
         done = await self.scheduler.submit(predictor, tokens, deadline_s - tokenize_s, client)
-        if errors := [answer for answer in done.answers if isinstance(answer, ServingError)]:
-            raise errors[0]
         whole, *others = done.answers
+        if isinstance(whole, ServingError):
+            raise ServingError("the engine failed on this text")
+        if any(isinstance(other, ServingError) for other in others):
+            raise ServingError("the engine failed on this text without one of its words")
         explanation = Explanation.model_construct(
             version=predictor.version,
             method=METHOD,
@@ -311,12 +314,16 @@ class Answerer:
         return self._known_limits[max_tokens]
 
 
-def _joined(predictor: Predictor, place: int, found: Sequence[Any], pieces: Sequence[TokenizedText], windows: Pooling | None) -> Answer:
-    """Make the answer about the text at a place of what the engine found about its pieces."""
+def _joined(predictor: Predictor, found: Sequence[Any], pieces: Sequence[TokenizedText], windows: Pooling | None) -> Answer:
+    """Make the answer about a text of what the engine found about its pieces."""
     if any(isinstance(one, ServingError) for one in found):
-        error = f"the engine failed on text {place}"
-        return Answer(heads={}, tokens=sum(map(len, pieces)), truncated=pieces[0].truncated, error=error)
+        return Answer(heads={}, tokens=sum(map(len, pieces)), truncated=pieces[0].truncated, error=_FAILED)
     if windows is None:
         answer: Answer = found[0]
         return answer
     return predictor.pool(found, windows, sum(map(len, pieces)))
+
+
+def _named(answer: Answer, place: int) -> Answer:
+    """Say in a text's error at which place of the request it is."""
+    return answer if answer.error is None else answer.model_copy(update={"error": f"{_FAILED} {place}"})

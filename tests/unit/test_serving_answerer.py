@@ -165,6 +165,15 @@ def test_a_text_fails_with_any_of_its_windows_and_is_named_by_its_place(cache_an
     run(test, cache_answers=cache_answers)
 
 
+@pytest.mark.parametrize("cache_answers", [0, 100])
+def test_each_of_equal_texts_that_fail_is_named_by_its_own_place(cache_answers: int) -> None:
+    async def test(answerer: Answerer, _: FakeVersions, __: dict[int, FakePredictor]) -> None:
+        answers = (await answerer.predict(PredictRequest(texts=["bad", "good", "bad"]))).prediction.answers
+        assert [answer.error for answer in answers] == ["the engine failed on text 0", None, "the engine failed on text 2"]
+
+    run(test, cache_answers=cache_answers)
+
+
 def test_what_was_remembered_is_answered_beside_the_only_text_that_is_computed_and_fails() -> None:
     async def test(answerer: Answerer, _: FakeVersions, __: dict[int, FakePredictor]) -> None:
         await answerer.predict(PredictRequest(texts=["A", "B"]))
