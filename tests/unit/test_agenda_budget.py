@@ -34,12 +34,17 @@ def exploring(tmp_path: Path, budget: Budget, groups: Sequence[str] = ("trial",)
     return agenda
 
 
-def test_exploring_does_not_begin_again_while_its_best_are_confirmed(tmp_path: Path) -> None:
+def explored(tmp_path: Path) -> Agenda:
+    """Return a search of 1,200 s that explored four trials; eight trainings of 60 s will confirm its best, two at once: 240 s."""
     agenda = exploring(tmp_path, Budget(1_200.0))
     for place, score in enumerate((0.5, 0.6, 0.7, 0.65)):
         agenda.suggest(f"t{place}")
         ended(agenda, f"t{place}", score)
-    # Eight trainings of 60 s, two at once: 240 s.
+    return agenda
+
+
+def test_exploring_does_not_begin_again_while_its_best_are_confirmed(tmp_path: Path) -> None:
+    agenda = explored(tmp_path)
     agenda.spent_s = 970.0
     assert agenda.is_spent
     assert agenda.suggest("t4")["name"] == "confirm-2-8"
@@ -51,10 +56,7 @@ def test_exploring_does_not_begin_again_while_its_best_are_confirmed(tmp_path: P
 
 
 def test_exploring_does_not_begin_again_where_a_search_goes_on_while_its_best_are_confirmed(tmp_path: Path) -> None:
-    agenda = exploring(tmp_path, Budget(1_200.0))
-    for place, score in enumerate((0.5, 0.6, 0.7, 0.65)):
-        agenda.suggest(f"t{place}")
-        ended(agenda, f"t{place}", score)
+    agenda = explored(tmp_path)
     agenda.spent_s = 970.0
     agenda.suggest("t4")
     again = exploring(tmp_path, Budget(1_200.0))
@@ -324,10 +326,7 @@ def test_the_best_so_far_can_be_published(tmp_path: Path) -> None:
 
 
 def test_what_is_left_once_the_best_are_confirmed_is_that_alone(tmp_path: Path) -> None:
-    agenda = exploring(tmp_path, Budget(1_200.0))
-    for place, score in enumerate((0.5, 0.6, 0.7, 0.65)):
-        agenda.suggest(f"t{place}")
-        ended(agenda, f"t{place}", score)
+    agenda = explored(tmp_path)
     # Of a thousand trials only the limit is known.
     assert agenda.left_s() == pytest.approx(1_200.0, abs=10.0)
     agenda.spent_s = 970.0
