@@ -182,6 +182,18 @@ def test_a_confusion_matrix_shades_by_row_and_names_each_cell() -> None:
     assert "13 of 14 answers on the diagonal" in drawn
 
 
+def test_of_many_classes_a_matrix_has_those_that_are_most_often_confused() -> None:
+    counts = [[5 * (row == column) for column in range(40)] for row in range(40)]
+    counts[39][2] = counts[1][38] = 3
+    drawn = draw_confusion("job", [f"class {number:02}" for number in range(40)], counts)
+    assert "class 39 answered as class 02: 3 of 8 (.375)" in drawn
+    assert "class 01 answered as class 38: 3 of 8 (.375)" in drawn
+    assert drawn.count('class="cell right"') == 30
+    assert "200 of 206 answers on the diagonal; drawn are the 30 of 40 classes that are most often confused" in drawn
+    # Under the number that it has in the page's table.
+    assert ">40</text>" in drawn
+
+
 def test_a_class_that_never_occurs_has_an_empty_row() -> None:
     assert "0 of 0 answers" in draw_confusion("job", ["nurse", "driver"], [[0, 0], [0, 0]])
 
