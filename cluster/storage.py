@@ -6,10 +6,11 @@ beside their place and renamed; object stores make a put visible only when it is
 
 import errno
 import hashlib
+import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -104,20 +105,69 @@ class Storage:
     def create(self, path: str, content: bytes) -> None:
         """Write a file that must not exist yet; of several at once exactly one wins.
 
+        Where a store minds no condition (some that speak S3 do not), whoever was overwritten is told so as long as it still writes.
+
         Raises:
-            ConflictError: The file exists.
+            ConflictError: The file exists, or another one's was written at the same time.
             StorageError: It cannot be written.
         """
         full = self._full(path)
         with self._told(path):
             try:
                 if self.local_root is None:
-                    # fsspec's "create" mode is a conditional put where the store has one (S3, GCS).
-                    self._filesystem.pipe_file(full, content, mode="create")
+                    self._create_remote(full, content)
                 else:
                     self._write_local(self.local_root / _inside(path), content, exclusive=True)
             except FileExistsError:
                 raise ConflictError(f"{self.uri}/{path}: exists already") from None
+
+    def claim(self, path: str, facts: Mapping[str, Any], indent: int | None = None) -> bytes:
+        """Create a JSON file that tells in `written_by` who wrote it, like no other; see `create`.
+
+        Args:
+            path: Must be free.
+            facts: What else it holds.
+            indent: Of its lines; without one it is a single line.
+
+        Returns:
+            Its content; as long as the file holds that, the name is the caller's.
+
+        Raises:
+            ConflictError: Somebody else has the name.
+            StorageError: It cannot be written.
+        """
+        content = json.dumps({**facts, "written_by": uuid.uuid4().hex}, indent=indent).encode()
+        try:
+            self.create(path, content)
+        except StorageError:
+            # Where an answer is lost on its way, a store's package asks again: then it is our own file that exists already.
+            if self.local_root is not None or not self.holds(path, content):
+                raise
+        return content
+
+    def holds(self, path: str, content: bytes) -> bool:
+        """Tell whether a file is there and has this content.
+
+        Raises:
+            StorageError: The store is not reached, or does not say.
+        """
+        return self.exists(path) and self.read_bytes(path) == content
+
+    def _create_remote(self, full: str, content: bytes) -> None:
+        self._filesystem.invalidate_cache()
+        # A store that minds no condition would overwrite it.
+        if self._filesystem.exists(full):
+            raise FileExistsError(full)
+        try:
+            # fsspec's "create" mode is a conditional put where the store has one (S3, GCS).
+            self._filesystem.pipe_file(full, content, mode="create")
+        except OSError as error:
+            # Stores have different words for it.
+            if self._filesystem.exists(full):
+                raise FileExistsError(full) from error
+            raise
+        if self._filesystem.cat_file(full) != content:
+            raise FileExistsError(full)
 
     @staticmethod
     def _write_local(target: Path, content: bytes, *, exclusive: bool) -> None:
@@ -152,21 +202,37 @@ class Storage:
         for draft in self.local_root.glob(f"{_DRAFT}*") if self.local_root else ():
             draft.unlink(missing_ok=True)
 
-    def upload(self, source: Path, path: str, *, last: str) -> None:
+    def upload(self, source: Path, path: str, *, last: str, before_each: Callable[[], object] = lambda: None) -> None:
         """Copy a local folder's files here; the file named `last` arrives after all others.
 
         Whoever reads treats the folder as absent until `last` is there, so a crash leaves nothing half-visible.
+
+        Args:
+            source: The local folder.
+            path: Where they go.
+            last: Name of the file that makes the folder one.
+            before_each: Called before each file; what it raises ends the copying.
 
         Raises:
             ConflictError: `last` is there already.
             StorageError: It cannot be written.
         """
+        if self.exists(f"{path}/{last}"):
+            raise ConflictError(f"{self.uri}/{path}/{last}: exists already")
         files = sorted(file for file in source.rglob("*") if file.is_file())
         for file in files:
             relative = file.relative_to(source).as_posix()
             if relative != last:
+                before_each()
                 self.write_bytes(f"{path}/{relative}", file.read_bytes())
-        self.create(f"{path}/{last}", (source / last).read_bytes())
+        before_each()
+        content = (source / last).read_bytes()
+        try:
+            self.create(f"{path}/{last}", content)
+        except StorageError:
+            # As in `claim`: ours, where only the answer was lost.
+            if self.local_root is not None or not self.holds(f"{path}/{last}", content):
+                raise
 
     def download(self, path: str, target: Path) -> Path:
         """Copy a folder to a local one, or return its own local path without a copy.

@@ -13,7 +13,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
@@ -44,12 +44,14 @@ class Move:
         version: Where the name points since.
         moved: When, ISO 8601 in UTC.
         moved_by: The account that did it.
+        written_by: Like no other move's.
     """
 
     sequence: int
     version: int
     moved: str
     moved_by: str
+    written_by: str = ""
 
 
 class Registry:
@@ -94,14 +96,24 @@ class Registry:
         for _ in range(_MOST_ATTEMPTS):
             version = max(self._claimed(), default=0) + 1
             try:
-                # The claim is what two publishers race for; files of two checkpoints never mix in one folder.
-                self.storage.create(f"{_VERSIONS}/{version:06d}.claim", _stamp({"version": version}))
+                self._publish_as(version, checkpoint)
             except ConflictError:
                 continue
-            self.storage.upload(checkpoint, f"{_VERSIONS}/{version:06d}", last=MANIFEST_FILE)
             self._remove_abandoned()
             return version
         raise RegistryError("too many others publish at the same time", "try again")
+
+    def _publish_as(self, version: int, checkpoint: Path) -> None:
+        # The claim is what two publishers race for; files of two checkpoints never mix in one folder.
+        path = f"{_VERSIONS}/{version:06d}.claim"
+        claimed = self.storage.claim(path, {"version": version, "claimed": datetime.now(UTC).isoformat(timespec="seconds")})
+
+        def require_claim() -> None:
+            # In a store that minds no condition another publisher's may have come after it.
+            if not self.storage.holds(path, claimed):
+                raise ConflictError(f"{self.storage.uri}/{path}: was taken by another publisher")
+
+        self.storage.upload(checkpoint, self.path(version), last=MANIFEST_FILE, before_each=require_claim)
 
     def publish_from(self, path: str, signing_key: Path | None = None) -> int:
         """Publish a checkpoint that lies in the same storage, like a search's best one; see `publish`.
@@ -185,12 +197,12 @@ class Registry:
             raise RegistryError(f"{name!r} points to version {pointed}, but {expected} was expected", "look at it again before you promote")
         move = Move(len(current) + 1, version, datetime.now(UTC).isoformat(timespec="seconds"), getpass.getuser())
         try:
-            self.storage.create(f"{_NAMES}/{name}/{move.sequence:06d}.json", json.dumps(move.__dict__).encode())
+            written = self.storage.claim(f"{_NAMES}/{name}/{move.sequence:06d}.json", asdict(move))
         except ConflictError:
             raise RegistryError(
                 f"{name!r} was promoted by somebody else at the same moment", "look at it again before you promote"
             ) from None
-        return move
+        return Move(**json.loads(written))
 
     def history(self, name: str) -> list[Move]:
         """List a name's moves, oldest first; empty for a name that was never promoted."""
@@ -261,7 +273,3 @@ def _claimed_at(claim: bytes) -> datetime | None:
     except (ValueError, KeyError):
         # Cut short by what ended its publisher.
         return None
-
-
-def _stamp(facts: dict[str, int]) -> bytes:
-    return json.dumps(facts | {"claimed": datetime.now(UTC).isoformat(timespec="seconds")}).encode()

@@ -1,6 +1,7 @@
 """cluster.storage: whole writes, exclusive creation, folders; the same on disk and in an object store."""
 
 import hashlib
+import json
 import os
 import socket
 import threading
@@ -14,6 +15,7 @@ import s3fs
 
 from cluster.errors import ConflictError, StorageError
 from cluster.storage import Storage, sha256, sha256_file
+from tests.careless import CarelessStore, careless_storage, refuse
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -195,6 +197,61 @@ def test_of_many_creators_one_wins(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert [storage.read_bytes("name")] == [str(number).encode() for number in won]
+
+
+@pytest.fixture
+def careless() -> Iterator[tuple[Storage, CarelessStore]]:
+    with careless_storage() as found:
+        yield found
+
+
+def test_where_a_store_minds_no_condition_what_is_there_stays(careless: tuple[Storage, CarelessStore]) -> None:
+    storage, _ = careless
+    storage.create("a", b"mine")
+    with pytest.raises(ConflictError, match=r"/a: exists already$"):
+        storage.create("a", b"yours")
+    assert storage.read_bytes("a") == b"mine"
+
+
+def test_of_two_that_claim_a_name_at_once_the_one_that_was_overwritten_is_told(careless: tuple[Storage, CarelessStore]) -> None:
+    storage, store = careless
+    theirs: list[bytes] = []
+    # The other one has looked before, and its put comes last.
+    store.after = lambda path: (store.rm(path), theirs.append(storage.claim("a", {"version": 1})))
+    with pytest.raises(ConflictError, match=r"/a: exists already$"):
+        storage.claim("a", {"version": 1})
+    assert storage.read_bytes("a") == theirs[0]
+    assert storage.holds("a", theirs[0])
+    assert json.loads(theirs[0]).keys() == {"version", "written_by"}
+
+
+def test_a_put_that_was_asked_twice_is_no_conflict_with_itself(careless: tuple[Storage, CarelessStore]) -> None:
+    storage, store = careless
+    # The first answer was lost; the second says that the file, our own, exists.
+    store.after = refuse(FileExistsError("a"))
+    assert storage.holds("a", storage.claim("a", {}))
+    store.after = refuse(OSError(5, "a conflicting request"))
+    assert storage.holds("b", storage.claim("b", {}))
+    # Words that stores have for somebody else's.
+    store.before = lambda path: (storage.claim("c", {}), refuse(OSError(22, "a condition did not hold"))(path))
+    with pytest.raises(ConflictError):
+        storage.claim("c", {})
+    # Nothing is there: it was not that.
+    store.before = refuse(OSError(28, "no room"))
+    with pytest.raises(StorageError, match="no room") as raised:
+        storage.claim("d", {})
+    assert not isinstance(raised.value, ConflictError)
+
+
+def test_a_folder_whose_last_file_was_put_twice_has_arrived(careless: tuple[Storage, CarelessStore], tmp_path: Path) -> None:
+    storage, store = careless
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/manifest").write_bytes(b"{}")
+    store.after = refuse(FileExistsError("manifest"))
+    storage.upload(tmp_path / "source", "v", last="manifest")
+    assert storage.read_bytes("v/manifest") == b"{}"
+    with pytest.raises(ConflictError):
+        storage.upload(tmp_path / "source", "v", last="manifest")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.storage import Storage
+from tests.careless import careless_storage, refuse
 from training.errors import TuningError
 from training.search.proposing.ledger import Ledger, TrialHistory, sound, trial_facts
 
@@ -46,6 +47,19 @@ def test_another_process_reads_what_was_written(ledger: Ledger, tmp_path: Path) 
     assert [one["score"] for one in found["trial-0"].epochs] == [0.5, 0.6]
     assert (found["trial-0"].state, found["trial-1"].state, found["trial-2"].state) == ("finished", "", "died")
     assert [one.name for one in sound(list(found.values()), "trial")] == ["trial-0"]
+
+
+def test_where_a_store_minds_no_condition_of_two_that_go_on_one_is_told() -> None:
+    with careless_storage() as (storage, store):
+        ours, theirs = Ledger(storage, "ledger"), Ledger(storage, "ledger")
+        store.after = lambda path: (store.rm(path), theirs.append("resumed", {"host": "here"}))
+        with pytest.raises(TuningError, match="another process goes on with this search"):
+            ours.append("resumed", {"host": "here"})
+        assert len(Ledger(storage, "ledger").events("resumed")) == 1
+        # Whose answer was lost on its way is told nothing.
+        store.after = refuse(FileExistsError("000001.json"))
+        theirs.append("proposed", {"trial": trial_facts(history(0))})
+        assert list(Ledger(storage, "ledger").histories()) == ["trial-0"]
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"kind": "ep', b"[]", b"\xff\xfe"])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.storage import Storage
+from tests.careless import careless_storage
 from training.errors import TuningError
 from training.search.plan import Plan, Start, check_name, checkpoints, next_attempt, pin, read_plan
 from training.settings import TrainingSettings
@@ -23,6 +24,21 @@ def test_a_pinned_search_is_read_back_and_its_name_is_taken(tmp_path: Path) -> N
         pin(storage, Plan("one", SETTINGS, "another"))
     with pytest.raises(TuningError, match=r"search 'three' is not in .*; searches: one, two"):
         read_plan(storage, "three")
+
+
+def test_where_a_store_minds_no_condition_no_two_searches_begin_with_one_name() -> None:
+    with careless_storage() as (storage, store):
+        other = Plan("one", SETTINGS, "theirs")
+        # They looked before ours was there, and their put comes last.
+        store.after = lambda path: (store.rm(path), pin(storage, other))
+        with pytest.raises(TuningError, match="search 'one' exists already"):
+            pin(storage, Plan("one", SETTINGS, "ours"))
+        assert read_plan(storage, "one").data_digest == "theirs"
+        # It may come later too: when ours has read its own.
+        taken = f"{store._strip_protocol(storage.uri)}/searches/two/search.json"
+        store.after = lambda path: setattr(store, "before", lambda path: store.pipe_file(taken, b"{}"))
+        with pytest.raises(TuningError, match="search 'two' exists already"):
+            pin(storage, Plan("two", SETTINGS, "ours"))
 
 
 def test_without_a_search_it_says_so(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import pytest
 
 from cluster.console import run_command
 from cluster.storage import Storage
+from tests.careless import careless_storage
 from training.__main__ import make_parser
 from training.checkpoint import WEIGHTS_FILE
 from training.errors import CheckpointError, RegistryError
+from training.manifest import read_manifest
 from training.registry import Registry
 
 
@@ -105,6 +107,41 @@ def test_many_at_once_get_a_version_each_and_one_promotion_wins(tiny_checkpoint:
     assert len(wins) == 1
     assert registry.resolve("production") == wins[0]
     assert len(lost) == 5
+
+
+def test_where_a_store_minds_no_condition_two_publishers_get_a_version_each(make_checkpoint: Callable[[int], Path]) -> None:
+    first, second = make_checkpoint(1), make_checkpoint(2)
+    with careless_storage() as (storage, store):
+        registry = Registry(storage)
+        published = []
+
+        def come_between(path: str) -> None:
+            # The other one has looked before the first's claim was there, and its own comes last.
+            store.rm(path)
+            published.append(registry.publish(second))
+
+        store.after = come_between
+        published.append(registry.publish(first))
+        assert published == [1, 2]
+        assert [registry.manifest(version).digest for version in published] == [read_manifest(one).digest for one in (second, first)]
+        registry.publish(first)
+        # A claim that is overwritten later, when files are on their way already.
+        taken = "registry/versions/000004.claim"
+        store.after = lambda path: setattr(store, "before", lambda path: storage.write_bytes(taken, b"{}"))
+        assert registry.publish(second) == 5
+        assert registry.versions() == [1, 2, 3, 5]
+
+
+def test_of_two_promotions_at_once_the_one_that_was_overwritten_is_told(make_checkpoint: Callable[[int], Path]) -> None:
+    with careless_storage() as (storage, store):
+        registry = Registry(storage)
+        for seed in (1, 2):
+            registry.publish(make_checkpoint(seed))
+        store.after = lambda path: (store.rm(path), registry.promote(2))
+        with pytest.raises(RegistryError, match="'production' was promoted by somebody else at the same moment"):
+            registry.promote(1)
+        assert [move.version for move in registry.history("production")] == [2]
+        assert registry.promote(1).written_by not in ("", registry.history("production")[0].written_by)
 
 
 def test_versions_are_listed_though_a_head_has_no_figures(

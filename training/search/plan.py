@@ -119,14 +119,18 @@ def pin(storage: Storage, plan: Plan) -> Plan:
         "settings": plan.settings.model_dump(mode="json"),
         "start": asdict(plan.start) if plan.start else None,
     }
+    path = search_path(plan.name, _PLAN_FILE)
     try:
-        storage.create(search_path(plan.name, _PLAN_FILE), json.dumps(facts, indent=2).encode())
+        written = storage.claim(path, facts, indent=2)
+        # A second copy, should the first be damaged.
+        storage.claim(search_path(plan.name, _COPY), {"kind": "begun", **facts})
+        if not storage.holds(path, written):
+            # In a store that minds no condition another search's may have come after it.
+            raise ConflictError(f"{storage.uri}/{path}: was taken by another search")
     except ConflictError:
         raise TuningError(
             f"search {plan.name!r} exists already", f"choose another --name, or go on with it: --resume {plan.name}"
         ) from None
-    # A second copy, should the first be damaged.
-    storage.create(search_path(plan.name, _COPY), json.dumps({"kind": "begun", **facts}).encode())
     return replace(plan, begun=begun)
 
 

@@ -124,7 +124,7 @@ class Ledger:
         """
         event = {"kind": kind, **facts}
         try:
-            self._storage.create(self._next_file, json.dumps(event).encode())
+            self._storage.claim(self._next_file, event)
         except ConflictError:
             raise self._taken() from None
         self._events.append(event)
