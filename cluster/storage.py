@@ -137,21 +137,21 @@ class Storage:
             StorageError: It cannot be written.
         """
         content = json.dumps({**facts, "written_by": uuid.uuid4().hex}, indent=indent).encode()
+        self._create_once(path, content)
+        return content
+
+    def holds(self, path: str, content: bytes) -> bool:
+        """Tell whether a file is there and has this content; raises as `read_bytes`."""
+        return self.exists(path) and self.read_bytes(path) == content
+
+    def _create_once(self, path: str, content: bytes) -> None:
+        """Create a file that nobody else can have written word for word."""
         try:
             self.create(path, content)
         except StorageError:
             # Where an answer is lost on its way, a store's package asks again: then it is our own file that exists already.
             if self.local_root is not None or not self.holds(path, content):
                 raise
-        return content
-
-    def holds(self, path: str, content: bytes) -> bool:
-        """Tell whether a file is there and has this content.
-
-        Raises:
-            StorageError: The store is not reached, or does not say.
-        """
-        return self.exists(path) and self.read_bytes(path) == content
 
     def _create_remote(self, full: str, content: bytes) -> None:
         self._filesystem.invalidate_cache()
@@ -202,8 +202,16 @@ class Storage:
         for draft in self.local_root.glob(f"{_DRAFT}*") if self.local_root else ():
             draft.unlink(missing_ok=True)
 
-    def upload(self, source: Path, path: str, *, last: str, before_each: Callable[[], object] = lambda: None) -> None:
-        """Copy a local folder's files here; the file named `last` arrives after all others.
+    def upload(
+        self,
+        source: Path,
+        path: str,
+        *,
+        last: str,
+        digests: Mapping[str, str] | None = None,
+        before_each: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Copy a local folder's files here; the file named `last` arrives after all others have been read again and were whole.
 
         Whoever reads treats the folder as absent until `last` is there, so a crash leaves nothing half-visible.
 
@@ -211,28 +219,54 @@ class Storage:
             source: The local folder.
             path: Where they go.
             last: Name of the file that makes the folder one.
+            digests: File → SHA-256 that it must have when it has arrived; of others, what it had when it was read.
             before_each: Called before each file; what it raises ends the copying.
 
         Raises:
             ConflictError: `last` is there already.
-            StorageError: It cannot be written.
+            StorageError: It cannot be written, or something else has arrived.
         """
         if self.exists(f"{path}/{last}"):
             raise ConflictError(f"{self.uri}/{path}/{last}: exists already")
-        files = sorted(file for file in source.rglob("*") if file.is_file())
-        for file in files:
-            relative = file.relative_to(source).as_posix()
-            if relative != last:
-                before_each()
-                self.write_bytes(f"{path}/{relative}", file.read_bytes())
+        expected: dict[str, str] = {}
+        for relative in (name for name in _files_in(source) if name != last):
+            before_each()
+            content = (source / relative).read_bytes()
+            self.write_bytes(f"{path}/{relative}", content)
+            expected[relative] = sha256(content)
+        for relative, digest in (expected | dict(digests or {})).items():
+            if (found := sha256(self.read_bytes(f"{path}/{relative}"))) != digest:
+                raise StorageError(f"{self.uri}/{path}/{relative}: has SHA-256 {found}, but must have {digest}", "publish it again")
         before_each()
-        content = (source / last).read_bytes()
-        try:
-            self.create(f"{path}/{last}", content)
-        except StorageError:
-            # As in `claim`: ours, where only the answer was lost.
-            if self.local_root is not None or not self.holds(f"{path}/{last}", content):
-                raise
+        self._create_once(f"{path}/{last}", (source / last).read_bytes())
+
+    def replace(self, source: Path, path: str, *, last: str) -> None:
+        """Put a copy of a local folder in the place of a folder here, if there is one; nobody else may do so meanwhile.
+
+        The copy arrives beside it, as `PATH.new`, and is whole before anything happens to the old one. A reader finds the old folder, the
+        new one or, for a moment, none with the file `last`; never some files of each.
+
+        Raises:
+            StorageError: It cannot be written, or something else has arrived.
+        """
+        fresh = f"{path}.new"
+        self._take_away(fresh)
+        self.upload(source, fresh, last=last)
+        with self._told(path):
+            if self.exists(f"{path}/{last}"):
+                self._filesystem.rm_file(self._full(f"{path}/{last}"))
+            # Files that the new one lacks may not stay.
+            self._take_away(path)
+            if self.local_root is not None:
+                (self.local_root / fresh).rename(self.local_root / path)
+                return
+            for name in sorted(_files_in(source), key=lambda name: name == last):
+                self._filesystem.cp_file(self._full(f"{fresh}/{name}"), self._full(f"{path}/{name}"))
+        self._take_away(fresh)
+
+    def _take_away(self, path: str) -> None:
+        if self.exists(path):
+            self.child(path).remove()
 
     def download(self, path: str, target: Path) -> Path:
         """Copy a folder to a local one, or return its own local path without a copy.
@@ -282,6 +316,10 @@ def _inside(path: str) -> str:
     if any(part in (".", "..") or "\\" in part or "\0" in part for part in parts):
         raise StorageError(f"path {path!r}: leaves its folder", "names may not contain '..', a backslash or NUL")
     return "/".join(parts)
+
+
+def _files_in(folder: Path) -> list[str]:
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
 
 
 def _first_line(error: Exception | str) -> str:

@@ -11,7 +11,7 @@ import getpass
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -83,6 +83,7 @@ class Registry:
 
         Raises:
             CheckpointError: The checkpoint is not whole, or the key is none.
+            StorageError: It cannot be written, or something else has arrived in the storage.
             RegistryError: Too many others publish at the same time.
         """
         if signing_key is not None:
@@ -92,18 +93,18 @@ class Registry:
                 copy_checkpoint(checkpoint, signed)
                 (signed / SIGNATURE_FILE).write_bytes(sign((signed / MANIFEST_FILE).read_bytes(), signing_key))
                 return self.publish(signed)
-        verify_checkpoint(checkpoint)
+        digests = {name: facts.sha256 for name, facts in verify_checkpoint(checkpoint).files.items()}
         for _ in range(_MOST_ATTEMPTS):
             version = max(self._claimed(), default=0) + 1
             try:
-                self._publish_as(version, checkpoint)
+                self._publish_as(version, checkpoint, digests)
             except ConflictError:
                 continue
             self._remove_abandoned()
             return version
         raise RegistryError("too many others publish at the same time", "try again")
 
-    def _publish_as(self, version: int, checkpoint: Path) -> None:
+    def _publish_as(self, version: int, checkpoint: Path, digests: Mapping[str, str]) -> None:
         # The claim is what two publishers race for; files of two checkpoints never mix in one folder.
         path = f"{_VERSIONS}/{version:06d}.claim"
         claimed = self.storage.claim(path, {"version": version, "claimed": datetime.now(UTC).isoformat(timespec="seconds")})
@@ -113,7 +114,7 @@ class Registry:
             if not self.storage.holds(path, claimed):
                 raise ConflictError(f"{self.storage.uri}/{path}: was taken by another publisher")
 
-        self.storage.upload(checkpoint, self.path(version), last=MANIFEST_FILE, before_each=require_claim)
+        self.storage.upload(checkpoint, self.path(version), last=MANIFEST_FILE, digests=digests, before_each=require_claim)
 
     def publish_from(self, path: str, signing_key: Path | None = None) -> int:
         """Publish a checkpoint that lies in the same storage, like a search's best one; see `publish`.

@@ -7,7 +7,9 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -90,16 +92,81 @@ def test_a_folder_goes_up_and_comes_down(storage: Storage, tmp_path: Path) -> No
         storage.upload(source, "v/1", last="manifest")
 
 
-def test_the_last_file_arrives_after_the_others(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("a", "manifest", "z"):
-        (source / name).write_bytes(b"")
+def make_folder(folder: Path, **files: str) -> Path:
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    return folder
+
+
+def test_the_last_file_arrives_after_the_others_were_read_again(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_folder(tmp_path / "source", a="", manifest="", z="")
     order: list[str] = []
-    monkeypatch.setattr(storage, "write_bytes", lambda path, content: order.append(path))
-    monkeypatch.setattr(storage, "create", lambda path, content: order.append(path))
-    storage.upload(source, "v", last="manifest")
-    assert order == ["v/a", "v/z", "v/manifest"]
+    for method in ("write_bytes", "read_bytes", "create"):
+        own = getattr(storage, method)
+        monkeypatch.setattr(storage, method, lambda *words, m=method, own=own: order.append(f"{m} {words[0]}") or own(*words))
+    storage.upload(source, "v", last="manifest", before_each=lambda: order.append("asks"))
+    writes = ["asks", "write_bytes v/a", "asks", "write_bytes v/z"]
+    assert order == [*writes, "read_bytes v/a", "read_bytes v/z", "asks", "create v/manifest"]
+
+
+def test_what_arrives_otherwise_is_not_shown(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_folder(tmp_path / "source", a="whole", manifest="{}")
+    with pytest.raises(StorageError) as raised:
+        storage.upload(source, "v", last="manifest", digests={"a": sha256(b"before")})
+    assert raised.value.message == f"{storage.uri}/v/a: has SHA-256 {sha256(b'whole')}, but must have {sha256(b'before')}"
+    write = storage.write_bytes
+    monkeypatch.setattr(storage, "write_bytes", lambda path, content: write(path, content[:-1]))
+    with pytest.raises(StorageError, match=r"/v/a: has SHA-256 "):
+        storage.upload(source, "v", last="manifest")
+    assert storage.names("v") == ["a"]
+
+
+def test_a_folder_takes_anothers_place_with_all_its_files_and_no_others(storage: Storage, tmp_path: Path) -> None:
+    for number, files in enumerate(({"a": "1", "b": "1", "manifest": "1"}, {"a": "2", "manifest": "2"})):
+        storage.replace(make_folder(tmp_path / f"source-{number}", **files), "best", last="manifest")
+        assert {name: storage.read_bytes(f"best/{name}").decode() for name in storage.names("best")} == files
+        assert storage.names() == ["best"]
+
+
+def test_whatever_ends_a_replacement_no_mixture_is_found(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = {"a": "1", "b": "1", "manifest": "1"}, {"a": "2", "c": "2", "manifest": "2"}
+    storage.replace(make_folder(tmp_path / "old", **old), "best", last="manifest")
+    make_folder(tmp_path / "new", **new)
+    step, seen = 0, []
+
+    def is_ended_before(step: int) -> bool:
+        """Replace it, but end like a killed process before this one of the changes, if there are so many."""
+        done = 0
+
+        def count(own: Callable[..., object]) -> Callable[..., object]:
+            def change(*words: Any, **options: Any) -> object:
+                nonlocal done
+                done += 1
+                if done > step:
+                    raise KeyboardInterrupt
+                return own(*words, **options)
+
+            return change
+
+        with monkeypatch.context() as killed:
+            for owner, methods in ((storage, ("write_bytes", "create", "child")), (storage._filesystem, ("rm_file", "cp_file"))):
+                for method in methods:
+                    killed.setattr(owner, method, count(getattr(owner, method)))
+            with suppress(KeyboardInterrupt):
+                storage.replace(tmp_path / "new", "best", last="manifest")
+        return done > step
+
+    def found() -> dict[str, str]:
+        return {name: storage.read_bytes(f"best/{name}").decode() for name in storage.names("best")}
+
+    while is_ended_before(step):
+        assert found() in (old, new) or "manifest" not in found()
+        seen.append(found() == old)
+        step += 1
+    assert found() == new
+    # Until the new one has arrived whole, the old one stays.
+    assert seen[:4] == [True] * 4
 
 
 def test_a_missing_folder_cannot_be_downloaded(storage: Storage, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.console import run_command
+from cluster.errors import StorageError
 from cluster.storage import Storage
 from tests.careless import careless_storage
 from training.__main__ import make_parser
@@ -77,6 +78,22 @@ def test_a_half_version_is_invisible_and_its_number_not_used_again(registry: Reg
     assert registry.versions() == []
     with pytest.raises(RegistryError, match="version 1 is not published"):
         registry.resolve(1)
+    assert registry.publish(tiny_checkpoint) == 2
+
+
+def test_what_arrives_otherwise_than_it_was_verified_is_no_version(
+    registry: Registry, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = registry.storage.write_bytes
+
+    def lose_a_byte(path: str, content: bytes) -> None:
+        write(path, content[:-1] if path.endswith(WEIGHTS_FILE) else content)
+
+    with monkeypatch.context() as lossy:
+        lossy.setattr(registry.storage, "write_bytes", lose_a_byte)
+        with pytest.raises(StorageError, match=rf"/000001/{WEIGHTS_FILE}: has SHA-256 \w+, but must have "):
+            registry.publish(tiny_checkpoint)
+    assert registry.versions() == []
     assert registry.publish(tiny_checkpoint) == 2
 
 

@@ -4,7 +4,6 @@ It does not know Ray: it reads the ledger's histories and the checkpoints the tr
 """
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from cluster.storage import Storage
 from training.checkpoint import CARD_FILE, RECORD_FILE, write_checkpoint
 from training.errors import TuningError
 from training.fitting.device import choose_device
@@ -110,7 +108,8 @@ def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: flo
     with tempfile.TemporaryDirectory() as folder:
         texts = {RECORD_FILE: json.dumps(record, indent=2), CARD_FILE: write_card(record)}
         write_checkpoint(Path(folder), model, prepared.tokenizer, facts, texts, make_golden(model, prepared))
-        _replace_folder(storage, f"{place}/{BEST_FOLDER}", Path(folder))
+        # A resumed search that had ended already writes the same folder again.
+        storage.replace(Path(folder), f"{place}/{BEST_FOLDER}", last=MANIFEST_FILE)
     storage.write_bytes(f"{place}/{RESULT_FILE}", json.dumps(record, indent=2).encode())
     storage.write_bytes(f"{place}/{REPORT_FILE}", write_report(record).encode())
     root = f"{storage.uri}/{place}"
@@ -127,14 +126,6 @@ def make_golden(model: TwoHeadBert, prepared: Prepared) -> Golden | None:
     texts = table.take(chosen)
     logits = predict_logits(model, TokenInputs(texts, prepared.assignment.pad_id), settings.fit.batch_tokens)
     return Golden([texts[place] for place in range(len(texts))], logits)
-
-
-def _replace_folder(storage: Storage, path: str, source: Path) -> None:
-    # A resumed search that had ended already writes the same folder again.
-    if storage.local_root is not None:
-        shutil.rmtree(storage.local_root / path, ignore_errors=True)
-    for file in sorted(source.iterdir(), key=lambda file: file.name == MANIFEST_FILE):
-        storage.write_bytes(f"{path}/{file.name}", file.read_bytes())
 
 
 def load_best(prepared: Prepared, history: TrialHistory, heads: Sequence[str] | None = None) -> TwoHeadBert:
