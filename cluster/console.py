@@ -67,6 +67,11 @@ def print_error(error: TwoheadError) -> None:
         print(f"hint:  {error.hint}", file=sys.stderr)
 
 
+def warn(text: str) -> None:
+    """Print `warning:` and what should be looked at, though it fails nothing, to standard error."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def say(text: str = "") -> None:
     """Print one line at once, also into a pipe."""
     print(text, flush=True)

@@ -12,12 +12,12 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
+from cluster.console import warn
 from cluster.errors import ConflictError, StorageError
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
@@ -28,6 +28,8 @@ from training.signature import SIGNATURE_FILE, require_signature, sign
 
 _VERSIONS = "registry/versions"
 _NAMES = "registry/names"
+_CLAIM = ".claim"
+_NUMBER = re.compile(r"(?=[0-9]{6})0*([1-9][0-9]*)")
 _NAME = re.compile(r"^[a-z][a-z0-9-]{0,62}$")
 _MOST_ATTEMPTS = 100
 # Nobody publishes for so long.
@@ -106,7 +108,7 @@ class Registry:
 
     def _publish_as(self, version: int, checkpoint: Path, digests: Mapping[str, str]) -> None:
         # The claim is what two publishers race for; files of two checkpoints never mix in one folder.
-        path = f"{_VERSIONS}/{version:06d}.claim"
+        path = f"{self.path(version)}{_CLAIM}"
         claimed = self.storage.claim(path, {"version": version, "claimed": datetime.now(UTC).isoformat(timespec="seconds")})
 
         def require_claim() -> None:
@@ -131,8 +133,7 @@ class Registry:
 
     def versions(self) -> list[int]:
         """List the published versions, oldest first; one that is still being written is not among them."""
-        numbers = [int(name) for name in self.storage.names(_VERSIONS) if name.isdigit()]
-        return [number for number in numbers if self.storage.exists(f"{_VERSIONS}/{number:06d}/{MANIFEST_FILE}")]
+        return [number for number in self._claimed() if self.storage.exists(f"{_VERSIONS}/{number:06d}/{MANIFEST_FILE}")]
 
     def manifest(self, version: int) -> Manifest:
         """Read a version's manifest.
@@ -208,12 +209,11 @@ class Registry:
     def history(self, name: str) -> list[Move]:
         """List a name's moves, oldest first; empty for a name that was never promoted."""
         _require_name(name)
-        files = [file for file in self.storage.names(f"{_NAMES}/{name}") if file.endswith(".json")]
-        return [Move(**json.loads(self.storage.read_bytes(f"{_NAMES}/{name}/{file}"))) for file in files]
+        return [Move(**json.loads(self.storage.read_bytes(f"{_NAMES}/{name}/{file}"))) for file in self._moves(name)]
 
     def names(self) -> dict[str, int]:
         """Map each name to the version it points to."""
-        histories = {name: self.history(name) for name in self.storage.names(_NAMES)}
+        histories = {name: self.history(name) for name in self._names()}
         return {name: moves[-1].version for name, moves in histories.items() if moves}
 
     def resolve(self, reference: str | int) -> int:
@@ -222,34 +222,49 @@ class Registry:
         Raises:
             RegistryError: There is no such name or version.
         """
-        if isinstance(reference, int) or reference.isdigit():
+        if isinstance(reference, int) or reference.isdecimal():
             self._require(int(reference))
             return int(reference)
         _require_name(reference)
-        files = [file for file in self.storage.names(f"{_NAMES}/{reference}") if file.endswith(".json")]
+        files = self._moves(reference)
         if not files:
-            known = ", ".join(self.storage.names(_NAMES)) or "none yet"
+            known = ", ".join(self._names()) or "none yet"
             raise RegistryError(
                 f"no version is promoted to {reference!r}; names: {known}", f"python -m training promote VERSION --name {reference}"
             )
         return int(json.loads(self.storage.read_bytes(f"{_NAMES}/{reference}/{files[-1]}"))["version"])
 
     def _remove_abandoned(self) -> None:
-        """Take away what a publisher wrote that was killed; its number stays taken."""
-        claims = [name for name in self.storage.names(_VERSIONS) if name.endswith(".claim")]
-        # Publishers before this one looked at the older ones.
-        for claim in claims[-_LOOKED_AT:]:
-            folder = f"{_VERSIONS}/{claim.removesuffix('.claim')}"
-            if self.storage.exists(f"{folder}/{MANIFEST_FILE}") or not self.storage.exists(folder):
-                continue
-            claimed = _claimed_at(self.storage.read_bytes(f"{_VERSIONS}/{claim}"))
-            if claimed is not None and datetime.now(UTC) - claimed > _ABANDONED:
-                # What cannot go now, or goes by another publisher's hand, is no failure of this publication.
-                with suppress(StorageError):
-                    self.storage.child(folder).remove()
+        """Take away what a publisher wrote that was killed; its number stays taken. Whatever stays is told, and no failure."""
+        try:
+            # Publishers before this one looked at the older ones.
+            abandoned = [number for number in self._claimed()[-_LOOKED_AT:] if self._is_abandoned(number)]
+        except StorageError as error:
+            warn(f"what killed publishers may have left was not looked for: {error.message}")
+            return
+        for number in abandoned:
+            try:
+                self.storage.child(self.path(number)).remove()
+            except StorageError as error:
+                warn(f"what a killed publisher left is not taken away, which the next one tries again: {error.message}")
+
+    def _is_abandoned(self, number: int) -> bool:
+        folder, claim = self.path(number), f"{self.path(number)}{_CLAIM}"
+        if self.storage.exists(f"{folder}/{MANIFEST_FILE}") or not (self.storage.exists(folder) and self.storage.exists(claim)):
+            return False
+        claimed = _claimed_at(self.storage.read_bytes(claim))
+        return claimed is not None and datetime.now(UTC) - claimed > _ABANDONED
 
     def _claimed(self) -> list[int]:
-        return [int(name.partition(".")[0]) for name in self.storage.names(_VERSIONS)]
+        """List the numbers that are taken, in their order; who looks into the folder may leave files of other names there."""
+        names = self.storage.names(_VERSIONS)
+        return sorted({int(found[1]) for name in names if (found := _NUMBER.fullmatch(name.removesuffix(_CLAIM)))})
+
+    def _moves(self, name: str) -> list[str]:
+        return [file for file in self.storage.names(f"{_NAMES}/{name}") if _NUMBER.fullmatch(file.removesuffix(".json"))]
+
+    def _names(self) -> list[str]:
+        return [name for name in self.storage.names(_NAMES) if _NAME.match(name)]
 
     def _require_signature(self, version: int) -> None:
         if self._trusted_keys:
@@ -270,7 +285,8 @@ def _require_name(name: str) -> None:
 
 def _claimed_at(claim: bytes) -> datetime | None:
     try:
-        return datetime.fromisoformat(json.loads(claim)["claimed"])
-    except (ValueError, KeyError):
+        # One without a zone is taken for this machine's.
+        return datetime.fromisoformat(json.loads(claim)["claimed"]).astimezone(UTC)
+    except (ValueError, KeyError, TypeError):
         # Cut short by what ended its publisher.
         return None

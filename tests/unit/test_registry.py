@@ -1,5 +1,6 @@
 """Versions are immutable, names move atomically; on local disk and on another fsspec storage alike."""
 
+import json
 import threading
 import uuid
 from collections.abc import Callable
@@ -95,6 +96,71 @@ def test_what_arrives_otherwise_than_it_was_verified_is_no_version(
             registry.publish(tiny_checkpoint)
     assert registry.versions() == []
     assert registry.publish(tiny_checkpoint) == 2
+
+
+def leave(registry: Registry, number: int, claim: object) -> str:
+    """Leave what a publisher that was killed leaves; returns its folder."""
+    registry.storage.create(f"{registry.path(number)}.claim", json.dumps(claim).encode())
+    registry.storage.write_bytes(f"{registry.path(number)}/{WEIGHTS_FILE}", b"half")
+    return registry.path(number)
+
+
+def test_what_cannot_be_taken_away_fails_no_publication(
+    registry: Registry, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage, old = registry.storage, {"version": 1, "claimed": "2026-01-01T00:00:00+00:00"}
+    folders = [leave(registry, number, old) for number in (1, 2)]
+    remove = Storage.remove
+
+    def refuse(one: Storage) -> None:
+        if one.uri.endswith("000001"):
+            raise StorageError(f"{one.uri}: Permission denied")
+        remove(one)
+
+    monkeypatch.setattr(Storage, "remove", refuse)
+    assert registry.publish(tiny_checkpoint) == 3
+    said = f"what a killed publisher left is not taken away, which the next one tries again: {storage.uri}/{folders[0]}: Permission denied"
+    assert capsys.readouterr().err == f"warning: {said}\n"
+    assert [storage.exists(folder) for folder in folders] == [True, False]
+    # Nor where the store does not even say.
+    read = storage.read_bytes
+
+    def fail(path: str) -> bytes:
+        if path.endswith("1.claim"):
+            raise StorageError(f"{path}: Connection reset by peer")
+        return read(path)
+
+    monkeypatch.setattr(storage, "read_bytes", fail)
+    assert registry.publish(tiny_checkpoint) == 4
+    assert capsys.readouterr().err.startswith("warning: what killed publishers may have left was not looked for: ")
+    assert registry.versions() == [3, 4]
+
+
+@pytest.mark.parametrize("claim", [[], "x", {"claimed": None}, {"claimed": "2026-01-01T00:00:00"}, {"claimed": "soon"}])
+def test_no_claim_fails_a_publication(registry: Registry, tiny_checkpoint: Path, claim: object) -> None:
+    leave(registry, 1, claim)
+    assert registry.publish(tiny_checkpoint) == 2
+
+
+def test_files_that_others_leave_among_versions_are_none(
+    registry: Registry, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = registry.storage
+    for stray in (".DS_Store", "README.md", "notes/x", "keep.claim", "keep/x", ".claim", "1²/x", "old-000009/manifest.json"):
+        storage.write_bytes(f"registry/versions/{stray}", b'{"claimed": "2026-01-01T00:00:00+00:00"}')
+    assert registry.publish(tiny_checkpoint) == 1
+    registry.promote(1)
+    for stray in (".DS_Store", "Read me/x", "production/README.json", "production/._000001.json"):
+        storage.write_bytes(f"registry/names/{stray}", b"x")
+    assert registry.publish(tiny_checkpoint) == 2
+    assert registry.promote(2).sequence == 2
+    assert (registry.versions(), registry.names(), registry.resolve("production")) == ([1, 2], {"production": 2}, 2)
+    assert storage.exists("registry/versions/keep/x")
+    with pytest.raises(RegistryError, match=r"no version is promoted to 'other'; names: production$"):
+        registry.resolve("other")
+    with pytest.raises(RegistryError, match="name '²' must be lower-case letters"):
+        registry.resolve("²")
+    assert capsys.readouterr().err == ""
 
 
 def test_many_at_once_get_a_version_each_and_one_promotion_wins(tiny_checkpoint: Path, tmp_path: Path) -> None:
