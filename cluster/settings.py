@@ -221,10 +221,11 @@ def read_settings_file(path: Path = DEFAULT_FILE, overrides: Sequence[str] = ())
         SettingsError: The file is missing, is not YAML, or has an unknown section.
     """
     tree = _read_tree(path)
-    for override in overrides:
-        _apply(tree, override)
+    # Before what the command itself says: a job's own --set wins over what its submission hands over.
     if storage := os.environ.get(STORAGE_VARIABLE):
         tree.setdefault("cluster", {})["storage"] = storage
+    for override in overrides:
+        _apply(tree, override)
     return tree
 
 

@@ -179,6 +179,12 @@ def test_a_job_keeps_the_storage_it_was_submitted_with(write: Any, monkeypatch: 
     monkeypatch.setenv(STORAGE_VARIABLE, "/far/away")
     assert load_settings(write("cluster: {storage: here}")).storage == "/far/away"
     assert load_settings(write("")).storage == "/far/away"
+    assert load_settings(write("cluster: {storage: here}"), ["cluster.num_cpus=2"]).storage == "/far/away"
+
+
+def test_a_jobs_own_storage_wins_over_that_of_its_submission(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STORAGE_VARIABLE, "/far/away")
+    assert load_settings(write("cluster: {storage: here}"), ["cluster.storage=s3://bucket/mine"]).storage == "s3://bucket/mine"
 
 
 def test_validation_lists_every_finding_by_its_dotted_key() -> None:
