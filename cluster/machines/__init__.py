@@ -2,5 +2,5 @@
 
 It knows Ray's configuration of a cluster, and how to reach the machines in it; not what runs there.
 
-Files in floor order: `known`, `notice`, `keeper`, `completing`, `launcher_file`, `probe`, `ray_up`.
+Files in floor order: `known`, `notice`, `keeper`, `completing`, `launcher_file`, `said`, `probe`, `ray_up`.
 """

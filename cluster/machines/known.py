@@ -52,13 +52,24 @@ def token_file(settings: ClusterSettings) -> Path | None:
     """Return the file with the token of the machines: the one that the launcher brings to them, or else our own.
 
     Raises:
-        SettingsError: As `known_folder`.
+        SettingsError: As `known_folder`; or what the launcher brings is no mapping.
     """
     folder = known_folder(settings)
     if folder is None or settings.launcher is None:
         return None
-    brought = (settings.launcher.get("file_mounts") or {}).get(TOKEN_PLACE)
-    return Path(str(brought)).expanduser() if brought else folder / TOKEN_FILE
+    mounts = settings.launcher.get("file_mounts") or {}
+    if not isinstance(mounts, dict):
+        raise SettingsError(f"cluster.launcher.file_mounts is a {type(mounts).__name__}, but must be a mapping", "place there: file here")
+    brought = mounts.get(TOKEN_PLACE)
+    return expanded(str(brought)) if brought else folder / TOKEN_FILE
+
+
+def expanded(path: str) -> Path:
+    """Return a path with the home that `~` stands for; as it is, where nobody has one of that name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def read_known(settings: ClusterSettings) -> Known | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.errors import SettingsError
 from cluster.machines.completing import completed
-from cluster.machines.known import TOKEN_PLACE
+from cluster.machines.known import TOKEN_PLACE, expanded
 from cluster.settings import ClusterSettings
 
 _HINT = "these are Ray's own keys: see the cluster YAML reference of Ray"
@@ -39,15 +39,24 @@ def check_launcher(settings: ClusterSettings) -> dict[str, Any]:
     Raises:
         SettingsError: With every finding of Ray's schema, or the first of its other checks, or every one of ours.
     """
-    # Ray's own checks stop at the first finding, and fall over values of a wrong type: so its schema goes first.
-    if findings := _schema_findings(settings.launcher or {}):
-        raise SettingsError("\n       ".join(findings), _HINT)
-    launcher = completed(settings)
+    launcher = complete(settings)
     _let_ray_check(launcher)
     ours = [*_provider_findings(launcher), *_file_findings(launcher), *_count_findings(launcher), *_token_findings(launcher)]
     if ours:
         raise SettingsError("\n       ".join(ours), "examples that pass are in cluster/examples")
     return launcher
+
+
+def complete(settings: ClusterSettings) -> dict[str, Any]:
+    """Complete the configuration of `cluster.launcher` without asking what it names: to end machines whose files are gone, too.
+
+    Raises:
+        SettingsError: With every finding of Ray's schema.
+    """
+    # Ray's own checks stop at the first finding, and fall over values of a wrong type, as ours do: so its schema goes first.
+    if findings := _schema_findings(settings.launcher or {}):
+        raise SettingsError("\n       ".join(findings), _HINT)
+    return completed(settings)
 
 
 def _let_ray_check(launcher: dict[str, Any]) -> None:
@@ -85,11 +94,11 @@ def _provider_findings(launcher: dict[str, Any]) -> Iterator[str]:
 def _file_findings(launcher: dict[str, Any]) -> Iterator[str]:
     auth = launcher.get("auth", {})
     for key in ("ssh_private_key", "ssh_public_key"):
-        if key in auth and not Path(auth[key]).expanduser().is_file():
+        if key in auth and not expanded(auth[key]).is_file():
             yield f"{_AT}.auth.{key} is {auth[key]}, but there is no such file"
     for place, source in launcher.get("file_mounts", {}).items():
         # `up` makes the token where there is none.
-        if place != TOKEN_PLACE and not Path(source).expanduser().exists():
+        if place != TOKEN_PLACE and not expanded(source).exists():
             yield f"{_AT}.file_mounts: {place} comes from {source}, which is not there"
 
 

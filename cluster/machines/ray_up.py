@@ -6,7 +6,6 @@ Ray's commands are called as a person would call them; what they print is kept i
 import base64
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -20,13 +19,19 @@ from typing import Any
 from cluster.errors import ClusterError, SettingsError
 from cluster.facts import alone
 from cluster.machines import notice, probe
-from cluster.machines.completing import END_KEEPER, KEEPER_PLACE, completed, dashboard_port
-from cluster.machines.known import TOKEN_PLACE, Known, forget, known_folder, read_known, token_file, write_known
-from cluster.machines.launcher_file import check_launcher
+from cluster.machines.completing import END_KEEPER, KEEPER_PLACE, dashboard_port
+from cluster.machines.known import TOKEN_PLACE, Known, expanded, forget, known_folder, read_known, token_file, write_known
+from cluster.machines.launcher_file import check_launcher, complete
+from cluster.machines.said import unreached, why
 from cluster.session import write_token
 from cluster.settings import ClusterSettings
 
 Say = Callable[[str], None]
+
+
+class UnreachedError(ClusterError):
+    """A host refuses, is not there, or nobody knows its name."""
+
 
 LAUNCHER_FILE = "launcher.yaml"
 # What `drain` hands to Ray: where nobody called `up`, it must not look to `down` as if somebody had.
@@ -35,10 +40,11 @@ LOG_FILE = "ray.log"
 # A cloud takes minutes to start a machine, and `pip` some to fill it.
 NODES_TIMEOUT_S = 1_200.0
 _CONNECT_S = 30
+# A host that acknowledges nothing for four times so long is gone, also in the middle of a command.
+_ALIVE_S = 15
 # So long a control service that is started again may take.
 _CONTROL_S = 30.0
 _FOLDER_HINT = "what Ray's launcher says is kept there"
-_STYLE = re.compile(r"\x1b\[[0-9;]*m")
 _AT_ONCE = 16
 
 
@@ -90,6 +96,9 @@ def _up(settings: ClusterSettings, machines: "_Machines", say: Say) -> tuple[Kno
 def _start(machines: "_Machines", say: Say) -> None:
     try:
         machines.ray("up", "--yes", "--no-config-cache")
+    except UnreachedError:
+        # Ray has waited for minutes already.
+        raise
     except ClusterError as error:
         # Ray gives its own processes 30 s to start, which a busy machine may need.
         say(f"once more: {error.message}")
@@ -128,7 +137,7 @@ def down(settings: ClusterSettings, say: Say) -> bool:
     if not (folder / LAUNCHER_FILE).exists():
         return False
     with alone(folder, _FOLDER_HINT):
-        _Machines(completed(settings), folder).end(say)
+        _Machines(complete(settings), folder).end(say)
         forget(folder)
     return True
 
@@ -144,7 +153,7 @@ def drain(settings: ClusterSettings, node_id: str, within_s: int) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ClusterError(f"{error.filename}: {error.strerror}", _FOLDER_HINT) from None
-    machines = _Machines(completed(settings), folder, _DRAIN_FILE)
+    machines = _Machines(complete(settings), folder, _DRAIN_FILE)
     machines.ray("exec", "--no-config-cache", after=[shlex.join([*notice.drain_command(within_s), f"--node-id={node_id}"])])
 
 
@@ -179,13 +188,6 @@ def _make_token(path: Path) -> None:
         write_token(path)
     except OSError as error:
         raise ClusterError(f"{error.filename}: {error.strerror}", "the token needs a folder that you can write") from None
-
-
-def _why(said: str) -> str:
-    """Return the line that tells most of what a command of Ray said: its last error, or else its last line with words in it."""
-    lines = [line for line in _STYLE.sub("", said).splitlines() if re.search(r"[A-Za-z]{3}", line.rpartition(" -- ")[2])]
-    errors = [line for line in lines if "error" in line.lower()]
-    return next(iter([*errors[-1:], *lines[-1:]]), "it said nothing").strip()
 
 
 def _described(launcher: Mapping[str, Any]) -> str:
@@ -223,8 +225,15 @@ class _Machines:
             What it printed to standard output.
 
         Raises:
-            ClusterError: It failed.
+            UnreachedError: No host was reached.
+            ClusterError: It failed otherwise.
         """
+        try:
+            return self._ray(verb, words, after)
+        except OSError as error:
+            raise ClusterError(f"{error.filename or self.folder}: {error.strerror}", _FOLDER_HINT) from None
+
+    def _ray(self, verb: str, words: Sequence[str], after: Sequence[str]) -> str:
         self.file.write_text(json.dumps(self.launcher, indent=2), encoding="utf-8")
         command = [sys.executable, "-m", "ray.scripts.scripts", verb, *words, str(self.file), *after]
         environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_COLOR_MODE": "false"}
@@ -238,8 +247,11 @@ class _Machines:
             log.write(done.stdout)
         text = done.stdout.decode(errors="replace")
         if done.returncode != 0:
-            why = _why(self.log.read_text(encoding="utf-8", errors="replace").rpartition(f"$ ray {verb}")[2])
-            raise ClusterError(f"`ray {verb}` ended with exit code {done.returncode}: {why}", f"all of it is in {self.log}")
+            said = self.log.read_text(encoding="utf-8", errors="replace").rpartition(f"$ ray {verb}")[2]
+            ended, everything = f"`ray {verb}` ended with exit code {done.returncode}", f"all of it is in {self.log}"
+            if (fault := unreached(verb, said, self.launcher["provider"].get("head_ip", "the head"))) is None:
+                raise ClusterError(f"{ended}: {why(said)}", everything)
+            raise UnreachedError(f"{ended}: {fault[0]}", f"{fault[1]}; {everything}")
         return text
 
     def look(self, wanted: int, patience_s: float) -> dict[str, Any] | None:
@@ -290,6 +302,8 @@ class _Machines:
         options = [
             "BatchMode=yes",
             f"ConnectTimeout={_CONNECT_S}",
+            f"ServerAliveInterval={_ALIVE_S}",
+            "ServerAliveCountMax=4",
             "StrictHostKeyChecking=no",
             "UserKnownHostsFile=/dev/null",
             "LogLevel=ERROR",
@@ -298,7 +312,10 @@ class _Machines:
             options.append(f"ProxyCommand={proxy}")
         words = ["ssh", *(word for option in options for word in ("-o", option))]
         if key := auth.get("ssh_private_key"):
-            words += ["-i", str(Path(key).expanduser())]
+            words += ["-i", str(expanded(str(key)))]
         words += [f"{auth['ssh_user']}@{address}" if "ssh_user" in auth else address, f"bash --login -c {shlex.quote(command)}"]
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}"
         return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -135,3 +135,11 @@ def test_clouds_have_a_head_without_work_trials_that_may_go_and_replicas_that_st
 
 def test_there_is_an_example_for_each() -> None:
     assert [path.stem for path in EXAMPLES] == ["aws", "gcp", "on_premise"]
+
+
+def test_the_home_of_nobody_is_no_place() -> None:
+    found = findings(auth={"ssh_user": "ray", "ssh_private_key": "~no-such-person/key"}, file_mounts={"~/x": "~no-such-person/x"})
+    assert found.splitlines() == [
+        "cluster.launcher.auth.ssh_private_key is ~no-such-person/key, but there is no such file",
+        "       cluster.launcher.file_mounts: ~/x comes from ~no-such-person/x, which is not there",
+    ]

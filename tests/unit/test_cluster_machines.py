@@ -229,6 +229,7 @@ def test_a_head_that_is_not_reached_is_not_started_anew(calls: Calls, monkeypatc
     found = "`ray exec` ended with exit code 255: ssh: connect: no route to host"
     assert raised.value.message == f"the head of lab is not reached: {found}"
     assert raised.value.hint.endswith("; where the head is gone for good, `python -m cluster down` forgets it")
+    assert raised.value.hint.startswith("is the machine on, and may you reach its sshd from here?; all of it is in ")
     assert calls == ["exec"]
 
 
@@ -260,6 +261,100 @@ def test_a_command_of_ray_that_fails_is_told_with_its_last_line(monkeypatch: pyt
     assert raised.value.hint == f"all of it is in {home}/.twohead/clusters/lab/ray.log"
     # Tried once more, and then ended.
     assert verbs == ["up", "up", "down"]
+
+
+# As Ray 2.60 says it, over and over while it waits; ssh's own words, on standard error, come first in the log.
+WAITED = (
+    "2026 INFO updater.py:333 -- SSH still not available \x1b[2m({})\x1b[22m, retrying in \x1b[1m5\x1b[22m seconds.\n"
+    "Exception: wait_ready timeout exceeded.\n"
+    "2026 ERR updater.py:193 -- \x1b[31mError message: wait_ready timeout exceeded.\x1b[39m\n2026 ERR updater.py:194 -- !!!\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("ssh", "python", "told", "to_do"),
+    [
+        ("ssh: connect to host 10.0.0.1 port 22: Connection refused", "SSH command failed.", None, "is the machine on"),
+        ("ssh: connect to host 10.0.0.1 port 22: No route to host", "SSH command failed.", None, "is the machine on"),
+        ("me@10.0.0.1: Permission denied (publickey)", "SSH command failed.", None, "is auth.ssh_user right"),
+        ("ssh: Could not resolve hostname h: Name or service not known", "SSH command failed.", None, "is the address below"),
+        ("Host key verification failed", "SSH command failed.", "10.0.0.1: Host key verification failed", "was the machine set up anew"),
+        ("", "[Errno -2] Name or service not known", "10.0.0.1: Name or service not known", "is the address below"),
+        (
+            "", "[Errno 2] No such file or directory: 'ssh'", "10.0.0.1: No such file or directory: 'ssh'", "install ssh here",
+        ),
+    ],
+)  # fmt: skip
+def test_up_tells_at_once_which_host_refused_and_why(
+    monkeypatch: pytest.MonkeyPatch, home: Path, ssh: str, python: str, told: str | None, to_do: str
+) -> None:
+    verbs: list[str] = []
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[Any]:
+        verb = "ssh" if command[0] == "ssh" else command[3]
+        verbs.append(verb)
+        if verb != "up":
+            return subprocess.CompletedProcess(command, 0, "" if verb == "ssh" else b"", "")
+        options["stderr"].write(f"{ssh}\n".encode())
+        return subprocess.CompletedProcess(command, 1, WAITED.format(python).encode())
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(ClusterError) as raised:
+        _up(make())
+    assert raised.value.message == f"`ray up` ended with exit code 1: {told or ssh}"
+    assert raised.value.hint.startswith(to_do)
+    assert raised.value.hint.endswith(f"; all of it is in {home}/.twohead/clusters/lab/ray.log")
+    # Ray has waited for minutes: not once more.
+    assert verbs == ["up", "down", "ssh", "ssh"]
+
+
+def test_a_host_that_refused_at_first_is_not_why_its_setup_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = b"ssh: connect to host 10.0.0.1 port 22: Connection refused\nSuccess.\nError: pip is not there\n"
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, said))
+    with pytest.raises(ClusterError, match=r"exit code 1: Error: pip is not there$"):
+        _up(make())
+
+
+def test_a_host_that_dies_holds_no_command_up(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls.answers = [{"alive": 2, "stranger": 401}]
+    _up(make())
+    inner: Callable[..., Any] = subprocess.run
+    seen: list[list[str]] = []
+
+    def run(command: list[str], **options: Any) -> Any:
+        if command[0] == "ssh":
+            seen.append(command)
+            raise FileNotFoundError(2, "No such file or directory", "ssh")
+        return inner(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    said: list[str] = []
+    assert ray_up.down(make(), said.append)
+    assert {"ServerAliveInterval=15", "ServerAliveCountMax=4", "ConnectTimeout=30"} <= set(seen[0])
+    assert said == [f"10.0.0.{host}: ssh: No such file or directory; Ray may still run there" for host in (2, 1)]
+
+
+def test_what_the_launcher_says_needs_a_place(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ClusterError) as raised:
+        ray_up.drain(make(), "n1", 60)
+    assert raised.value.message.endswith("/.twohead/clusters/lab: No space left on device")
+
+
+@pytest.mark.parametrize("wrong", [{"file_mounts": ["a"]}, {"provider": {"head_ip": "10.0.0.1"}}, {"setup_commands": 3}])
+def test_a_mistake_in_the_configuration_is_told_by_every_verb(calls: Calls, wrong: dict[str, Any]) -> None:
+    calls.answers = [{"alive": 2, "stranger": 401}]
+    _up(make())
+    settings = make(wrong)
+    for use in (lambda: _up(settings), lambda: ray_up.down(settings, print), lambda: ray_up.drain(settings, "n", 9)):
+        with pytest.raises(SettingsError, match=r"^cluster\.launcher"):
+            use()
+    if "file_mounts" in wrong:
+        with pytest.raises(SettingsError, match=r"^cluster\.launcher\.file_mounts is a list, but must be a mapping"), reach(settings):
+            pass
 
 
 def test_down_ends_every_host_and_forgets_the_token(calls: Calls, home: Path) -> None:
