@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from cluster.settings import Section
 from training.fit_settings import Positive
@@ -65,7 +65,7 @@ class SearchSpace(HeadSpace):
     """What the search may vary; every dimension can be widened, narrowed or fixed.
 
     The dimensions of a head hold for each head, unless `heads` gives one of its own. The first head's
-    `loss_weight` is always fixed: only the ratio between heads matters. `loss` is searched for ordered heads only.
+    `loss_weight` is never searched: only the ratio between heads matters. `loss` is searched for ordered heads only.
     """
 
     encoder_learning_rate: Dimension = Range(low=1e-5, high=2e-4, log=True)
@@ -76,6 +76,16 @@ class SearchSpace(HeadSpace):
     frozen_layers: Dimension = None
     balancing: Dimension = None
     heads: dict[HeadName, HeadSpace] = {}
+
+    @field_validator("heads")
+    @classmethod
+    def _inherit(cls, value: dict[str, HeadSpace], info: ValidationInfo) -> dict[str, HeadSpace]:
+        # At once: settings that are written down, for `--resume`, do not tell what a head was given from what it has by default.
+        shared = {name: info.data[name] for name in HeadSpace.model_fields if name in info.data}
+        return {
+            head: own.model_copy(update={name: one for name, one in shared.items() if name not in own.model_fields_set})
+            for head, own in value.items()
+        }
 
 
 class TrialResources(Section):

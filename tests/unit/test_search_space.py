@@ -38,6 +38,29 @@ def test_a_number_fixes_a_dimension_and_a_head_can_have_its_own() -> None:
     assert trial.heads["category"].hidden_size == 128
 
 
+def test_what_holds_for_each_head_still_does_where_a_head_has_its_own_and_the_search_goes_on() -> None:
+    """Written down, a head's own part of the space has every dimension."""
+    chosen = settings(search_space={"dropout": 0.2, "loss": "softmax", "heads": {"education": {"hidden_size": 64}, "category": {}}})
+    assert not {path for path in dimensions(chosen) if path.endswith(("dropout", "loss", "heads/education/hidden_size"))}
+    again = TrainingSettings.model_validate(chosen.model_dump(mode="json"))
+    assert dimensions(again) == dimensions(chosen)
+    assert trial_settings(again, {}).heads == trial_settings(chosen, {}).heads
+    assert {head: one.dropout for head, one in trial_settings(again, {}).heads.items()} == {"category": 0.2, "education": 0.2}
+    assert (
+        trial_settings(settings(search_space={"dropout": 0.2, "heads": {"category": {"dropout": None}}}), {}).heads["category"].dropout
+        == 0.1
+    )
+
+
+@pytest.mark.parametrize("space", [{"heads": {"category": {"loss_weight": 2.0}}}, {"loss_weight": 2.0}], ids=["own", "of each"])
+def test_the_first_heads_weight_can_be_given_but_is_not_searched(space: dict[str, object]) -> None:
+    chosen = settings(search_space=space)
+    assert "heads/category/loss_weight" not in dimensions(chosen)
+    assert [trial_settings(chosen, point).heads["category"].loss_weight for point in ({}, *first_points(chosen))] == [2.0] * (
+        1 + len(first_points(chosen))
+    )
+
+
 def test_trial_0_is_the_default_moved_into_the_space() -> None:
     points = first_points(settings(fit={"batch_tokens": 512}, search_space={"batch_tokens": {"choices": [1024, 4096]}}))
     assert len(points) == 1
@@ -49,6 +72,25 @@ def test_trial_0_is_the_default_moved_into_the_space() -> None:
 def test_unequal_default_weights_bring_an_equal_weights_trial() -> None:
     points = first_points(settings(heads={"a": {}, "b": {"loss_weight": 3.0}}))
     assert [point["heads/b/loss_weight"] for point in points] == [3.0, 1.0]
+
+
+def test_equal_weights_are_those_that_the_first_head_is_given() -> None:
+    chosen = settings(heads={"a": {}, "b": {}}, search_space={"heads": {"a": {"loss_weight": 2.0}}})
+    assert [point["heads/b/loss_weight"] for point in first_points(chosen)] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("fit", "space"),
+    [
+        ({}, {"heads": {"c": {"loss_weight": 4.0}}}),
+        ({}, {"loss_weight": {"low": 2.0, "high": 4.0}}),
+        ({}, {"balancing": "pcgrad"}),
+        ({"balancing": "uncertainty"}, {}),
+    ],
+    ids=["one is fixed", "not in the space", "balanced otherwise", "balanced otherwise by default"],
+)
+def test_where_weights_cannot_be_equal_no_trial_is_said_to_have_equal_ones(fit: dict[str, object], space: dict[str, object]) -> None:
+    assert len(first_points(settings(heads={"a": {}, "b": {"loss_weight": 3.0}, "c": {}}, fit=fit, search_space=space))) == 1
 
 
 def test_balancing_that_is_searched_is_fixed_in_the_equal_weights_trial() -> None:
@@ -90,6 +132,8 @@ def test_an_earlier_configuration_is_moved_into_the_space() -> None:
         ({"layer_decay": {"low": 0.5, "high": 1.5}}, "training.search_space.layer_decay reaches 1.5"),
         ({"dropout": 1.0}, "training.search_space.dropout reaches 1.0"),
         ({"batch_tokens": {"low": 64.5, "high": 100}}, "batch_tokens is searched over .* whole numbers"),
+        ({"hidden_size": 64.5}, "heads/category/hidden_size is 64.5, but must be a whole number"),
+        ({"heads": {"education": {"hidden_size": "big"}}}, "heads/education/hidden_size is 'big', but must be a whole number"),
     ],
 )
 def test_an_end_that_is_not_allowed_is_found_before_any_trial(space: dict[str, object], message: str) -> None:

@@ -53,10 +53,10 @@ def _all(settings: TrainingSettings) -> Iterator[tuple[str, Dimension]]:
     for position, (head, defaults) in enumerate(settings.heads.items()):
         own: HeadSpace = space.heads.get(head, space)
         for name in _HEAD_DIMENSIONS:
+            dimension: Dimension = getattr(own, name)
             # Only the ratio between heads matters, so the first head's weight stays where it is; a chain needs ordered classes.
-            has_no_choice = (name == "loss_weight" and position == 0) or (name == "loss" and not defaults.ordered)
-            chosen = own if name in own.model_fields_set else space
-            yield f"heads/{head}/{name}", None if has_no_choice else getattr(chosen, name)
+            is_settled = name == "loss_weight" and position == 0 and isinstance(dimension, Range | Choices)
+            yield f"heads/{head}/{name}", None if is_settled or (name == "loss" and not defaults.ordered) else dimension
 
 
 def distributions(settings: TrainingSettings) -> "dict[str, BaseDistribution]":
@@ -79,15 +79,17 @@ def first_points(settings: TrainingSettings) -> list[Point]:
 
     Returns:
         Trial 0, the default configuration, moved to the nearest point of the space where it lies outside; then, if its
-        loss weights are not equal, the same with equal ones.
+        loss weights are not equal and the space has equal ones, the same with these.
     """
     searched = dimensions(settings)
     default = {path: _nearest(dimension, _default(settings, path)) for path, dimension in searched.items()}
-    reference = next(iter(settings.heads.values())).loss_weight
+    reference = next(iter(trial_settings(settings, default).heads.values())).loss_weight
     equal = {path: _nearest(searched[path], reference) if path.endswith("/loss_weight") else value for path, value in default.items()}
     if "balancing" in equal:
         equal["balancing"] = _nearest(searched["balancing"], "fixed")
-    return [default] if equal == default else [default, equal]
+    trial = trial_settings(settings, equal)
+    is_equal = len({one.loss_weight for one in trial.heads.values()}) == 1 and trial.fit.balancing == "fixed"
+    return [default, equal] if is_equal and equal != default else [default]
 
 
 def point_of(settings: TrainingSettings, fit: Mapping[str, Any], heads: Mapping[str, Mapping[str, Any]]) -> Point:
@@ -168,12 +170,26 @@ def check_space(settings: TrainingSettings) -> None:
     """Try both ends of every dimension, so that no trial meets a value that is not allowed.
 
     Raises:
-        SettingsError: An end is not allowed, or an integer dimension has a fractional end.
+        SettingsError: An end, or what fixes a dimension, is not allowed, or no whole number where it must be one.
     """
-    for path, dimension in dimensions(settings).items():
-        ends = dimension.choices if isinstance(dimension, Choices) else (dimension.low, dimension.high)
-        if path.rpartition("/")[2] in _INTEGERS and any(not isinstance(end, int | float) or end != int(end) for end in ends):
-            raise SettingsError(f"training.search_space: {path} is searched over {list(ends)}, but must be whole numbers")
-        for end in ends:
-            trial_settings(settings, {path: end})
+    for path, dimension in _all(settings):
+        if path.rpartition("/")[2] in _INTEGERS and any(not isinstance(end, int | float) or end != int(end) for end in _ends(dimension)):
+            is_fixed = not isinstance(dimension, Range | Choices)
+            found = (
+                f"{dimension!r}, but must be a whole number"
+                if is_fixed
+                else f"searched over {list(_ends(dimension))}, but must be whole numbers"
+            )
+            raise SettingsError(f"training.search_space: {path} is {found}")
     trial_settings(settings, {})
+    for path, dimension in dimensions(settings).items():
+        for end in _ends(dimension):
+            trial_settings(settings, {path: end})
+
+
+def _ends(dimension: Dimension) -> tuple[Value, ...]:
+    if isinstance(dimension, Choices):
+        return dimension.choices
+    if isinstance(dimension, Range):
+        return dimension.low, dimension.high
+    return () if dimension is None else (dimension,)
