@@ -208,6 +208,7 @@ def _figures(chance: Any, names: list[str]) -> dict[str, Any]:
 def _head(chance: Any, names: list[str], number: int) -> dict[str, Any]:
     return {
         "classes": names, "ordered": number == 1, "loss": "corn" if number == 1 else "softmax", "metric": "macro_f1", "weight": 1.0,
+        "class_weighting": ("none", "balanced")[number % 2],
         "hidden_size": 128 * number, "dropout": 0.1, "temperature": 1.31 + number / 10, "threshold": 0.62 if number != 1 else None,
         "target": ({"precision": 0.9}, None, {"coverage": 0.8}, {"precision": 0.95})[number % 4],
     }  # fmt: skip

@@ -1,15 +1,24 @@
 """Settings of one training: heads, encoder, optimisation. Their values are the default configuration, trial 0."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cluster.settings import Section
 from training.data_settings import Fraction
 
 Positive = Annotated[float, Field(gt=0.0)]
 HeadLoss = Literal["softmax", "corn"]
+ClassWeighting = Literal["none", "inverse_sqrt", "balanced"]
 Balancing = Literal["fixed", "uncertainty", "dynamic_average", "pcgrad"]
+
+# What `auto` means: as long as nothing else is measured to be better (`benchmarks/LOG.md`).
+_AUTO_CLASS_WEIGHTING: ClassWeighting = "none"
+
+
+def decided_class_weighting(value: Any) -> Any:
+    """Replace `auto`, when settings are read: a search that goes on has what it began with."""
+    return _AUTO_CLASS_WEIGHTING if value == "auto" else value
 
 
 class HeadSettings(Section):
@@ -22,7 +31,8 @@ class HeadSettings(Section):
         hidden_size: Units of its hidden layer; 0 means one linear layer.
         dropout: Before each linear layer of the head.
         loss_weight: Weight of its loss; weights are normalised to sum to the number of heads.
-        class_weighting: `inverse_sqrt` weighs a class by one over the root of its count.
+        class_weighting: How much a text counts in the loss, by its class: `inverse_sqrt` by one over the root of the class's count,
+            `balanced` by one over the count, so that all classes count alike; `none`, which `auto` is so far, the same for all.
         word_pieces: What the text's word pieces say by themselves, and runs of letters within its words where these say more, a logistic
             regression over TF-IDF, is added to its logits.
         loss: `softmax` (cross-entropy), or for ordered classes `corn`, which learns "above class k?" given "above class k-1".
@@ -36,7 +46,7 @@ class HeadSettings(Section):
     hidden_size: int = Field(default=0, ge=0, le=8192)
     dropout: Fraction = 0.1
     loss_weight: Positive = 1.0
-    class_weighting: Literal["none", "inverse_sqrt"] = "none"
+    class_weighting: Annotated[ClassWeighting, BeforeValidator(decided_class_weighting)] = _AUTO_CLASS_WEIGHTING
     word_pieces: bool = True
     loss: HeadLoss = "softmax"
     target_precision: float | None = Field(default=None, gt=0.0, lt=1.0)

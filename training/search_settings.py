@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from cluster.settings import Section
-from training.fit_settings import Positive
+from training.fit_settings import Positive, decided_class_weighting
 
 Metric = Literal["macro_f1", "weighted_f1", "accuracy", "quadratic_weighted_kappa", "log_loss"]
 HeadName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)]
@@ -59,6 +59,15 @@ class HeadSpace(Section):
     dropout: Dimension = Range(low=0.0, high=0.4)
     loss_weight: Dimension = Range(low=0.25, high=4.0, log=True)
     loss: Dimension = Choices(choices=("softmax", "corn"))
+    class_weighting: Dimension = None
+
+    @field_validator("class_weighting")
+    @classmethod
+    def _decide(cls, value: Dimension) -> Dimension:
+        if isinstance(value, Choices):
+            return Choices(choices=tuple(dict.fromkeys(decided_class_weighting(choice) for choice in value.choices)))
+        found: Dimension = decided_class_weighting(value)
+        return found
 
 
 class SearchSpace(HeadSpace):

@@ -74,6 +74,20 @@ def test_heads_score_by_their_shapes() -> None:
     assert Ladder(weighted, 6, RUNG, 2.0).heads_score(point(128, 0)) == pytest.approx(0.7)
 
 
+def test_heads_score_by_their_class_weighting_where_that_was_tried() -> None:
+    settings = TrainingSettings.model_validate(
+        {"heads": {"job": {}}, "search_space": {"hidden_size": {"choices": [0, 8]}, "class_weighting": {"choices": ["none", "balanced"]}}}
+    )
+    best = (Candidate(0, 0.1, "softmax", 1e-2, "balanced"), Candidate(8, 0.1, "softmax", 1e-2), Candidate(0, 0.1, "softmax", 1e-2))
+    ladder = Ladder(settings, 6, FirstRung({"job": HeadFound(3, best, (0.7, 0.6, 0.5), 1.0, 1.0)}, {}), 2.0)
+    found = {
+        (size, weighting): ladder.heads_score({"heads/job/hidden_size": size, "heads/job/class_weighting": weighting})
+        for size in (0, 8)
+        for weighting in ("none", "balanced")
+    }
+    assert found == {(0, "balanced"): 0.7, (8, "balanced"): 0.6, (8, "none"): 0.6, (0, "none"): 0.5}
+
+
 def test_heads_below_the_middle_are_passed_over_and_equals_are_not() -> None:
     assert LADDER.is_passed_over([0.4, 0.65], 0.4, [])
     assert not LADDER.is_passed_over([0.4, 0.65], 0.65, [])

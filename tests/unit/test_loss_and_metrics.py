@@ -7,7 +7,8 @@ import pytest
 import sklearn.metrics
 import torch
 
-from training.fitting.loss import head_loss, inverse_sqrt_weights, normalise_weights, total_loss
+from training.fit_settings import ClassWeighting
+from training.fitting.loss import class_weights, head_loss, normalise_weights, total_loss
 from training.judging.metrics import (
     confusion,
     head_scores,
@@ -50,10 +51,11 @@ def test_loss_weights_keep_their_ratio_and_sum_to_the_number_of_heads() -> None:
     )
 
 
-def test_inverse_sqrt_weights_favour_rare_classes_and_keep_the_mean() -> None:
+@pytest.mark.parametrize(("weighting", "ratio"), [("none", 1.0), ("inverse_sqrt", 2.0), ("balanced", 4.0)])
+def test_class_weights_favour_rare_classes_and_keep_the_mean(weighting: ClassWeighting, ratio: float) -> None:
     labels = np.array([0] * 16 + [1] * 4 + [-1] * 7)
-    weights = inverse_sqrt_weights(labels, 3)
-    assert weights[1] / weights[0] == pytest.approx(2.0)
+    weights = class_weights(weighting, labels, 3)
+    assert weights[1] / weights[0] == pytest.approx(ratio)
     assert (16 * weights[0] + 4 * weights[1]) / 20 == pytest.approx(1.0)
     assert np.isfinite(weights).all()
 

@@ -1,12 +1,14 @@
 """Candidates for a head train together as each would alone, and as torch's own optimiser would train it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from training.data.labels import MISSING
 from training.fit_settings import FitSettings
-from training.fitting.loss import head_loss
+from training.fitting.loss import class_weights, head_loss
 from training.fitting.optimiser import schedule
 from training.fitting.population import Candidate, Features, Question, known, train_population
 from training.network.model import Head
@@ -25,10 +27,10 @@ def features(texts: int, seed: int) -> Features:
 
 FEATURES = features(80, 1)
 CANDIDATES = [
-    Candidate(hidden_size, dropout, loss, rate)  # type: ignore[arg-type]
+    Candidate(hidden_size, dropout, loss, rate, weighting)  # type: ignore[arg-type]
     for hidden_size in (0, 8)
     for loss in ("softmax", "corn")
-    for dropout, rate in ((0.0, 1e-2), (0.3, 3e-3), (0.1, 3e-2))
+    for dropout, rate, weighting in ((0.0, 1e-2, "none"), (0.3, 3e-3, "balanced"), (0.1, 3e-2, "inverse_sqrt"))
 ]
 QUESTION = Question("job", CLASSES, is_ordered=True)
 
@@ -71,9 +73,6 @@ def test_a_halving_ends_the_worse_half_of_a_shape_and_changes_nothing_for_the_be
             assert other.score <= max(rival.score for rival in halved if rival.candidate.hidden_size == other.candidate.hidden_size)
 
 
-WEIGHTS = np.array([1.0, 2.0, 0.5, 1.5], dtype=np.float32)
-
-
 def trained_by_torch(candidate: Candidate, learns: torch.Tensor, settings: FitSettings) -> Head:
     """The oracle: torch.optim.AdamW and clip_grad_norm_ on a head of ours, over the texts it may learn from."""
     torch.manual_seed(settings.seed)
@@ -83,6 +82,8 @@ def trained_by_torch(candidate: Candidate, learns: torch.Tensor, settings: FitSe
         for is_matrix in (True, False)
     ]
     optimiser = torch.optim.AdamW(groups, lr=candidate.learning_rate)
+    # As a trial has them: of all training texts, also while a fold is held out.
+    weights = torch.from_numpy(class_weights(candidate.class_weighting, FEATURES.labels.numpy(), CLASSES))
     for number in range(1, settings.epochs + 1):
         generator = torch.Generator().manual_seed(settings.seed * 100_003 + number)
         batches = torch.randperm(80, generator=generator).split(settings.batch_texts)
@@ -95,16 +96,20 @@ def trained_by_torch(candidate: Candidate, learns: torch.Tensor, settings: FitSe
                 progress = (number - 1 + position / len(batches)) / settings.epochs
                 group["lr"] = candidate.learning_rate * schedule(progress, settings.warmup_fraction)
             optimiser.zero_grad()
-            head_loss(head(FEATURES.pooled[own]), FEATURES.labels[own], torch.from_numpy(WEIGHTS), candidate.loss).backward()
+            head_loss(head(FEATURES.pooled[own]), FEATURES.labels[own], weights, candidate.loss).backward()
             torch.nn.utils.clip_grad_norm_(head.parameters(), settings.max_gradient_norm)
             optimiser.step()
     return head
 
 
-@pytest.mark.parametrize("candidate", [one for one in CANDIDATES if not one.dropout])
+WITHOUT_DROPOUT = [one for one in CANDIDATES if not one.dropout]
+WEIGHTED = [replace(WITHOUT_DROPOUT[0], class_weighting="balanced"), replace(WITHOUT_DROPOUT[-1], class_weighting="inverse_sqrt")]
+
+
+@pytest.mark.parametrize("candidate", [*WITHOUT_DROPOUT, *WEIGHTED])
 def test_without_dropout_it_is_torchs_adamw_on_all_texts_judged_by_those_held_out(candidate: Candidate) -> None:
     settings = SETTINGS.model_copy(update={"epochs": 3})
-    question = Question("job", CLASSES, is_ordered=True, metric="log_loss", class_weights=WEIGHTS)
+    question = Question("job", CLASSES, is_ordered=True, metric="log_loss")
     (found,) = train_population([candidate], question, FEATURES, settings)
     assert found.epoch == 3
     for name, value in trained_by_torch(candidate, torch.ones(80, dtype=torch.bool), settings).state_dict().items():

@@ -1,6 +1,7 @@
 """What the record says beside its figures: heads that answer nothing, baselines that are missing, searches that were cut short."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from training.search.deciding.contest import Standing
 from training.search.deciding.ladder import Agreement
 from training.search.prepared import trials_so_far
 from training.search.proposing.ledger import TrialHistory
-from training.search.record import _climbs, _cut_short, _equal_weights, _not_refitted, _spare, _unreached
+from training.search.proposing.search_space import trial_settings
+from training.search.record import _climbs, _cut_short, _equal_weights, _head, _not_refitted, _spare, _unreached
 from training.settings import TrainingSettings
 
 
@@ -38,6 +40,17 @@ def test_a_head_that_answers_nothing_is_named() -> None:
 def test_the_missing_baseline_is_named_as_what_it_is(changes: dict[str, Any], said: str) -> None:
     assert _equal_weights(settings(**changes), [history("trial", 0, "default")])[0].startswith(said)
     assert _equal_weights(settings(**changes), [history("trial", 1, "equal weights")]) == []
+
+
+def test_a_head_is_told_with_what_was_chosen_for_it() -> None:
+    own = settings(search_space={"class_weighting": {"choices": ["none", "balanced"]}})
+    trial = trial_settings(own, {"heads/a/class_weighting": "balanced"})
+    prepared: Any = SimpleNamespace(settings=own, dataset=SimpleNamespace(classes={"a": ("x", "y"), "b": ("x", "y")}))
+    judged: dict[str, Any] = {
+        "calibration": {key: {"temperature": 1.0} for key in "ab"},
+        "abstention": {key: {"threshold": None, "target": None} for key in "ab"},
+    }
+    assert {head: _head(head, trial, prepared, judged)["class_weighting"] for head in "ab"} == {"a": "balanced", "b": "none"}
 
 
 def test_a_correlation_is_told_as_it_was_measured_and_over_whom() -> None:

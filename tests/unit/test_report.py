@@ -188,6 +188,14 @@ def test_the_searched_interval_comes_from_the_settings_of_the_head_or_of_all(mak
     assert summary.range_of("batch_tokens") is None
 
 
+def test_the_page_says_how_the_classes_of_each_head_weigh(make_record: MakeRecord) -> None:
+    record = make_record()
+    table = write_report(record).partition("Settings of the heads")[2].partition("</table>")[0]
+    names, *rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in table.split("<tr>")[1:]]
+    place = names.index("class weighting")
+    assert [row[place] for row in rows] == [one["class_weighting"] for one in record["heads"].values()]
+
+
 def test_a_metric_that_chooses_a_head_has_a_column(make_record: MakeRecord) -> None:
     record = make_record()
     record["heads"]["category"]["metric"] = "weighted_f1"

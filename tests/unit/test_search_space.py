@@ -107,6 +107,19 @@ def test_a_chain_is_searched_for_ordered_heads_only() -> None:
     assert (trial.heads["education"].loss, trial.heads["category"].loss) == ("corn", "softmax")
 
 
+def test_class_weighting_is_searched_only_where_that_is_wanted() -> None:
+    assert not [path for path in dimensions(settings()) if path.endswith("/class_weighting")]
+    own = {"category": {"class_weighting": {"choices": ["balanced", "none"]}}, "education": {"class_weighting": "inverse_sqrt"}}
+    chosen = settings(search_space={"heads": own})
+    # In its place among the others nothing moves.
+    assert [path for path in dimensions(chosen) if path != "heads/category/class_weighting"] == list(dimensions(settings()))
+    (default,) = first_points(chosen)
+    assert default["heads/category/class_weighting"] == "none"
+    assert trial_settings(chosen, default).heads["education"].class_weighting == "inverse_sqrt"
+    assert trial_settings(chosen, {"heads/category/class_weighting": "balanced"}).heads["category"].class_weighting == "balanced"
+    assert point_of(chosen, {}, {"category": {"class_weighting": "balanced"}})["heads/category/class_weighting"] == "balanced"
+
+
 def test_optuna_gets_the_same_paths_and_whole_numbers_stay_whole() -> None:
     chosen = settings(search_space={"frozen_layers": {"low": 0, "high": 3}, "batch_tokens": {"low": 64, "high": 4096, "log": True}})
     found = distributions(chosen)
@@ -132,6 +145,7 @@ def test_an_earlier_configuration_is_moved_into_the_space() -> None:
         ({"layer_decay": {"low": 0.5, "high": 1.5}}, "training.search_space.layer_decay reaches 1.5"),
         ({"dropout": 1.0}, "training.search_space.dropout reaches 1.0"),
         ({"batch_tokens": {"low": 64.5, "high": 100}}, "batch_tokens is searched over .* whole numbers"),
+        ({"class_weighting": {"choices": ["none", "sqrt"]}}, "training.search_space.class_weighting reaches sqrt"),
         ({"hidden_size": 64.5}, "heads/category/hidden_size is 64.5, but must be a whole number"),
         ({"heads": {"education": {"hidden_size": "big"}}}, "heads/education/hidden_size is 'big', but must be a whole number"),
     ],

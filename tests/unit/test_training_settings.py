@@ -83,7 +83,10 @@ def test_load_settings_reads_the_file_and_overrides(tmp_path: Path):
         ("heads: {mood: {classes: [good, 1]}}", "heads.mood.classes.1 is 1, but must be a valid string"),
         ("heads: {mood: {ordered: true}}", "heads.mood: ordered is true, so classes must list them from lowest to highest"),
         ("heads: {mood: {loss_weight: 0}}", "heads.mood.loss_weight is 0, but must be greater than 0"),
-        ("heads: {mood: {class_weighting: balanced}}", "heads.mood.class_weighting is \"balanced\", but must be 'none' or 'inverse_sqrt'"),
+        (
+            "heads: {mood: {class_weighting: sqrt}}",
+            "heads.mood.class_weighting is \"sqrt\", but must be 'none', 'inverse_sqrt' or 'balanced'",
+        ),
         ("encoder: {pooling: max}", "encoder.pooling is \"max\", but must be 'auto', 'cls', 'pooler' or 'mean'"),
         ("encoder: {max_tokens: 4}", "encoder.max_tokens is 4, but must be greater than or equal to 8"),
         ("encoder: {sha256: abc}", "encoder.sha256 is \"abc\", but must be different: string should match pattern '^[0-9a-f]{64}$'"),
@@ -126,6 +129,16 @@ def test_message(message, yaml: str, expected: str):
 def test_every_finding_is_listed(message):
     found = message("fit: {epochs: 0, patience: 0}").split("\n")
     assert len(found) == 2
+
+
+def test_how_classes_weigh_is_decided_when_settings_are_read():
+    heads = {"a": {"class_weighting": "auto"}, "b": {}, "c": {"class_weighting": "balanced"}}
+    own = {"a": {"class_weighting": "auto"}, "b": {"class_weighting": {"choices": ["balanced", "auto", "none"]}}}
+    settings = TrainingSettings.model_validate({"heads": heads, "search_space": {"heads": own}})
+    assert [one.class_weighting for one in settings.heads.values()] == ["none", "none", "balanced"]
+    assert settings.search_space.class_weighting is None
+    assert settings.search_space.heads["a"].class_weighting == "none"
+    assert settings.search_space.heads["b"].class_weighting == Choices(choices=("balanced", "none"))
 
 
 def test_a_dimension_is_chosen_by_its_kind():

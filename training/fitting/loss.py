@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from training.data.labels import MISSING
-from training.fit_settings import HeadLoss
+from training.fit_settings import ClassWeighting, HeadLoss
 from training.network.ordinal import count_steps
 
 
@@ -54,17 +54,21 @@ def total_loss(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float])
     return torch.stack([weights[head] * loss for head, loss in losses.items()]).sum()
 
 
-def inverse_sqrt_weights(labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
-    """Weigh each class by one over the root of its count, scaled to a mean of 1 over the labelled texts.
+def class_weights(weighting: ClassWeighting, labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
+    """Weigh each class, scaled to a mean of 1 over the labelled texts: a loss is averaged over these, not over their weights.
 
     Args:
+        weighting: See `HeadSettings`.
         labels: Class indices of the training texts, -1 for none.
         classes: Number of classes; one without texts weighs as one with a single text.
 
     Returns:
-        (classes,), float32.
+        (classes,), float32; all 1 with `none`.
     """
+    if weighting == "none":
+        return np.ones(classes, np.float32)
     counts = np.bincount(labels[labels != MISSING], minlength=classes).astype(np.float64)
-    weights = 1.0 / np.sqrt(np.maximum(counts, 1.0))
+    known = np.maximum(counts, 1.0)
+    weights = 1.0 / (np.sqrt(known) if weighting == "inverse_sqrt" else known)
     scaled: NDArray[np.float32] = (weights * counts.sum() / max(float((weights * counts).sum()), 1e-12)).astype(np.float32)
     return scaled

@@ -21,8 +21,8 @@ from torch.nn import functional
 from torch.optim.adamw import adamw
 
 from training.data.labels import MISSING
-from training.fit_settings import FitSettings, HeadLoss
-from training.fitting.loss import loss_count
+from training.fit_settings import ClassWeighting, FitSettings, HeadLoss
+from training.fitting.loss import class_weights, loss_count
 from training.fitting.optimiser import schedule
 from training.judging.metrics import HeadMetrics, head_scores, majority_class, measure_head, probabilities
 from training.network.model import Head
@@ -42,6 +42,7 @@ class Candidate:
     dropout: float
     loss: HeadLoss
     learning_rate: float
+    class_weighting: ClassWeighting = "none"
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,12 @@ class Question:
         classes: How many.
         is_ordered: They have a natural order.
         metric: What a candidate is judged by.
-        class_weights: (classes,), or none.
     """
 
     name: str
     classes: int
     is_ordered: bool = False
     metric: Metric = "macro_f1"
-    class_weights: NDArray[np.float32] | None = None
 
 
 @dataclass
@@ -150,10 +149,10 @@ class _Shape:
         self._loss = first.loss
         # What each layer reads, which dropout thins.
         self._widths = [features.pooled.shape[1], *([first.hidden_size] if first.hidden_size else [])]
-        self._living = [_Trained(one, head, len(self._learns)) for one in outcomes]
-        weights = question.class_weights
-        self._class_weights = None if weights is None else torch.from_numpy(weights)
-        self._majority = majority_class(features.labels.numpy(), question.classes)
+        labels = features.labels.numpy()
+        weights = [torch.from_numpy(class_weights(one.candidate.class_weighting, labels, question.classes)) for one in outcomes]
+        self._living = [_Trained(one, head, len(self._learns), own) for one, own in zip(outcomes, weights, strict=True)]
+        self._majority = majority_class(labels, question.classes)
 
     def train(self, halvings: Sequence[int]) -> None:
         settings = self._settings
@@ -188,11 +187,13 @@ class _Shape:
         logits = torch.stack([one.logits(pooled, one.parameters, noises) for one in self._living])
         logits = self._finished(logits, indices)
         repeated = labels.expand(*logits.shape[:2], -1).reshape(-1)
-        losses = functional.cross_entropy(logits.flatten(0, 2), repeated, weight=self._class_weights, reduction="none")
+        losses = functional.cross_entropy(logits.flatten(0, 2), repeated, reduction="none").view(logits.shape[:3])
+        # (candidates, 1, texts): each candidate weighs classes in its own way, and all its trainings in the same.
+        weights = torch.stack([one.class_weights[labels] for one in self._living])[:, None]
         # Each training's mean is over its own texts of the batch.
         shares = learns / torch.stack([loss_count(labels[own > 0], self._question.classes, self._loss) for own in learns])[:, None]
         # One sum over all trainings: none of their parameters is in another's loss.
-        summed = (losses.view(logits.shape[:3]) * shares).sum()
+        summed = (losses * weights * shares).sum()
         gradients = torch.autograd.grad(summed, [value for one in self._living for value in one.parameters.values()])
         each = len(gradients) // len(self._living)
         for place, one in enumerate(self._living):
@@ -225,10 +226,10 @@ class _Shape:
 
 
 class _Trained:
-    """A candidate's trainings, of which the parameters are (trainings, ...), side by side."""
+    """A candidate's trainings, of which the parameters are (trainings, ...), side by side; its classes weigh (classes,)."""
 
-    def __init__(self, outcome: Outcome, head: Head, trainings: int) -> None:
-        self.outcome = outcome
+    def __init__(self, outcome: Outcome, head: Head, trainings: int, weights: torch.Tensor) -> None:
+        self.outcome, self.class_weights = outcome, weights
         self.parameters = {
             name: value.detach().repeat(trainings, *[1] * value.dim()).requires_grad_() for name, value in head.named_parameters()
         }

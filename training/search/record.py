@@ -201,6 +201,7 @@ def _head(head: str, trial: TrialSettings, prepared: Prepared, judged: Mapping[s
         "classes": list(prepared.dataset.classes[head]),
         "ordered": chosen.ordered,
         "loss": chosen.loss,
+        "class_weighting": chosen.class_weighting,
         "metric": prepared.settings.tuning.score_metrics.get(head, "macro_f1"),
         "weight": chosen.loss_weight,
         "hidden_size": chosen.hidden_size,

@@ -29,7 +29,7 @@ _FIT_DIMENSIONS = (
     "frozen_layers",
     "balancing",
 )
-_HEAD_DIMENSIONS = ("hidden_size", "dropout", "loss_weight", "loss")
+_HEAD_DIMENSIONS = ("hidden_size", "dropout", "loss_weight", "loss", "class_weighting")
 _INTEGERS = frozenset({"batch_tokens", "frozen_layers", "hidden_size"})
 
 

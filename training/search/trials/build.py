@@ -17,7 +17,7 @@ from training.errors import CheckpointError, EncoderError
 from training.fit_settings import EncoderSettings
 from training.fitting.device import choose_device
 from training.fitting.fit import Fit, Fold, Objective
-from training.fitting.loss import inverse_sqrt_weights
+from training.fitting.loss import class_weights
 from training.fitting.predict import predict_logits
 from training.fitting.workers import Workers
 from training.judging.metrics import Logits
@@ -48,7 +48,7 @@ def prepare_fit(
     model = build_model(assignment, trial)
     device = choose_device()
     nn.Module.to(model, device)
-    is_begun = begins and bool(assignment.heads_from) and begin_heads(model, assignment, _first_rung(assignment), trial.fit.seed)
+    is_begun = begins and bool(assignment.heads_from) and begin_heads(model, assignment, _first_rung(assignment), trial)
     depth = trial.fit.frozen_layers
     freeze(model, depth)
     splits = [split for split in ("training", "validation", *(["test"] if with_test else [])) if len(assignment.tokens[split])]
@@ -56,11 +56,11 @@ def prepare_fit(
     if not isinstance(inputs["training"], TokenInputs):
         remove_prefix(model, depth)
     inputs = {split: scored(assignment, model, split, one) for split, one in inputs.items()}
-    weighted = [head for head, head_settings in trial.heads.items() if head_settings.class_weighting == "inverse_sqrt"]
+    weightings = {head: one.class_weighting for head, one in trial.heads.items() if one.class_weighting != "none"}
     labels = assignment.labels["training"]
     objective = Objective(
         loss_weights={head: head_settings.loss_weight for head, head_settings in trial.heads.items()},
-        class_weights={head: inverse_sqrt_weights(labels[head], len(assignment.classes[head])) for head in weighted},
+        class_weights={head: class_weights(one, labels[head], len(assignment.classes[head])) for head, one in weightings.items()},
         score_weights=assignment.settings.tuning.score_weights,
         score_metrics=assignment.settings.tuning.score_metrics,
         ordered=frozenset(head for head, head_settings in trial.heads.items() if head_settings.ordered),

@@ -14,14 +14,14 @@ from safetensors.torch import save as save_tensors
 
 from cluster.errors import StorageError
 from cluster.storage import Storage, sha256
-from training.fit_settings import HeadLoss
+from training.fit_settings import HeadSettings
 from training.fitting.population import Candidate
 from training.judging.metrics import selection_score
 from training.search.proposing.search_space import Point, TrialSettings
 
 _WEIGHTS_FILE, _FACTS_FILE = "heads.safetensors", "heads.json"
 # A loss weight means nothing to a head by itself.
-OF_A_HEAD = ("hidden_size", "dropout", "loss")
+OF_A_HEAD = ("hidden_size", "dropout", "loss", "class_weighting")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class HeadFound:
 
     Attributes:
         candidates: How many were tried.
-        best: The best candidate of each shape, the best of all first; none where all diverged.
+        best: The best candidate of each shape and class weighting, the best of all first; none where all diverged.
         scores: Theirs, by cross-validation over the training texts.
         seconds: Wall time.
         cpu_seconds: Of the process.
@@ -42,12 +42,16 @@ class HeadFound:
     seconds: float
     cpu_seconds: float
 
-    def score(self, hidden_size: int, loss: HeadLoss) -> float | None:
-        """Return the best score of a shape, if it was tried."""
-        for one, score in zip(self.best, self.scores, strict=True):
-            if (one.hidden_size, one.loss) == (hidden_size, loss):
-                return score
-        return None
+    def place(self, head: HeadSettings) -> int | None:
+        """Return which of the best a head begins with: of its shape, and where that was tried of its class weighting as well."""
+        alike = [place for place, one in enumerate(self.best) if (one.hidden_size, one.loss) == (head.hidden_size, head.loss)]
+        own = [place for place in alike if self.best[place].class_weighting == head.class_weighting]
+        return next(iter([*own, *alike]), None)
+
+    def score(self, head: HeadSettings) -> float | None:
+        """Return the score of what a head begins with, if its shape was tried."""
+        place = self.place(head)
+        return None if place is None else self.scores[place]
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class FirstRung:
 
     Attributes:
         heads: By name.
-        tensors: Weights of the best candidate of each shape: `HEAD/HIDDEN_SIZE/LOSS/PARAMETER`.
+        tensors: Weights of the best candidates: `HEAD/HIDDEN_SIZE/LOSS/CLASS_WEIGHTING/PARAMETER`.
         encoding_cpu_s: CPU seconds that the texts took, of all processes; 0 where their vectors were there already.
     """
 
@@ -71,7 +75,7 @@ class FirstRung:
 
     def score(self, trial: TrialSettings, score_weights: Mapping[str, float]) -> float | None:
         """Return the selection score that a configuration's heads have here; nothing where a head's shape was not tried."""
-        found = {head: self.heads[head].score(one.hidden_size, one.loss) for head, one in trial.heads.items()}
+        found = {head: self.heads[head].score(one) for head, one in trial.heads.items()}
         known = {head: score for head, score in found.items() if score is not None}
         return selection_score(known, score_weights) if len(known) == len(found) else None
 
@@ -83,9 +87,9 @@ class FirstRung:
         return {path: found[path] for path in searched if path in found}
 
 
-def shape(head: str, hidden_size: int, loss: HeadLoss) -> str:
-    """Name what decides whether weights fit a head."""
-    return f"{head}/{hidden_size}/{loss}"
+def kind(head: str, candidate: Candidate) -> str:
+    """Name what the best candidate is kept of: what decides whether weights fit a head, and what they were to learn."""
+    return f"{head}/{candidate.hidden_size}/{candidate.loss}/{candidate.class_weighting}"
 
 
 def join(rungs: Sequence[FirstRung], encoding_cpu_s: float) -> FirstRung:
@@ -120,4 +124,6 @@ def read_rung(storage: Storage, folder: str) -> FirstRung | None:
 
 
 def _head_found(best: list[dict[str, Any]], scores: list[float], **facts: Any) -> HeadFound:
-    return HeadFound(best=tuple(Candidate(**one) for one in best), scores=tuple(scores), **facts)
+    # Until 2026-11-30 nothing said how classes were weighed: such a rung is found again, in seconds.
+    found = tuple(Candidate(class_weighting=one.pop("class_weighting"), **one) for one in best)
+    return HeadFound(best=found, scores=tuple(scores), **facts)

@@ -2,7 +2,7 @@
 
 An encoder that trains costs minutes a trial; heads on vectors that are there already cost seconds for all. Candidates are judged by
 cross-validation over the training texts, so that the validation texts can judge what comes of them. Every trial begins with the best
-weights of its heads' shapes. It does not know Ray.
+weights of its heads' shapes, and of its class weightings where those were tried. It does not know Ray.
 
 Sources: Kumar et al. 2022, Fine-Tuning can Distort Pretrained Features (arXiv 2202.10054), for training heads before layers;
 Optuna's ask-and-tell interface for proposals in batches.
@@ -21,15 +21,14 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 
 from training.data.labels import MISSING
-from training.fitting.loss import inverse_sqrt_weights
 from training.fitting.population import Candidate, Outcome, Question, known, train_population
 from training.network.encoder import encoder_layers
 from training.network.inputs import PooledInputs
 from training.network.model import Head, TwoHeadBert
 from training.search.proposing.samplers import make_sampler
-from training.search.proposing.search_space import distributions, first_points, trial_settings
+from training.search.proposing.search_space import TrialSettings, distributions, first_points, trial_settings
 from training.search.trials.assignment import Assignment
-from training.search.trials.found_heads import OF_A_HEAD, FirstRung, HeadFound, shape
+from training.search.trials.found_heads import OF_A_HEAD, FirstRung, HeadFound, kind
 from training.search.trials.reading import read
 from training.settings import TrainingSettings
 
@@ -89,13 +88,13 @@ def explore_head(assignment: Assignment, head: str, pooled: torch.Tensor) -> Fir
         for trial, one in zip(asked, ended, strict=True):
             study.tell(trial, one.score) if one.state else study.tell(trial, state=TrialState.FAIL)
         outcomes += ended
-    best = _best_of_each_shape(outcomes)
+    best = _best_of_each_kind(outcomes)
     if best and len(some) == _MOST_CONTEST:
         # The winner learns from all texts; its score is still comparable with those of the others.
         best[0].state = _train([best[0].candidate], own, head, pooled)[0].state or best[0].state
     candidates, scores = tuple(one.candidate for one in best), tuple(one.score for one in best)
     found = HeadFound(len(outcomes), candidates, scores, time.monotonic() - begun, time.process_time() - cpu)
-    tensors = {f"{_shape(head, one.candidate)}/{name}": value for one in best for name, value in one.state.items()}
+    tensors = {f"{kind(head, one.candidate)}/{name}": value for one in best for name, value in one.state.items()}
     return FirstRung({head: found}, tensors)
 
 
@@ -117,7 +116,7 @@ def default_head(assignment: Assignment, head: str, pooled: torch.Tensor, chosen
         chosen: Which they are, (texts,).
     """
     own = trial_settings(assignment.settings, first_points(assignment.settings)[0]).heads[head]
-    candidate = Candidate(own.hidden_size, own.dropout, own.loss, _HIGHEST_RATE)
+    candidate = Candidate(own.hidden_size, own.dropout, own.loss, _HIGHEST_RATE, own.class_weighting)
     (outcome,) = _train([candidate], assignment, head, pooled, chosen=chosen)
     module = Head(pooled.shape[1], len(assignment.classes[head]), own.hidden_size, own.dropout, own.loss)
     module.load_state_dict(outcome.state or module.state_dict())
@@ -146,7 +145,7 @@ def _each_shape(default: Mapping[str, Any], searched: Mapping[str, BaseDistribut
 def _candidate(assignment: Assignment, head: str, point: Mapping[str, Any]) -> Candidate:
     trial = trial_settings(assignment.settings, point)
     own = trial.heads[head]
-    return Candidate(own.hidden_size, own.dropout, own.loss, trial.fit.head_learning_rate)
+    return Candidate(own.hidden_size, own.dropout, own.loss, trial.fit.head_learning_rate, own.class_weighting)
 
 
 def _train(
@@ -164,8 +163,7 @@ def _train(
     labels = assignment.labels["training"][head][every]
     words = assignment.worded.get(head)
     features = known(pooled, labels, assignment.folds[every], None if words is None else words.held_out[every])
-    weights = inverse_sqrt_weights(labels, classes) if settings.heads[head].class_weighting == "inverse_sqrt" else None
-    question = Question(head, classes, settings.heads[head].ordered, settings.tuning.score_metrics.get(head, "macro_f1"), weights)
+    question = Question(head, classes, settings.heads[head].ordered, settings.tuning.score_metrics.get(head, "macro_f1"))
     # Few steps an epoch, each over many texts: such a step costs little more.
     texts = min(max(len(features.labels) // _STEPS, _LEAST_TEXTS), _MOST_TEXTS)
     fit = settings.fit.model_copy(update={"epochs": _EPOCHS, "patience": _PATIENCE, "batch_texts": texts})
@@ -173,39 +171,35 @@ def _train(
     return train_population(candidates, question, features, fit, _HALVINGS)
 
 
-def _best_of_each_shape(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def _best_of_each_kind(outcomes: Sequence[Outcome]) -> list[Outcome]:
     best: dict[str, Outcome] = {}
     # Of equals the earlier, which is nearer to the default.
     for one in sorted((one for one in outcomes if one.state), key=lambda one: -one.score):
-        best.setdefault(_shape("", one.candidate), one)
+        best.setdefault(kind("", one.candidate), one)
     return list(best.values())
 
 
-def _shape(head: str, candidate: Candidate) -> str:
-    return shape(head, candidate.hidden_size, candidate.loss)
-
-
 @torch.no_grad()
-def begin_heads(model: TwoHeadBert, assignment: Assignment, rung: FirstRung, seed: int) -> bool:
-    """Give a model's heads what was found for their shapes; with another seed or other texts than the rung had, trained anew.
+def begin_heads(model: TwoHeadBert, assignment: Assignment, rung: FirstRung, trial: TrialSettings) -> bool:
+    """Give a model's heads what was found for them; with another seed or other texts than the rung had, trained anew.
 
     Args:
         model: With its encoder whole; changed in place.
         assignment: What all trials share.
         rung: The first rung.
-        seed: Of the trial.
+        trial: Whose heads they are.
 
     Returns:
         Whether every head found its shape; the others stay as they are.
     """
     states: list[Mapping[str, torch.Tensor]] = []
-    for described, module in zip(model.config.heads, model.heads, strict=True):
-        head = str(described["name"])
-        wanted = shape(head, described["hidden_size"], described.get("loss", "softmax"))
-        found = next((one for one in rung.heads[head].best if _shape(head, one) == wanted), None)
-        if found is None:
+    seed = trial.fit.seed
+    for (head, wanted), module in zip(trial.heads.items(), model.heads, strict=True):
+        place = rung.heads[head].place(wanted)
+        if place is None:
             continue
-        state = {name: rung.tensors[f"{wanted}/{name}"] for name in module.state_dict()}
+        found = rung.heads[head].best[place]
+        state = {name: rung.tensors[f"{kind(head, found)}/{name}"] for name in module.state_dict()}
         is_known = seed == assignment.settings.fit.seed and not assignment.heads_again
         if not is_known and (pooled := encode(assignment, model)) is not None:
             with torch.enable_grad():
