@@ -96,6 +96,66 @@ def test_the_default_pooling_is_what_the_encoder_was_trained_with(make_encoder: 
         find(make_encoder("distilbert"), pooling="pooler")
 
 
+EARLIER = {
+    "word_embedding_dimension": 16,
+    "pooling_mode_cls_token": False,
+    "pooling_mode_mean_tokens": False,
+    "pooling_mode_max_tokens": False,
+    "pooling_mode_mean_sqrt_len_tokens": False,
+    "pooling_mode_weightedmean_tokens": False,
+    "pooling_mode_lasttoken": False,
+    "include_prompt": True,
+}
+
+
+def write_sentence_pooling(folder: Path, config: dict[str, object]) -> None:
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        # As sentence-transformers 5.4 and later write it, and as earlier ones did.
+        ({"embedding_dimension": 16, "pooling_mode": "cls", "include_prompt": True}, "cls"),
+        ({"embedding_dimension": 16, "pooling_mode": "mean", "include_prompt": True}, "mean"),
+        ({"embedding_dimension": 16, "pooling_mode": ["cls"]}, "cls"),
+        (EARLIER | {"pooling_mode_cls_token": True}, "cls"),
+        (EARLIER | {"pooling_mode_mean_tokens": True}, "mean"),
+        # There too the new key outweighs the old ones, and none at all is the mean.
+        (EARLIER | {"pooling_mode_mean_tokens": True, "pooling_mode": "cls"}, "cls"),
+        (EARLIER, "mean"),
+    ],
+)
+def test_the_pooling_of_old_and_new_sentence_transformers_is_read(
+    make_encoder: Callable[..., Path], config: dict[str, object], pooling: str
+) -> None:
+    folder = make_encoder("bert")
+    write_sentence_pooling(folder, config)
+    assert find(folder).pooling == pooling
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"pooling_mode": "max"}, "max"),
+        ({"pooling_mode": ["cls", "mean"]}, "cls and mean"),
+        ({"pooling_mode": "of tomorrow"}, "of tomorrow"),
+        (EARLIER | {"pooling_mode_lasttoken": True}, "lasttoken"),
+        (EARLIER | {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "max and mean"),
+    ],
+)
+def test_a_pooling_that_is_not_ours_is_refused_unless_another_is_set(
+    make_encoder: Callable[..., Path], config: dict[str, object], named: str
+) -> None:
+    folder = make_encoder("bert")
+    write_sentence_pooling(folder, config)
+    with pytest.raises(EncoderError, match=f"was trained to pool by {named}, but can pool here by cls or mean only") as caught:
+        find(folder)
+    assert "training.encoder.pooling" in caught.value.hint
+    assert find(folder, pooling="mean").pooling == "mean"
+
+
 def test_weights_that_are_missing_are_an_error(make_encoder: Callable[..., Path]) -> None:
     from safetensors.torch import load_file, save_file
     from transformers import AutoConfig

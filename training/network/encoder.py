@@ -6,6 +6,7 @@ It does not know heads or training. Weights are read from safetensors only, and 
 import importlib.util
 import inspect
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,15 @@ SUPPORTED_TYPES = ("bert", "deberta-v2", "distilbert", "electra", "modernbert", 
 _HUB_FILES = ["*.json", "*.txt", "*.model", WEIGHTS_FILE]
 
 Pooling = Literal["cls", "pooler", "mean"]
+# What sentence-transformers called its ways of pooling before 5.4, each a key of its own, and what it calls them since.
+_EARLIER_WAYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,8 @@ def find_encoder(settings: EncoderSettings) -> EncoderSource:
     """Locate and verify the encoder of the settings.
 
     Raises:
-        EncoderError: It is missing, is not safetensors, has another digest, or is of an unsupported type.
+        EncoderError: It is missing, is not safetensors, has another digest, is of an unsupported type, or was trained to pool in a way
+            that is not ours.
     """
     folder = _locate(settings)
     digest = _verified_digest(settings, folder)
@@ -76,7 +87,7 @@ def find_encoder(settings: EncoderSettings) -> EncoderSource:
             f"training.encoder.max_tokens is {max_tokens}, but encoder {settings.name!r} reads at most {limit} tokens",
             "lower max_tokens, or set it to null to use the encoder's own limit",
         )
-    pooling = _default_pooling(folder, config) if settings.pooling == "auto" else settings.pooling
+    pooling = _default_pooling(settings.name, folder, config) if settings.pooling == "auto" else settings.pooling
     if pooling == "pooler" and not _has_pooler(folder):
         raise EncoderError(
             f"training.encoder.pooling is 'pooler', but encoder {settings.name!r} has no trained pooler", "use 'mean' or 'cls'"
@@ -166,15 +177,36 @@ def _has_pooler(folder: Path) -> bool:
         return any(key.endswith("pooler.dense.weight") for key in weights.keys())  # noqa: SIM118  # safe_open is no mapping
 
 
-def _default_pooling(folder: Path, config: dict[str, Any]) -> Pooling:
-    """Choose the pooling the encoder was trained with."""
+def _default_pooling(name: str, folder: Path, config: dict[str, Any]) -> Pooling:
+    """Choose the pooling the encoder was trained with.
+
+    Raises:
+        EncoderError: It was trained with one that is not ours.
+    """
     sentence_pooling = folder / "1_Pooling" / "config.json"
     if sentence_pooling.is_file():
-        return "cls" if _read_json(sentence_pooling).get("pooling_mode_cls_token") else "mean"
+        return _sentence_pooling(name, _read_json(sentence_pooling))
     if config["model_type"] == "modernbert":
         return "mean" if config.get("classifier_pooling") == "mean" else "cls"
     # BERT's pooler was trained by next-sentence prediction; the others' poolers never were.
     return "pooler" if config["model_type"] == "bert" and _has_pooler(folder) else "cls"
+
+
+def _sentence_pooling(name: str, config: Mapping[str, Any]) -> Pooling:
+    """Read how sentence-transformers pools: `pooling_mode`, a way or a list of them, and before 5.4 a key for each way."""
+    chosen = config.get("pooling_mode")
+    if chosen is None:
+        # As there: without any it is the mean.
+        chosen = [way for key, way in _EARLIER_WAYS.items() if config.get(key)] or "mean"
+    ways = chosen if isinstance(chosen, list) else [chosen]
+    if ways == ["cls"]:
+        return "cls"
+    if ways == ["mean"]:
+        return "mean"
+    raise EncoderError(
+        f"encoder {name!r} was trained to pool by {' and '.join(map(str, ways))}, but can pool here by cls or mean only",
+        "set training.encoder.pooling to 'cls' or 'mean', whichever its heads should read",
+    )
 
 
 def build_encoder(config: Any, pooling: str) -> nn.Module:
