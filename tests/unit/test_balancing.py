@@ -1,7 +1,8 @@
 """Every balancing equals TorchJD's on the same numbers, CORN equals coral-pytorch's, and missing labels move nothing."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -131,6 +132,100 @@ def test_pcgrad_balances_only_what_is_shared() -> None:
     assert not torch.allclose(trunk, plain, atol=1e-3)
     for name, gradient in branches.items():
         torch.testing.assert_close(model.get_parameter(name).grad, gradient, atol=1e-6, rtol=0)
+
+
+def plain_pcgrad(rows: Sequence[torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+    """Algorithm 1 of the paper, word for word, on whole gradient vectors."""
+    orders = [torch.randperm(len(rows), generator=generator).tolist() for _ in rows]
+    projected = []
+    for position, order in enumerate(orders):
+        own = rows[position].clone()
+        for other in order:
+            if other != position and own @ rows[other] < 0:
+                own -= (own @ rows[other]) / (rows[other] @ rows[other]) * rows[other]
+        projected.append(own)
+    return torch.stack(projected).sum(dim=0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_pcgrad_equals_the_plain_algorithm_also_where_a_head_leaves_parameters_out(seed: int) -> None:
+    torch.manual_seed(seed)
+    # The last is read by nobody, the first not by head c, and the gradient of `tied` is one and the same tensor for both of its parts.
+    shared = [nn.Parameter(torch.randn(size, dtype=torch.float64)) for size in (3, 5, 5, 2)]
+    own = {head: nn.Parameter(torch.randn((), dtype=torch.float64)) for head in HEADS}
+    ways = {head: torch.randn(3, 5, dtype=torch.float64) for head in HEADS}
+
+    def losses() -> dict[str, torch.Tensor]:
+        tied = shared[1] + shared[2]
+        read = {head: tied if head == "c" else tied + shared[0] @ ways[head] for head in HEADS}
+        return {head: (read[head] @ ways[head][0]).tanh() * own[head] + read[head].square().mean() * ways[head].sum() for head in HEADS}
+
+    rows, own_gradients = [], []
+    for head, loss in losses().items():
+        found = torch.autograd.grad(loss, [*shared, own[head]], allow_unused=True)
+        own_gradients.append(found[-1])
+        rows.append(torch.cat([torch.zeros_like(one) if each is None else each for one, each in zip(shared, found[:-1], strict=True)]))
+    balancer = PCGrad(shared, {head: [own[head]] for head in HEADS}, seed)
+    balancer.begin_epoch(3)
+    step(balancer, losses())
+    expected = plain_pcgrad(rows, torch.Generator().manual_seed(seed * 100_003 + 3))
+    assert shared[3].grad is None
+    torch.testing.assert_close(torch.cat([one.grad for one in shared[:3]]), expected[:13], atol=1e-12, rtol=1e-12)
+    assert all(torch.equal(own[head].grad, gradient) for head, gradient in zip(HEADS, own_gradients, strict=True))
+
+
+def most_bytes(act: Callable[[], object]) -> int:
+    """Return how many bytes of tensors there were at once at most, beyond those that were there before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        act()
+    events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_pcgrad_keeps_one_copy_of_the_gradients_a_head(heads: int) -> None:
+    torch.manual_seed(1)
+    trunk = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(8)))
+    branches = {str(head): nn.Linear(256, 1) for head in range(heads)}
+    balancer = PCGrad(list(trunk.parameters()), {head: list(branch.parameters()) for head, branch in branches.items()}, seed=1)
+
+    def take() -> None:
+        balancer.begin_step(tuple(branches))
+        for _ in range(2):
+            hidden = trunk(torch.randn(2, 256))
+            losses = {head: branch(hidden).square().mean() for head, branch in branches.items()}
+            balancer.backward(losses)
+        balancer.finish_step({head: loss.detach() for head, loss in losses.items()}, dict.fromkeys(branches, 2))
+
+    copies = most_bytes(take) / sum(parameter.nbytes for parameter in trunk.parameters())
+    assert all(parameter.grad is not None for parameter in trunk.parameters())
+    # Beside them a layer's own gradient, while it is added.
+    assert heads <= copies < heads + 0.5
+
+
+def test_pcgrad_of_several_workers_sums_what_any_of_them_has() -> None:
+    whole, first, second = Shared(), Shared(), Shared()
+    unread = [nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(3)]
+    made = []
+    for model, parameter in zip((whole, first, second), unread, strict=True):
+        own = {head: list(branch.parameters()) for head, branch in model.branches.items()}
+        made.append(PCGrad([*model.trunk.parameters(), parameter], own, seed=5))
+        made[-1].begin_epoch(1)
+        made[-1].begin_step(HEADS)
+    made[0].backward(whole.losses())
+    # The other worker has no text at all.
+    made[1].backward(first.losses())
+    for mine, theirs in zip(made[1].pending(), made[2].pending(), strict=True):
+        total = mine + theirs
+        mine.copy_(total)
+        theirs.copy_(total)
+    zeros = dict.fromkeys(HEADS, torch.zeros((), dtype=torch.float64))
+    for balancer in made:
+        balancer.finish_step(zeros, COUNTS)
+    for name, parameter in whole.trunk.named_parameters():
+        for model in (first, second):
+            torch.testing.assert_close(model.trunk.get_parameter(name).grad, parameter.grad, atol=0, rtol=0)
+    assert all(parameter.grad is None for parameter in unread)
 
 
 def test_pcgrad_without_anything_shared_is_the_plain_sum() -> None:
