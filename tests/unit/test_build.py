@@ -117,6 +117,8 @@ def test_words_are_found_anew_where_validation_texts_are_learned_from(make_encod
     assignment = make(make_encoder("bert"), tmp_path, 3, 10**9)
     both = assignment.with_validation()
     assert len(both.worded["job"].held_out) == len(assignment.tokens["training"]) + len(assignment.tokens["validation"])
+    # A head that was judged without them is published without them.
+    assert replace(assignment, words=None).with_validation().words is None
 
 
 def test_an_earlier_head_is_taken_only_where_it_answered_beside_word_pieces_as_well(

@@ -1,6 +1,7 @@
 """What word pieces say by themselves: held out from those who learned it, summed alike with padding and without, added."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from transformers import AutoConfig
 from training.data.labels import MISSING
 from training.data.tokens import TokenTable, make_token_table, pad
 from training.fit_settings import FitSettings
-from training.fitting import word_weights
-from training.fitting.piece_counts import count_pieces
+from training.fitting import piece_counts, word_weights
+from training.fitting.piece_counts import count_both, count_pieces
 from training.fitting.population import Candidate, Question, known, train_population
 from training.fitting.word_weights import Asked, WordWeights, find_word_weights
 from training.network.inputs import ScoredInputs, TokenInputs
@@ -137,11 +138,11 @@ def test_where_texts_times_classes_are_too_many_some_texts_are_learned_from(monk
     table, labels = texts(300, 0)
     seen: list[int] = []
     regress = word_weights._regress
-    monkeypatch.setattr(word_weights, "_regress", lambda head, way, chosen: (seen.append(len(chosen)), regress(head, way, chosen))[1])
+    monkeypatch.setattr(word_weights, "_regress", lambda head, way, *drawn: (seen.append(len(drawn[1])), regress(head, way, *drawn))[1])
     found(table, labels)
     assert max(seen) == 300
     seen.clear()
-    tokens = count_pieces(table, len(MUTE)).counts.nnz
+    tokens = int(count_pieces(table, len(MUTE)).having.sum())
     monkeypatch.setattr(word_weights, "_MOST_WORK", tokens * CLASSES // 3)
     found(table, labels)
     assert max(seen) == 100
@@ -250,6 +251,62 @@ def test_the_sum_over_letters_is_a_regression_over_their_counts(monkeypatch: pyt
     expected = model.decision_function(vectors)
     factor = float((said.numpy() * expected).sum() / (expected * expected).sum())
     assert np.abs(said.numpy() - factor * expected).max() < 1e-3 * np.abs(expected).max()
+
+
+def letters_found(table: TokenTable, labels: NDArray[np.int64]) -> WordWeights:
+    weights = find_word_weights(table, [Asked("job", CLASSES, labels)], folds(len(labels)), spell(LETTERS), 0)
+    assert weights is not None
+    return weights
+
+
+def test_letters_are_counted_in_a_table_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, labels = written(300, 0)
+    work = int(count_both(table, spell(LETTERS)).having.sum()) * CLASSES
+    # One text more than may be learned from, or one weight: a little less is learned, and not everything forgotten.
+    for bound, most in (("_MOST_WORK", work - 1), ("_MOST_WEIGHTS", CLASSES * 150), ("_MOST_NUMBERS", work // CLASSES // 2)):
+        with monkeypatch.context() as patched:
+            patched.setattr(word_weights, bound, most, raising=False)
+            # An earlier bound on all tokens of the table.
+            patched.setattr(word_weights, "_MOST_TOKENS", 100, raising=False)
+            weights = letters_found(table, labels)
+        assert weights.reads_letters, bound
+        assert weights.heads["job"].score > 0.95, bound
+
+
+def test_counts_are_alike_whether_they_are_kept_or_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, labels = written(150, 0)
+    whole, kept = count_both(table, spell(LETTERS)), letters_found(table, labels)
+    monkeypatch.setattr(piece_counts, "_TOKENS_TOGETHER", 300)
+    for most in (0, 1_500):
+        monkeypatch.setattr(piece_counts, "_MOST_KEPT", most)
+        again = count_both(table, spell(LETTERS))
+        assert len(list(again.parts())) > 1
+        np.testing.assert_array_equal(again.terms.ids, whole.terms.ids)
+        some = np.array([0, 7, 60, 149])
+        assert abs(again.vectors(some) - whole.vectors(some)).max() < 1e-6
+        np.testing.assert_allclose(letters_found(table, labels).heads["job"].held_out, kept.heads["job"].held_out, atol=1e-4)
+
+
+def test_what_was_judged_is_learned_again_in_the_same_way() -> None:
+    spelling, (table, labels) = spell(LETTERS), written(300, 0)
+    judged = letters_found(table, labels).heads["job"]
+    by_chance = np.random.default_rng(0).permutation(labels)
+    asked = [Asked("job", CLASSES, by_chance), Asked("other", CLASSES, labels)]
+    # Afresh, the one would be left out and the other weighed.
+    afresh = find_word_weights(table, asked, folds(300), spelling, 0)
+    assert afresh is not None
+    assert set(afresh.heads) == {"other"}
+    again = find_word_weights(table, asked, folds(300), spelling, 0, {"job": judged})
+    assert again is not None
+    assert set(again.heads) == {"job"}
+    assert again.heads["job"].run_weights is not None
+    # And one that had no letters gets none, however good they are.
+    without = replace(judged, run_weights=None, inverse_penalty=1.0)
+    plain = find_word_weights(table, [Asked("job", CLASSES, labels)], folds(300), spelling, 0, {"job": without})
+    assert plain is not None
+    assert not plain.reads_letters
+    assert plain.heads["job"].inverse_penalty == 1.0
+    assert find_word_weights(table, [Asked("job", CLASSES, labels)], folds(300), spelling, 0, {}) is None
 
 
 @pytest.fixture

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
+from scipy.sparse import csr_matrix
 from scipy.special import log_softmax
 
 from training.data.labels import MISSING
 from training.data.tokens import TokenTable
-from training.fitting.piece_counts import NO_TERMS, Counted, Terms, count_pieces, count_runs, runs_within
+from training.fitting.piece_counts import NO_TERMS, Counted, Terms, count_both, count_pieces, divided, runs_within
 from training.judging.metrics import Labels, head_scores, majority_class, measure_head, probabilities
 from training.network.letters import Spelling
 from training.network.word_pieces import WordPieces
@@ -36,8 +37,8 @@ _INVERSE_PENALTY_OF_RUNS = 30.0
 _MOST_STEPS = 200
 # With more texts the weights hardly change, but the time they take does.
 _MOST_LEARNED = 16_384
-# With more, counting letters takes gigabytes; and so many numbers times classes minutes.
-_MOST_TOKENS, _MOST_WORK = 4_000_000, 256_000_000
+# So many numbers that are not 0 take half a gigabyte; so many times classes take minutes.
+_MOST_NUMBERS, _MOST_WORK = 64_000_000, 256_000_000
 # A regression needs 200 bytes for each of its weights.
 _MOST_WEIGHTS = 10_000_000
 # Scores that are trusted less than this are left out; more than this, held-out texts were few and easy.
@@ -54,6 +55,7 @@ class HeadWeights:
         constants: (classes,).
         held_out: Scores of the training texts by regressions that had not learned from them, (texts, classes).
         score: Of these, by the head's metric.
+        inverse_penalty: Of the regression, scikit-learn's C; with `run_weights` this says in which way it learned.
     """
 
     weights: Scores
@@ -61,6 +63,7 @@ class HeadWeights:
     constants: Scores
     held_out: Scores
     score: float
+    inverse_penalty: float
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,14 @@ class Asked:
     metric: Metric = "macro_f1"
 
 
-def find_word_weights(table: TokenTable, heads: list[Asked], folds: NDArray[np.int64], spelling: Spelling, seed: int) -> WordWeights | None:
+def find_word_weights(
+    table: TokenTable,
+    heads: list[Asked],
+    folds: NDArray[np.int64],
+    spelling: Spelling,
+    seed: int,
+    judged: Mapping[str, HeadWeights] | None = None,
+) -> WordWeights | None:
     """Learn the weights.
 
     Args:
@@ -151,110 +161,134 @@ def find_word_weights(table: TokenTable, heads: list[Asked], folds: NDArray[np.i
         folds: The fold of each text, (texts,).
         spelling: Of all pieces that the encoder knows.
         seed: Draws the texts that are learned from, where there are very many.
+        judged: What was found on fewer texts and has been judged: the same heads, and no others, learn from these in the same way.
 
     Returns:
         Nothing where no head's words say anything.
     """
     from threadpoolctl import threadpool_limits
 
-    pieces = count_pieces(table, len(spelling))
-    if not len(pieces.terms):
+    asked = [head for head in heads if judged is None or head.name in judged]
+    counted = count_pieces(table, len(spelling)) if asked else None
+    if counted is None or not len(counted.terms):
         return None
-    ways, runs = [_Way(pieces, penalty) for penalty in _INVERSE_PENALTIES], NO_TERMS
-    if len(table.ids) <= _MOST_TOKENS and len((found := count_runs(table, spelling)).terms):
-        ways.append(_Way(pieces + found, _INVERSE_PENALTY_OF_RUNS))
-        runs = found.terms
+    pieces, runs = counted.terms, NO_TERMS
+    ways = [_Way(counted, len(pieces), penalty) for penalty in _INVERSE_PENALTIES]
+    if len(spelling.runs) and (judged is None or any(one.run_weights is not None for one in judged.values())):
+        counted = count_both(table, spelling)
+        runs = divided(counted.terms, len(spelling))[1]
+        ways += [_Way(counted, len(pieces), _INVERSE_PENALTY_OF_RUNS)] if len(runs) else []
     # Steps are so short that more threads only wait for each other.
     with threadpool_limits(1):
-        learned = {head.name: _learned(head, ways, folds, seed) for head in heads}
+        learned = {head.name: _learned(head, ways, folds, seed, judged and judged[head.name]) for head in asked}
     kept = {name: one for name, one in learned.items() if one is not None}
-    return WordWeights(pieces.terms, runs, kept) if kept else None
+    return WordWeights(pieces, runs, kept) if kept else None
 
 
 @dataclass(frozen=True)
 class _Way:
-    """What a regression reads, and scikit-learn's C for it."""
+    """What a regression reads, how many of it are pieces (the first), and scikit-learn's C for it, by which ways are told apart."""
 
     counted: Counted
+    pieces: int
     inverse_penalty: float
 
 
-def _learned(head: Asked, ways: list[_Way], folds: NDArray[np.int64], seed: int) -> HeadWeights | None:
-    """Learn one head's weights in the way whose held-out scores are best.
+@dataclass(frozen=True)
+class _Drawn:
+    """What a regression learns from.
 
-    The first way reads pieces alone; one that reads runs of letters too has these behind the pieces.
+    Attributes:
+        texts: Their places, (drawn,).
+        terms: Those that get weights, (weighed,).
+        vectors: (drawn, weighed).
     """
-    labelled = _drawn(head, ways[0].counted, seed)
+
+    texts: NDArray[np.int64]
+    terms: NDArray[np.int64]
+    vectors: csr_matrix
+
+
+def _learned(head: Asked, ways: list[_Way], folds: NDArray[np.int64], seed: int, judged: HeadWeights | None) -> HeadWeights | None:
+    """Learn one head's weights in the way that was judged, or else in that whose held-out scores are best."""
+    if judged is not None:
+        ways = [way for way in ways if way.inverse_penalty == judged.inverse_penalty]
+    labelled = np.flatnonzero(head.labels != MISSING)
     if len(np.unique(head.labels[labelled])) < 2:
         return None
-    count = len(ways[0].counted.terms)
-    ways = [way for way in ways if len(way.counted.terms) == count or _is_feasible(head, way.counted, labelled)]
-    tried = [_held_out(head, way, labelled, folds) for way in ways]
-    scored = [_score(head, scores, labelled) for scores in tried]
+    # Whoever learns from fewer learns from the first of these.
+    order = np.random.default_rng(seed).permutation(labelled)
+    shown = np.sort(order[:_MOST_LEARNED])
+    tried = [_held_out(head, way, _draw(head, way, order), folds) for way in ways]
+    scored = [_score(head, scores, shown) for scores in tried]
     # The first of equals: fewer weights.
     best = scored.index(max(scored))
     way, held_out = ways[best], tried[best]
-    trust = _trust(held_out[labelled], head.labels[labelled])
-    if trust < _LEAST_TRUST:
+    trust = _trust(held_out[shown], head.labels[shown])
+    if trust < _LEAST_TRUST and judged is None:
         return None
-    weights, constants = _regress(head, way, labelled)
-    of_terms = trust * way.counted.terms.rarities[:, None] * weights
-    run_weights = of_terms[count:] if len(of_terms) > count else None
-    return HeadWeights(of_terms[:count], run_weights, trust * constants, trust * held_out, scored[best])
+    drawn = _draw(head, way, order)
+    if len(np.unique(head.labels[drawn.texts])) < 2:
+        return None
+    found, constants = _regress(head, way, drawn.vectors, head.labels[drawn.texts])
+    weights = np.zeros((len(way.counted.terms), head.classes), np.float32)
+    weights[drawn.terms] = trust * way.counted.terms.rarities[drawn.terms, None] * found
+    run_weights = weights[way.pieces :] if len(weights) > way.pieces else None
+    return HeadWeights(weights[: way.pieces], run_weights, trust * constants, trust * held_out, scored[best], way.inverse_penalty)
 
 
-def _drawn(head: Asked, pieces: Counted, seed: int) -> NDArray[np.int64]:
-    """Return the texts to learn from: all that have a label, or so many by chance that it takes minutes and no more."""
-    labelled = np.flatnonzero(head.labels != MISSING)
-    work = max(int(pieces.counts[labelled].nnz) * head.classes, 1)
-    most = min(_MOST_LEARNED, int(len(labelled) * _MOST_WORK / work))
-    return labelled if len(labelled) <= most else np.sort(np.random.default_rng(seed).choice(labelled, most, replace=False))
+def _draw(head: Asked, way: _Way, order: NDArray[np.int64]) -> _Drawn:
+    """Choose what to learn from, so that it takes minutes and some hundred megabytes, and no more.
+
+    Terms get weights that stand in most texts, where all would be too many times the classes; of the texts in their order as many are
+    taken as have not too many of these.
+    """
+    counted = way.counted
+    terms = np.sort(np.argsort(-counted.having, kind="stable")[: max(1, _MOST_WEIGHTS // head.classes)])
+    numbers = max(float(counted.having[terms].sum()) / len(counted), 1.0)
+    most = min(_MOST_LEARNED, int(min(_MOST_WORK / head.classes, _MOST_NUMBERS) / numbers))
+    texts = np.sort(order[: max(most, 1)])
+    return _Drawn(texts, terms, counted.vectors(texts, None if len(terms) == len(counted.terms) else terms))
 
 
-def _is_feasible(head: Asked, counted: Counted, labelled: NDArray[np.int64]) -> bool:
-    work = int(counted.counts[labelled].nnz) * head.classes
-    return work <= _MOST_WORK and len(counted.terms) * head.classes <= _MOST_WEIGHTS
-
-
-def _held_out(head: Asked, way: _Way, labelled: NDArray[np.int64], folds: NDArray[np.int64]) -> Scores:
-    scores = np.zeros((len(folds), head.classes), np.float32)
+def _held_out(head: Asked, way: _Way, drawn: _Drawn, folds: NDArray[np.int64]) -> Scores:
+    """Return what regressions say of all texts that have not learned from their fold, (texts, classes)."""
+    found = {}
     for fold in np.unique(folds):
         # Of a text that was not drawn a copy may have been: it is in the same fold.
-        own, others = np.flatnonzero(folds == fold), labelled[folds[labelled] != fold]
-        if len(np.unique(head.labels[others])) > 1:
-            weights, constants = _regress(head, way, others)
-            scores[own] = way.counted.vectors[own] @ weights + constants
+        others = np.flatnonzero(folds[drawn.texts] != fold)
+        truth = head.labels[drawn.texts[others]]
+        if len(np.unique(truth)) > 1:
+            found[fold] = _regress(head, way, drawn.vectors[others], truth)
+    scores = np.zeros((len(folds), head.classes), np.float32)
+    for texts in way.counted.parts():
+        vectors = way.counted.vectors(texts, drawn.terms)
+        for fold, (weights, constants) in found.items():
+            own = np.flatnonzero(folds[texts] == fold)
+            scores[texts[own]] = vectors[own] @ weights + constants
     return scores
 
 
-def _regress(head: Asked, way: _Way, chosen: NDArray[np.int64]) -> tuple[Scores, Scores]:
+def _regress(head: Asked, way: _Way, vectors: csr_matrix, truth: Labels) -> tuple[Scores, Scores]:
     """Return weights, (terms, classes), and constants, (classes,)."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    terms = _weighed(way.counted, head.classes)
-    vectors = way.counted.vectors[chosen][:, terms]
     model = LogisticRegression(C=way.inverse_penalty, class_weight="balanced", max_iter=_MOST_STEPS)
     with warnings.catch_warnings():
         # Nearly converged is as good: a penalty is chosen from two.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(vectors, head.labels[chosen])
+        model.fit(vectors, truth)
     found, constants = model.coef_.T, model.intercept_
     if len(model.classes_) == 2:
         # One column says it for both.
         found, constants = np.hstack([-found, found]) / 2, np.concatenate([-constants, constants]) / 2
-    weights = np.zeros((len(way.counted.terms), head.classes), np.float32)
-    weights[np.ix_(terms, model.classes_)] = found
+    weights = np.zeros((vectors.shape[1], head.classes), np.float32)
+    weights[:, model.classes_] = found
     # A class that nobody knows a text of is less likely than any other in any text.
     every = np.full(head.classes, float((vectors @ found + constants).min()), np.float32)
     every[model.classes_] = constants
     return weights, every
-
-
-def _weighed(counted: Counted, classes: int) -> NDArray[np.int64]:
-    """Choose the terms that get weights: those that stand in most texts, where there are too many times the classes."""
-    texts = np.bincount(counted.counts.indices, minlength=len(counted.terms))
-    return np.sort(np.argsort(-texts, kind="stable")[: max(1, _MOST_WEIGHTS // classes)])
 
 
 def _score(head: Asked, scores: Scores, labelled: NDArray[np.int64]) -> float:

@@ -87,15 +87,20 @@ class Assignment:
         """What word pieces say, head by head."""
         return self.words.heads if self.words else {}
 
-    def with_words(self) -> "Assignment":
-        """Return the same with what the training texts' word pieces say by themselves."""
+    def with_words(self, judged: Mapping[str, HeadWeights] | None = None) -> "Assignment":
+        """Return the same with what the training texts' word pieces say by themselves.
+
+        Args:
+            judged: What they say in fewer texts, by head, where that was judged: these heads learn in the same way, and no others.
+        """
         settings, labels = self.settings, self.labels["training"]
         asked = [
             Asked(head, len(self.classes[head]), labels[head], one.ordered, settings.tuning.score_metrics.get(head, "macro_f1"))
             for head, one in settings.heads.items()
             if one.word_pieces
         ]
-        return replace(self, words=find_word_weights(self.tokens["training"], asked, self.folds, self.spelling, settings.fit.seed))
+        found = find_word_weights(self.tokens["training"], asked, self.folds, self.spelling, settings.fit.seed, judged)
+        return replace(self, words=found)
 
     def with_validation(self) -> "Assignment":
         """Return the same with the validation texts among those that are learned from."""
@@ -110,7 +115,8 @@ class Assignment:
             folds=folds,
             heads_again=True,
         )
-        return every.with_words()
+        # What was judged is what is published: a head that counted no letters begins with none now, nor loses those it had.
+        return every.with_words(self.worded)
 
     def of_heads(self, heads: Sequence[str]) -> "Assignment":
         """Return the same with some of the heads only."""
