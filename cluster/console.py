@@ -4,6 +4,7 @@ Knows nothing of Ray or texts. Every `__main__` is built on `run_command`.
 """
 
 import argparse
+import errno
 import os
 import sys
 import traceback
@@ -11,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.errors import TwoheadError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Verb = Callable[[argparse.Namespace], int]
 
@@ -37,7 +40,7 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     """Parse the command line, call the verb's `verb` default and turn errors into exit codes.
 
     Returns:
-        The verb's own code; the error's `exit_code` after a `TwoheadError`; 130 after Ctrl-C.
+        The verb's own code; the error's `exit_code` after a `TwoheadError`; 2 after an error of a file; 130 after Ctrl-C.
     """
     namespace = parser.parse_args(arguments)
     verb: Verb | None = getattr(namespace, "verb", None)
@@ -47,10 +50,7 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     try:
         return verb(namespace)
     except TwoheadError as error:
-        if getattr(namespace, "debug", False):
-            traceback.print_exc()
-        print_error(error)
-        return error.exit_code
+        return _told(error, namespace)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -58,6 +58,19 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
         # `... | head` closed our output: point it elsewhere, so that the interpreter's flush at exit is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # Of a file, or of a disk without room. What has neither, like a connection, is somebody's to foresee.
+        if error.filename is None and error.errno not in _NO_ROOM:
+            raise
+        where = "a file" if error.filename is None else error.filename
+        return _told(TwoheadError(f"{where}: {error.strerror}", "--debug tells who wanted it"), namespace)
+
+
+def _told(error: TwoheadError, namespace: argparse.Namespace) -> int:
+    if getattr(namespace, "debug", False):
+        traceback.print_exc()
+    print_error(error)
+    return error.exit_code
 
 
 def print_error(error: TwoheadError) -> None:

@@ -236,7 +236,9 @@ def _read_tree(path: Path) -> dict[str, Any]:
         if path == DEFAULT_FILE:
             return {}
         raise SettingsError(f"{path}: no such file", "name the settings file with --config") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}", "name the settings file with --config") from None
+    except UnicodeDecodeError as error:
         raise SettingsError(f"{path}: {error}") from None
     tree = parse_yaml(text, str(path)) or {}
     if not isinstance(tree, dict):

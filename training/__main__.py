@@ -207,16 +207,16 @@ def report(options: argparse.Namespace) -> int:
     """Judge a version again and write its report and its model card."""
     from training.checkpoint import CARD_FILE
     from training.report.card import write_card
+    from training.report.folder import make_folder, write_pages
     from training.report.page import write_report
     from training.search.plan import REPORT_FILE
     from training.search.review import review
 
     registry = _registry(options)
     version = registry.resolve(options.version)
+    make_folder(options.out)
     record = review(registry, version, with_texts=options.texts)
-    options.out.mkdir(parents=True, exist_ok=True)
-    for name, page in ((REPORT_FILE, write_report(record)), (CARD_FILE, write_card(record))):
-        (options.out / name).write_text(page, encoding="utf-8")
+    write_pages(options.out, {REPORT_FILE: write_report(record), CARD_FILE: write_card(record)})
     say(f"{record['headline']}\n\n{options.out / REPORT_FILE}\n{options.out / CARD_FILE}")
     return 0
 

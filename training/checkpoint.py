@@ -146,15 +146,20 @@ def copy_checkpoint(source: Path, target: Path) -> Manifest:
         target: Must not exist.
 
     Raises:
-        CheckpointError: See `verify_checkpoint`.
+        CheckpointError: See `verify_checkpoint`; or it cannot be copied.
     """
     manifest = read_manifest(source)
     _verify_names(source, manifest)
-    target.mkdir(parents=True)
     signature = [SIGNATURE_FILE] if (source / SIGNATURE_FILE).exists() else []
-    for name in (MANIFEST_FILE, *signature, *manifest.files):
-        with open(source / name, "rb", opener=_open_no_link) as original, (target / name).open("xb") as copy:
-            shutil.copyfileobj(original, copy, _COPIED_AT_ONCE_BYTES)
+    try:
+        target.mkdir(parents=True)
+        for name in (MANIFEST_FILE, *signature, *manifest.files):
+            with open(source / name, "rb", opener=_open_no_link) as original, (target / name).open("xb") as copy:
+                shutil.copyfileobj(original, copy, _COPIED_AT_ONCE_BYTES)
+    except OSError as error:
+        # Without a name where the disk is full.
+        hint = f"{source} needs {sum(facts.size_bytes for facts in manifest.files.values()) >> 20} MiB there; TMPDIR names another folder"
+        raise CheckpointError(f"{error.filename or target}: {error.strerror}", hint) from error
     return verify_checkpoint(target)
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: whole, unchanged and consistent, or refused (FAULTS C1, C2, C10 to C12, C14)."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from training.checkpoint import load_model, load_tokenizer, verify_checkpoint
+from training.checkpoint import copy_checkpoint, load_model, load_tokenizer, verify_checkpoint
 from training.errors import CheckpointError
 from training.manifest import UNSEALED, read_manifest, sealed
 from training.network.inputs import TokenInputs
@@ -120,3 +121,17 @@ def test_a_head_whose_outputs_are_not_its_classes_is_refused(tiny_checkpoint: Pa
 def test_a_folder_without_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="No such file"):
         read_manifest(tmp_path)
+
+
+def test_where_there_is_no_room_for_a_copy_it_says_where(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(CheckpointError) as raised:
+        copy_checkpoint(tiny_checkpoint, tmp_path / "copy")
+    assert raised.value.message == f"{tmp_path}/copy: No space left on device"
+    assert raised.value.hint.startswith(f"{tiny_checkpoint} needs ")
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"/file/copy: Not a directory$"):
+        copy_checkpoint(tiny_checkpoint, tmp_path / "file/copy")

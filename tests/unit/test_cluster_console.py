@@ -1,10 +1,12 @@
 """cluster.console: exit codes, messages and tables."""
 
 import argparse
+import errno
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +76,26 @@ def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unexpected_error_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         run_command(_parser(_raise(ZeroDivisionError())), [])
+
+
+def test_an_error_of_a_file_says_where_and_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def write(options: argparse.Namespace) -> int:
+        return (tmp_path / "none/file").write_text("")
+
+    assert run_command(_parser(write), []) == 2
+    told = f"error: {tmp_path}/none/file: No such file or directory\nhint:  --debug tells who wanted it\n"
+    assert capsys.readouterr().err == told
+    assert run_command(_parser(write), ["--debug"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.endswith(told)
+    assert run_command(_parser(_raise(OSError(errno.ENOSPC, "No space left on device"))), []) == 2
+    assert capsys.readouterr().err.startswith("error: a file: No space left on device\n")
+
+
+def test_an_error_of_a_connection_is_not_taken_for_one_of_a_file() -> None:
+    with pytest.raises(ConnectionResetError):
+        run_command(_parser(_raise(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))), [])
 
 
 def test_a_closed_pipe_is_quiet() -> None:

@@ -2,5 +2,5 @@
 
 It knows the record and nothing of how it was made.
 
-Files in floor order: `summary`, `card`, `page`.
+Files in floor order: `summary`, `card`, `page`, `folder`.
 """
