@@ -5,6 +5,7 @@ Knows nothing of Ray or texts. Every `__main__` is built on `run_command`.
 
 import argparse
 import errno
+import io
 import os
 import sys
 import traceback
@@ -42,6 +43,7 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     Returns:
         The verb's own code; the error's `exit_code` after a `TwoheadError`; 2 after an error of a file; 130 after Ctrl-C.
     """
+    _let_all_characters_out()
     namespace = parser.parse_args(arguments)
     verb: Verb | None = getattr(namespace, "verb", None)
     if verb is None:
@@ -64,6 +66,13 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
             raise
         where = "a file" if error.filename is None else error.filename
         return _told(TwoheadError(f"{where}: {error.strerror}", "--debug tells who wanted it"), namespace)
+
+
+def _let_all_characters_out() -> None:
+    """Write what a terminal's or a pipe's encoding cannot hold as an escape, instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _told(error: TwoheadError, namespace: argparse.Namespace) -> int:

@@ -115,6 +115,24 @@ def test_a_closed_pipe_is_quiet() -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+)
+def test_what_an_encoding_cannot_hold_ends_no_command(environment: dict[str, str]) -> None:
+    code = (
+        "import argparse, sys; from cluster.console import run_command, say, warn\n"
+        "parser = argparse.ArgumentParser(description='a \\u2192 b')\n"
+        "parser.set_defaults(verb=lambda options: say('production \\u2192 3') or warn('\\u2192 4') or 0)\n"
+        "sys.exit(run_command(parser, sys.argv[1:]))"
+    )
+    names = {name: value for name, value in os.environ.items() if name not in ("PYTHONIOENCODING", "PYTHONUTF8", "LC_ALL")} | environment
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=names, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("production \\u2192 3\n", "warning: \\u2192 4\n")
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, env=names, timeout=60, check=True)
+    assert "a \\u2192 b" in done.stdout
+
+
 def test_print_error_without_a_hint_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     print_error(TwoheadError("it is so"))
     assert capsys.readouterr().err == "error: it is so\n"
