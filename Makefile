@@ -5,10 +5,10 @@ RUN     = $(VENV)/bin/python
 READY   = $(VENV)/.ready
 
 .DEFAULT_GOAL := list
-.PHONY: list install demo test lint soak fuzz sbom clean
+.PHONY: list install demo test lint soak fuzz sbom clean clean-all
 
 list: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 install: $(READY) ## make the virtual environment with pinned dependencies
 
@@ -54,5 +54,13 @@ sbom: $(READY) ## write what is installed, and its licences, to sbom.json (Cyclo
 	.tools/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
 	.tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o sbom.json $(RUN)
 
-clean: ## remove the virtual environment and what the other targets wrote
-	rm -rf $(VENV) .tools .twohead ads.csv sbom.json
+# Searches, versions, tables and what the fuzzers found are somebody's work, and stay.
+LEFT = .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis twohead.egg-info sbom.json
+OWN  = benchmarks cluster serving tests training
+
+clean: ## remove what builds and tests left here
+	rm -rf $(LEFT)
+	find $(OWN) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-all: clean ## the same, and the virtual environment
+	rm -rf $(VENV)
