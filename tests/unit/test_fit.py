@@ -187,6 +187,14 @@ def test_bf16_and_gradient_checkpointing_train_too(start: Callable[..., Fit]) ->
     assert all(math.isfinite(epoch.loss) for epoch in start(settings).epochs())
 
 
+@pytest.mark.parametrize(("depth", "once"), [(2, False), (2, True), (3, True)])
+def test_gradient_checkpointing_learns_the_same_above_frozen_layers(start: Callable[..., Fit], depth: int, once: bool) -> None:
+    plain, saving = (SETTINGS.model_copy(update={"epochs": 2, "gradient_checkpointing": is_on}) for is_on in (False, True))
+    expected = [(epoch.loss, epoch.score) for epoch in start(plain, depth, once=once).epochs()]
+    found = [(epoch.loss, epoch.score) for epoch in start(saving, depth, once=once).epochs()]
+    assert found == [pytest.approx(pair, abs=1e-5) for pair in expected]
+
+
 def test_frozen_layers_learn_the_same_from_their_activations_and_anew(start: Callable[..., Fit]) -> None:
     # Nothing that trains has dropout in this model but the second head, and both ways draw the same numbers for it.
     anew = start(SETTINGS.model_copy(update={"epochs": 2}), depth=3)

@@ -17,6 +17,7 @@ from training.fitting.workers import OneWorker
 from training.network import products
 from training.network.inputs import TokenInputs
 from training.network.model import TwoHeadBert, make_config
+from training.network.prefix import recompute_layers
 from training.network.products import OneDnnLinear, compute_faster, is_onednn_faster, linear
 
 HEADS = [{"name": "job", "classes": ["nurse", "driver"], "hidden_size": 4, "dropout": 0.0}]
@@ -151,8 +152,7 @@ def test_a_step_is_the_same(make_encoder: Callable[..., Path], count: list[tuple
         if is_fast:
             compute_faster(model)
         if saves_memory:
-            encoder: Any = model.encoder
-            encoder.activation_checkpointing_enable()
+            recompute_layers(model)
         step = Step(model, fold, FitSettings(balancing=method), Objective(loss_weights={"job": 1.0}), OneWorker())
         step.balancer.begin_epoch(1)
         step.take([np.arange(24)])

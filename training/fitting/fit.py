@@ -30,7 +30,7 @@ from training.fitting.workers import OneWorker, Workers
 from training.judging.metrics import HeadMetrics, head_scores, joint_accuracy, majority_class, measure_head, probabilities, selection_score
 from training.network.inputs import plan_batches
 from training.network.model import TwoHeadBert
-from training.network.prefix import load_trainable_state, rest_frozen, trainable_state
+from training.network.prefix import load_trainable_state, recompute_layers, rest_frozen, trainable_state
 
 _TENSORS_FILE = "fit.safetensors"
 _FACTS_FILE = "fit.json"
@@ -123,8 +123,7 @@ class Fit:
         classes = {str(head["name"]): len(head["classes"]) for head in model.config.heads}
         self._majority = {head: majority_class(training.labels[head], count) for head, count in classes.items()}
         if settings.gradient_checkpointing:
-            encoder: Any = model.encoder
-            encoder.activation_checkpointing_enable()
+            recompute_layers(model)
         self._step = Step(model, training, settings, objective, self._workers)
         self.is_begun = False
         self.stop_after: int | None = None

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from training.data.tokens import TokenTable
 from training.errors import EncoderError
@@ -171,6 +172,36 @@ def rest_frozen(model: TwoHeadBert) -> None:
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
+
+
+def recompute_layers(model: TwoHeadBert) -> None:
+    """Let the layers that train keep nothing but their input in a forward pass, and compute the rest once more in the backward pass.
+
+    Less memory for more compute, and the same gradients: what dropout drew is drawn again. Layers that are frozen keep nothing anyway.
+    transformers' own switch looks for embeddings, which may have been taken out, lets gradients into frozen layers, which then keep what
+    they compute, and is not there for MPNet.
+
+    Args:
+        model: Already frozen as deep as it will be, with or without its frozen layers; changed in place.
+    """
+    trained = [layer for layer in encoder_layers(model.encoder) if any(parameter.requires_grad for parameter in layer.parameters())]
+    kinds = {kind: _recomputing(kind) for kind in {type(layer) for layer in trained}}
+    for layer in trained:
+        # In place: another module would change the names of parameters, and a way forward kept in it would keep it alive.
+        layer.__class__ = kinds[type(layer)]
+
+
+def _recomputing(kind: type[nn.Module]) -> type[nn.Module]:
+    """Make the kind of layer that is like another one, and recomputes; of one that does already, itself."""
+
+    def forward(self: nn.Module, *arguments: Any, **named: Any) -> Any:
+        if not (self.training and torch.is_grad_enabled()):
+            return kind.forward(self, *arguments, **named)
+        hidden = arguments[0] if arguments else named.pop("hidden_states")
+        # Given by itself: the random numbers that are drawn again are those of the devices of what is given, not of what it goes with.
+        return checkpoint(lambda states: kind.forward(self, states, *arguments[1:], **named), hidden, use_reentrant=False)
+
+    return kind if hasattr(kind, "recomputes") else type(kind.__name__, (kind,), {"forward": forward, "recomputes": True})
 
 
 def trainable_state(model: TwoHeadBert) -> dict[str, torch.Tensor]:
