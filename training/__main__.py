@@ -115,8 +115,8 @@ def _start(options: argparse.Namespace, settings: "TrainingSettings") -> "Start 
     weights = registry.path(version) if options.with_weights else ""
     manifest = _verified(registry, version) if weights else registry.manifest(version)
     point = point_of(settings, manifest.settings.get("fit", {}), manifest.settings.get("heads", {}))
-    pinned = [manifest.files[name].sha256 for name in (WEIGHTS_FILE, CONFIG_FILE)] if weights else []
-    return Start(version, point, weights, manifest.data_digest, *pinned)
+    of_weights, of_config = (manifest.files[name].sha256 if weights else "" for name in (WEIGHTS_FILE, CONFIG_FILE))
+    return Start(version, point, weights, manifest.data_digest, of_weights, of_config, manifest.search.get("trial", ""))
 
 
 def _verified(registry: "Registry", version: int) -> "Manifest":

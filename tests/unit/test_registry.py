@@ -15,7 +15,7 @@ from tests.careless import careless_storage
 from training.__main__ import make_parser
 from training.checkpoint import WEIGHTS_FILE
 from training.errors import CheckpointError, RegistryError
-from training.manifest import read_manifest
+from training.manifest import UNSEALED, read_manifest, sealed
 from training.registry import Registry
 
 
@@ -257,3 +257,26 @@ def test_a_search_does_not_start_from_weights_that_were_changed(
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     assert run_command(make_parser(), words) == 2
     assert f"{WEIGHTS_FILE}: has SHA-256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trial", ["refit-0-7-1", "refit-3"])
+def test_a_search_does_not_start_from_weights_that_know_the_validation_texts(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], trial: str
+) -> None:
+    facts = read_manifest(tiny_checkpoint).model_copy(update={"search": {"name": "ads", "trial": trial}, "digest": UNSEALED})
+    (tiny_checkpoint / "manifest.json").write_bytes(sealed(facts.model_dump_json(indent=2).encode() + b"\n"))
+    Registry(Storage(str(tmp_path / "store"))).publish(tiny_checkpoint)
+    table = tmp_path / "ads.csv"
+    rows = [f"text {number} {word},{word}" for number in range(40) for word in ("nurse", "sales")]
+    table.write_text("\n".join(["text,category", *rows]) + "\n", encoding="utf-8")
+    settings = tmp_path / "settings.yaml"
+    training = {"data": {"files": [str(table)]}, "heads": {"category": {}}, "encoder": {"name": str(tmp_path / "none")}}
+    settings.write_text(json.dumps({"cluster": {"storage": str(tmp_path / "store")}, "training": training}))
+    words = ["tune", "--from-version", "1", "--config", str(settings)]
+    # Before anything is encoded, and though the version has no data of its own to be compared.
+    assert run_command(make_parser(), [*words, "--with-weights"]) == 2
+    said = capsys.readouterr().err
+    assert "version 1 was trained once more on training and validation texts together (tuning.refit)" in said
+    # Its configuration alone is fine: it is the encoder that is missing.
+    assert run_command(make_parser(), words) == 2
+    assert "no such folder" in capsys.readouterr().err

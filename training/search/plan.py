@@ -50,6 +50,7 @@ class Start:
         data_digest: SHA-256 of the data it was made from.
         weights_sha256: Of its weights, if trials start from them.
         config_sha256: Of its configuration, likewise.
+        trial: Name of the training that its weights come from; "" where that is not known.
     """
 
     version: int
@@ -58,6 +59,7 @@ class Start:
     data_digest: str = ""
     weights_sha256: str = ""
     config_sha256: str = ""
+    trial: str = ""
 
 
 @dataclass(frozen=True)

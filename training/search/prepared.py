@@ -12,10 +12,11 @@ from cluster.console import say
 from cluster.storage import Storage
 from training.data.dataset import Dataset, folds_of
 from training.data.tokens import Tokenizer
+from training.errors import TuningError
 from training.network.encoder import EncoderSource, find_encoder
 from training.network.letters import spell
-from training.search.deciding.contest import MAIN_GROUP
-from training.search.plan import Plan, search_path
+from training.search.deciding.contest import MAIN_GROUP, REFIT_GROUP
+from training.search.plan import Plan, Start, search_path
 from training.search.proposing.ledger import TrialHistory
 from training.search.proposing.search_space import dimensions
 from training.search.trials.assignment import Assignment, EarlierWeights
@@ -63,13 +64,48 @@ class Prepared:
 
 
 def prepare(plan: Plan, storage: Storage, dataset: Dataset) -> Prepared:
-    """Find the encoder and tokenise every text once."""
+    """Find the encoder and tokenise every text once.
+
+    Raises:
+        TuningError: See `check_start`.
+    """
+    if plan.start is not None:
+        check_start(plan.start, plan.settings, dataset)
     source = find_encoder(plan.settings.encoder)
     tokenizer = Tokenizer(source.folder, source.max_tokens)
     start = plan.start
     earlier = EarlierWeights(start.weights, start.weights_sha256, start.config_sha256) if start and start.weights else None
     assignment = make_assignment(plan.settings, dataset, source, tokenizer, storage.uri, earlier)
     return Prepared(plan, storage, dataset, source, tokenizer, assignment)
+
+
+def check_start(start: Start, settings: TrainingSettings, dataset: Dataset) -> None:
+    """Refuse weights that have learned, or may have learned, what is to be validated and tested with.
+
+    Args:
+        start: The earlier version; nothing is wrong with its configuration alone.
+        settings: Of the search that is to start from it.
+        dataset: Its examples.
+
+    Raises:
+        TuningError: The version was trained on validation texts too, or on other data while the splits are not files of their own.
+    """
+    if not start.weights:
+        return
+    if start.trial.startswith(f"{REFIT_GROUP}-"):
+        # Whatever the data is called here: it may hold the same validation texts.
+        raise TuningError(
+            f"--with-weights: version {start.version} was trained once more on training and validation texts together (tuning.refit), "
+            "so its weights know texts that are validated with",
+            "start from a version of a search without tuning.refit, or leave --with-weights out and take its configuration alone",
+        )
+    has_own_files = settings.data.validation_files and settings.data.test_files
+    if start.data_digest != dataset.digest and not has_own_files:
+        raise TuningError(
+            f"--with-weights: version {start.version} was trained on other data (digest {start.data_digest[:12]}, "
+            f"here {dataset.digest[:12]}), so its weights may know texts that are validated and tested with here",
+            "give those in files of their own (data.validation_files, data.test_files), or leave --with-weights out",
+        )
 
 
 def make_assignment(

@@ -17,7 +17,7 @@ from cluster.errors import StorageError
 from cluster.everywhere import check_everywhere
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
-from training.data.dataset import Dataset, load_dataset
+from training.data.dataset import load_dataset
 from training.errors import TuningError
 from training.search.agenda import Agenda
 from training.search.deciding.budget import spent_on
@@ -78,25 +78,12 @@ def search(settings: TrainingSettings, cluster: ClusterSettings, name: str | Non
     parse_pick(settings.tuning.pick, list(settings.heads))
     storage = Storage(cluster.storage)
     dataset = load_dataset(settings)
-    if start is not None:
-        _check_start(start, settings, dataset)
     plan = Plan(name, settings, dataset.digest, start=start)
     prepared = prepare(plan, storage, dataset)
     check_depth(settings, prepared.source.layers)
     _trackers(prepared)
     # Only now: a search that cannot begin leaves its name free.
     return _see_through(replace(prepared, plan=pin(storage, plan)), cluster)
-
-
-def _check_start(start: Start, settings: TrainingSettings, dataset: Dataset) -> None:
-    """Refuse weights that may have been trained on what is to be validated and tested with."""
-    has_own_files = settings.data.validation_files and settings.data.test_files
-    if start.weights and start.data_digest != dataset.digest and not has_own_files:
-        raise TuningError(
-            f"--with-weights: version {start.version} was trained on other data (digest {start.data_digest[:12]}, "
-            f"here {dataset.digest[:12]}), so its weights may know texts that are validated and tested with here",
-            "give those in files of their own (data.validation_files, data.test_files), or leave --with-weights out",
-        )
 
 
 def resume(name: str, cluster: ClusterSettings, budget: Mapping[str, float] | None = None) -> SearchResult:
