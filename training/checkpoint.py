@@ -39,10 +39,11 @@ WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "config.json"
 RECORD_FILE = "report.json"
 CARD_FILE = "README.md"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 TOKENIZER_FILES = frozenset(
     {
         "tokenizer.json",
-        "tokenizer_config.json",
+        TOKENIZER_CONFIG_FILE,
         "special_tokens_map.json",
         "added_tokens.json",
         "vocab.txt",
@@ -189,7 +190,7 @@ def _verify_names(folder: Path, manifest: Manifest) -> None:
         # The manifest has two names for a moment while it is put in its place.
         if path.is_symlink() or not path.is_file() or (path.stat().st_nlink > 1 and name != MANIFEST_FILE):
             raise CheckpointError(f"{path}: must be a plain file with one name, not a link, a folder or a device")
-    for name in sorted(({WEIGHTS_FILE, CONFIG_FILE, "tokenizer_config.json", MANIFEST_FILE} | set(manifest.files)) - set(present)):
+    for name in sorted(({WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_CONFIG_FILE, MANIFEST_FILE} | set(manifest.files)) - set(present)):
         raise CheckpointError(f"{folder / name}: is missing from the checkpoint")
 
 

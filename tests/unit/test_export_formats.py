@@ -1,7 +1,9 @@
 """Exported models answer as ours do: every encoder type, pooling and kind of head, as a graph and in plain transformers."""
 
+import ast
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from training.network.encoder import SUPPORTED_TYPES
 from training.network.inputs import TokenInputs
 from training.network.letters import spell
 from training.network.model import TwoHeadBert, make_config
+from training.report.card import how_to_use, write_card
 
 # The exporter calls its own values `linear` and `add_1` too.
 HEADS: list[dict[str, Any]] = [
@@ -213,9 +216,10 @@ def test_plain_transformers_answers_as_we_do_and_only_with_consent(make_version:
 def test_the_hub_layout_is_the_version_and_our_loader_refuses_it(make_version: MakeVersion, tmp_path: Path) -> None:
     version, out = make_version("bert"), tmp_path / "out"
     (version / "README.md").write_text("# A card\n", encoding="utf-8")
+    before = (version / "tokenizer_config.json").read_bytes()
     manifest = write_export(version, 3, out, None, with_hub_layout=True)
     assert (out / "model.safetensors").read_bytes() == (version / "weights.safetensors").read_bytes()
-    assert (out / "README.md").read_text(encoding="utf-8") == "# A card\n"
+    assert (out / "README.md").read_text(encoding="utf-8") == f"# A card\n\n{how_to_use()}\n"
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     assert config["auto_map"] == {"AutoConfig": "configuration_twohead.TwoHeadConfig", "AutoModel": "modeling_twohead.TwoHeadBert"}
     assert str(tmp_path) not in (out / "config.json").read_text(encoding="utf-8")
@@ -227,8 +231,76 @@ def test_the_hub_layout_is_the_version_and_our_loader_refuses_it(make_version: M
     assert {name: facts.sha256 for name, facts in manifest.files.items()} == {
         file.name: sha256_file(file) for file in out.iterdir() if file.name != "manifest.json"
     }
+    assert (version / "tokenizer_config.json").read_bytes() == before
     with pytest.raises(CheckpointError):
         verify_checkpoint(out)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+def test_an_exported_tokenizer_cuts_where_the_version_does(make_version: MakeVersion, tmp_path: Path, model_type: str) -> None:
+    from transformers import AutoTokenizer
+
+    version, out = make_version(model_type), tmp_path / "out"
+    write_export(version, 3, out, None, with_hub_layout=True)
+    # With it transformers asks whether to trust its code.
+    (out / "config.json").unlink()
+    tokenizer = AutoTokenizer.from_pretrained(str(out))
+    assert tokenizer.model_max_length == 64
+    texts = ["nurse " * 200, "a text"]
+    wanted = load_tokenizer(version, read_manifest(version)).encode(texts)
+    found = tokenizer(texts, truncation=True)["input_ids"]
+    assert [len(ids) for ids in found] == [64, 7]
+    assert [list(ids) for ids in found] == [wanted[place].tolist() for place in range(2)]
+
+
+def test_a_card_that_says_how_a_version_is_used_is_copied_as_it_is(
+    make_version: MakeVersion, tmp_path: Path, make_record: Callable[..., dict[str, Any]]
+) -> None:
+    version, out = make_version("bert"), tmp_path / "out"
+    card = write_card(make_record())
+    assert card.count("## Use\n") == 1
+    (version / "README.md").write_text(card, encoding="utf-8")
+    write_export(version, 3, out, None, with_hub_layout=True)
+    assert (out / "README.md").read_text(encoding="utf-8") == card
+
+
+def run_in(folder: Path, code: str) -> str:
+    """Run what a card shows in a process that has nothing of ours."""
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys; sys.modules['training'] = None\n{code}"],
+        cwd=folder,
+        env={"HF_HOME": str(folder.parent / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_what_the_card_shows_answers_as_the_version_does(make_version: MakeVersion, tmp_path: Path) -> None:
+    version = make_version("bert")
+    manifest, model = read_manifest(version), load_model(version)
+    (version / "README.md").write_text("# A card\n", encoding="utf-8")
+    hub, graphs = tmp_path / "hub", tmp_path / "graphs"
+    write_export(version, 3, hub, None, with_hub_layout=True)
+    write_export(version, 3, graphs, ParityTexts("texts", TEXTS))
+    texts = ["sales " * 300, "the driver"]
+    tokenizer = load_tokenizer(version, manifest)
+    with torch.inference_mode():
+        logits = model(**TokenInputs(tokenizer.encode(texts), tokenizer.pad_id).batch(np.arange(2))).logits
+    expected = {head.name: torch.softmax(logits[head.name] / head.temperature, dim=1).max(dim=1) for head in manifest.heads}
+    card = (graphs / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    for folder, code in zip((hub, graphs), shown, strict=True):
+        code = code.replace('["a text", "another text"]', json.dumps(texts))
+        for head, line in zip(manifest.heads, run_in(folder, code).splitlines(), strict=True):
+            best = expected[head.name]
+            name, classes, values = re.fullmatch(r"(\S+) (\[.*\]) (\[.*\])", line).groups()  # type: ignore[union-attr]
+            assert (name, ast.literal_eval(classes)) == (head.name, [head.classes[place] for place in best.indices])
+            np.testing.assert_allclose(json.loads(values), best.values.numpy(), rtol=0, atol=1e-5)
 
 
 def test_a_head_with_the_name_of_an_input_is_refused(make_version: MakeVersion, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """A version in another format: a folder for onnxruntime, for plain transformers, or for both.
 
 The folder has a manifest of its own: the version's, with the digests of the folder's files and a section `export` that says
-which version it was, in which formats it is, and how far its answers are from the version's. The version is never changed. The
-folder appears when it is whole. It does not know how a graph or the code for transformers is made.
+which version it was, in which formats it is, and how far its answers are from the version's. Its tokenizer cuts at the version's
+token limit, and the model card, if the version has one, says how it is used. The version is never changed. The folder appears when it is
+whole. It does not know how a graph or the code for transformers is made.
 """
 
+import json
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -16,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.storage import sha256_file
-from training.checkpoint import TOKENIZER_FILES, WEIGHTS_FILE, load_model, load_tokenizer
+from training.checkpoint import CARD_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE, load_model, load_tokenizer
 from training.errors import DataError, ExportError
 from training.export.facts import ExportFacts, ExportManifest, Format, GraphFacts, OnnxFacts, Source, disagreements
 from training.export.hub import write_hub_layout
 from training.export.parity import HeadParity, answer_all, compare
 from training.manifest import MANIFEST_FILE, FileFacts, Manifest, read_manifest
 from training.network.inputs import TokenInputs
+from training.report.card import USE, how_to_use
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,6 +114,8 @@ def write_export(
         # A report, which may hold texts, stays where it is.
         for name in TOKENIZER_FILES & set(manifest.files):
             shutil.copyfile(version_folder / name, folder / name)
+        _limit_tokens(folder / TOKENIZER_CONFIG_FILE, manifest.max_tokens)
+        _write_card(version_folder / CARD_FILE, folder / CARD_FILE)
         onnx = _write_onnx(version_folder, folder, manifest, compared_on) if compared_on is not None else None
         if with_hub_layout:
             write_hub_layout(version_folder, folder)
@@ -126,6 +131,20 @@ def write_export(
         written = ExportManifest(**dict(manifest) | {"files": files, "digest": None}, export=export)
         (folder / MANIFEST_FILE).write_text(written.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return written
+
+
+def _limit_tokens(config_file: Path, max_tokens: int) -> None:
+    """Let the tokenizer cut where training did when it is asked to: we cut ourselves, and keep its own limit out of the way."""
+    config = json.loads(config_file.read_text(encoding="utf-8")) | {"model_max_length": max_tokens}
+    config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_card(card: Path, out: Path) -> None:
+    """Copy a version's card, if it has one, and add how it is used where that was written before cards said so."""
+    if card.is_file():
+        text = card.read_text(encoding="utf-8")
+        is_said = USE in text.splitlines()
+        out.write_text(text if is_said else f"{text.rstrip()}\n\n{how_to_use()}\n", encoding="utf-8")
 
 
 def _libraries(formats: Sequence[Format]) -> dict[str, str]:

@@ -4,7 +4,6 @@
     config.json                 its network, and where the two classes below are
     configuration_twohead.py    the network's configuration
     modeling_twohead.py         the network; needs torch and transformers only
-    README.md                   the model card, if the version has one
 
 The two code files run only on the machine of somebody who accepts remote code. Our own loader reads versions, never this layout.
 """
@@ -14,7 +13,7 @@ import shutil
 from importlib.resources import files
 from pathlib import Path
 
-from training.checkpoint import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 
 CODE_FILES = ("configuration_twohead.py", "modeling_twohead.py")
 HUB_WEIGHTS_FILE = "model.safetensors"
@@ -22,7 +21,7 @@ _CLASSES = {"AutoConfig": "configuration_twohead.TwoHeadConfig", "AutoModel": "m
 
 
 def write_hub_layout(version_folder: Path, folder: Path) -> None:
-    """Write weights, configuration, code and card beside the tokenizer that is in the folder already.
+    """Write weights, configuration and code beside the tokenizer that is in the folder already.
 
     Args:
         version_folder: A verified version.
@@ -36,5 +35,3 @@ def write_hub_layout(version_folder: Path, folder: Path) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for name in CODE_FILES:
         (folder / name).write_text(files("training.export").joinpath("hub_code", name).read_text(encoding="utf-8"), encoding="utf-8")
-    if (version_folder / CARD_FILE).is_file():
-        shutil.copyfile(version_folder / CARD_FILE, folder / CARD_FILE)

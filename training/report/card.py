@@ -16,6 +16,46 @@ from training.report.summary import METRIC_NAMES, Summary, difference, verdict, 
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _HUB_METRICS = {"macro_f1": "f1", "weighted_f1": "f1", "accuracy": "accuracy"}
+USE = "## Use"
+_WITH_TRANSFORMERS = """
+import json
+
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+folder = "."
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+with open(f"{folder}/manifest.json", encoding="utf-8") as file:
+    heads = json.load(file)["heads"]
+
+batch = tokenizer(["a text", "another text"], padding=True, truncation=True, return_tensors="pt")
+with torch.inference_mode():
+    logits = model(batch["input_ids"], batch["attention_mask"]).logits
+for head in heads:
+    best = torch.softmax(logits[head["name"]] / head["temperature"], dim=1).max(dim=1)
+    print(head["name"], [head["classes"][place] for place in best.indices], best.values.tolist())
+"""
+_WITH_ONNX = """
+import json
+
+import numpy as np
+from onnxruntime import InferenceSession
+from transformers import AutoTokenizer
+
+folder = "."
+tokenizer = AutoTokenizer.from_pretrained(folder)
+session = InferenceSession(f"{folder}/model.onnx")
+with open(f"{folder}/manifest.json", encoding="utf-8") as file:
+    heads = json.load(file)["heads"]
+
+batch = tokenizer(["a text", "another text"], padding=True, truncation=True, return_tensors="np")
+inputs = {name: batch[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+for head, logits in zip(heads, session.run([head["name"] for head in heads], inputs)):
+    powers = np.exp((logits - logits.max(axis=1, keepdims=True)) / head["temperature"])
+    probabilities = powers / powers.sum(axis=1, keepdims=True)
+    print(head["name"], [head["classes"][place] for place in probabilities.argmax(axis=1)], probabilities.max(axis=1).tolist())
+"""
 _SPECIAL = re.compile(r"([\\`*_\[\]|#~])")
 
 
@@ -32,6 +72,7 @@ def write_card(record: Mapping[str, Any]) -> str:
         *_calibration(summary),
         *_data(summary),
         *_training(summary),
+        how_to_use(),
     ]
     return f"---\n{head}---\n\n" + "\n\n".join(sections) + "\n"
 
@@ -175,6 +216,21 @@ def _training(summary: Summary) -> list[str]:
     ]
     chosen = [f"Configuration {record['best']} won:", _table(["setting", "value"], point, "lr")] if point else []
     return ["## Training", "\n".join(facts), *chosen]
+
+
+def how_to_use() -> str:
+    """Say how an export of any version is loaded and called."""
+    return "\n\n".join(
+        [
+            USE,
+            "In a folder that `python -m training export` wrote: with `--hub-layout`, whose two Python files `trust_remote_code` runs,",
+            f"```python\n{_WITH_TRANSFORMERS.strip()}\n```",
+            "and with `--onnx`",
+            f"```python\n{_WITH_ONNX.strip()}\n```",
+            "`truncation=True` cuts a text at as many tokens as this version was trained to read. Texts are made of columns as "
+            "`text_template` in `manifest.json` says; below a head's `threshold` there, if it has one, serving answers with no class.",
+        ]
+    )
 
 
 def _table(names: Sequence[str], rows: Iterable[Sequence[object]], sides: str) -> str:
