@@ -1,17 +1,22 @@
 """From settings to the searched space, its first points and single trials."""
 
+import numpy as np
 import pytest
 
 from cluster.errors import SettingsError
+from training.network.inputs import plan_batches
 from training.search.proposing.search_space import (
     check_depth,
     check_space,
     dimensions,
     distributions,
     first_points,
+    moved_into,
     point_of,
     trial_settings,
+    without_equal_batches,
 )
+from training.search_settings import Choices
 from training.settings import TrainingSettings
 
 
@@ -168,3 +173,33 @@ def test_more_frozen_layers_than_the_encoder_has_are_found_before_any_trial(chan
     with pytest.raises(SettingsError, match=where):
         check_depth(settings(**changes), 6)
     check_depth(settings(**changes), 9)
+
+
+@pytest.mark.parametrize(
+    ("choices", "longest", "expected"),
+    [
+        # 32 texts of at most 20 tokens fill no batch of 640.
+        ((1024, 2048, 4096), 20, 1024),
+        ((4096, 512, 2048), 20, Choices(choices=(512, 2048))),
+        ((1024, 2048, 4096), 40, Choices(choices=(1024, 2048))),
+        ((1024, 2048, 4096), 256, Choices(choices=(1024, 2048, 4096))),
+        ((640, 641), 20, 640),
+    ],
+)
+def test_choices_that_make_the_same_batches_are_one(choices: tuple[int, ...], longest: int, expected: object) -> None:
+    given = TrainingSettings.model_validate({"heads": {"job": {}}, "search_space": {"batch_tokens": {"choices": choices}}})
+    found = without_equal_batches(given, longest)
+    assert found.search_space.batch_tokens == expected
+    assert without_equal_batches(found, longest) == found
+    # And they are the same: every epoch has the same plan.
+    lengths = np.random.default_rng(3).integers(4, longest + 1, 300)
+    lengths[0] = longest
+
+    def plan(size: int) -> list[list[int]]:
+        return [batch.tolist() for batch in plan_batches(lengths, size, given.fit.batch_texts, np.random.default_rng(1))]
+
+    kept = expected.choices if isinstance(expected, Choices) else (expected,)
+    assert all(plan(size) == plan(max(kept)) for size in choices if size not in kept)
+    point = moved_into(found, {"batch_tokens": 4096, "layer_decay": 0.8})
+    assert point["layer_decay"] == 0.8
+    assert point.get("batch_tokens") == (max(kept) if isinstance(expected, Choices) else None)

@@ -18,7 +18,7 @@ from training.network.letters import spell
 from training.search.deciding.contest import MAIN_GROUP, REFIT_GROUP
 from training.search.plan import Plan, Start, search_path
 from training.search.proposing.ledger import TrialHistory
-from training.search.proposing.search_space import dimensions
+from training.search.proposing.search_space import dimensions, moved_into, without_equal_batches
 from training.search.trials.assignment import Assignment, EarlierWeights
 from training.search_settings import TuningSettings
 from training.settings import TrainingSettings
@@ -76,7 +76,18 @@ def prepare(plan: Plan, storage: Storage, dataset: Dataset) -> Prepared:
     start = plan.start
     earlier = EarlierWeights(start.weights, start.weights_sha256, start.config_sha256) if start and start.weights else None
     assignment = make_assignment(plan.settings, dataset, source, tokenizer, storage.uri, earlier)
+    if not plan.begun:
+        # One that goes on has tried what it has tried.
+        plan = _without_equal_batches(plan, assignment)
+        assignment = replace(assignment, settings=plan.settings)
     return Prepared(plan, storage, dataset, source, tokenizer, assignment)
+
+
+def _without_equal_batches(plan: Plan, assignment: Assignment) -> Plan:
+    # Validation texts too: a refit trains on them.
+    longest = max(int(assignment.tokens[split].lengths.max(initial=0)) for split in ("training", "validation"))
+    settings, start = without_equal_batches(plan.settings, longest), plan.start
+    return replace(plan, settings=settings, start=replace(start, point=moved_into(settings, start.point)) if start else None)
 
 
 def check_start(start: Start, settings: TrainingSettings, dataset: Dataset) -> None:

@@ -83,7 +83,7 @@ def search(settings: TrainingSettings, cluster: ClusterSettings, name: str | Non
     check_depth(settings, prepared.source.layers)
     _trackers(prepared)
     # Only now: a search that cannot begin leaves its name free.
-    return _see_through(replace(prepared, plan=pin(storage, plan)), cluster)
+    return _see_through(replace(prepared, plan=pin(storage, prepared.plan)), cluster)
 
 
 def resume(name: str, cluster: ClusterSettings, budget: Mapping[str, float] | None = None) -> SearchResult:

@@ -108,6 +108,33 @@ def point_of(settings: TrainingSettings, fit: Mapping[str, Any], heads: Mapping[
     return point
 
 
+def without_equal_batches(settings: TrainingSettings, longest: int) -> TrainingSettings:
+    """Merge choices of `batch_tokens` that no batch reaches: `batch_texts` bounds the batches of all of them, and they are the same.
+
+    Args:
+        settings: The section `training`.
+        longest: Tokens of the longest text that is trained on.
+
+    Returns:
+        The settings with the least of such choices in place of all, fixed where it is the only one left.
+    """
+    space, enough = settings.search_space, settings.fit.batch_texts * longest
+    if not isinstance(space.batch_tokens, Choices):
+        return settings
+    sizes = [choice for choice in space.batch_tokens.choices if not isinstance(choice, str)]
+    most = min((size for size in sizes if size >= enough), default=max(sizes))
+    kept = tuple(dict.fromkeys(size for size in sizes if size <= most))
+    if kept == space.batch_tokens.choices:
+        return settings
+    merged = kept[0] if len(kept) == 1 else Choices(choices=kept)
+    return settings.model_copy(update={"search_space": space.model_copy(update={"batch_tokens": merged})})
+
+
+def moved_into(settings: TrainingSettings, point: Mapping[str, Value]) -> Point:
+    """Return the point of the space nearest to one of a wider space."""
+    return {path: _nearest(dimension, point[path]) for path, dimension in dimensions(settings).items() if path in point}
+
+
 def _default(settings: TrainingSettings, path: str) -> Value:
     parts = path.split("/")
     value: Value = getattr(settings.fit, path) if len(parts) == 1 else getattr(settings.heads[parts[1]], parts[2])
