@@ -309,6 +309,18 @@ def test_what_was_judged_is_learned_again_in_the_same_way() -> None:
     assert find_word_weights(table, [Asked("job", CLASSES, labels)], folds(300), spelling, 0, {}) is None
 
 
+def test_scores_are_judged_as_they_are_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, labels = written(300, 0)
+    plain = letters_found(table, labels).heads["job"]
+    measure, seen = word_weights._score, []
+    monkeypatch.setattr(word_weights, "_score", lambda head, scores, shown: (seen.append(scores), measure(head, scores, shown))[1])
+    again = letters_found(table, labels).heads["job"]
+    # What was scored is what a model is given; each of three ways was.
+    assert len(seen) == 3
+    assert any(np.array_equal(one, again.held_out) for one in seen)
+    assert again.score == plain.score
+
+
 @pytest.fixture
 def model(make_encoder: Callable[..., Path]) -> TwoHeadBert:
     heads: list[dict[str, Any]] = [

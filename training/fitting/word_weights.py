@@ -54,7 +54,7 @@ class HeadWeights:
         run_weights: What each of a run of letters adds, (runs, classes); nothing where letters say no more than pieces.
         constants: (classes,).
         held_out: Scores of the training texts by regressions that had not learned from them, (texts, classes).
-        score: Of these, by the head's metric.
+        score: Of these, as far as they are trusted, by the head's metric.
         inverse_penalty: Of the regression, scikit-learn's C; with `run_weights` this says in which way it learned.
     """
 
@@ -180,7 +180,7 @@ def find_word_weights(
         ways += [_Way(counted, len(pieces), _INVERSE_PENALTY_OF_RUNS)] if len(runs) else []
     # Steps are so short that more threads only wait for each other.
     with threadpool_limits(1):
-        learned = {head.name: _learned(head, ways, folds, seed, judged and judged[head.name]) for head in asked}
+        learned = {head.name: _learned(head, ways, folds, seed, judged[head.name] if judged else None) for head in asked}
     kept = {name: one for name, one in learned.items() if one is not None}
     return WordWeights(pieces, runs, kept) if kept else None
 
@@ -209,6 +209,16 @@ class _Drawn:
     vectors: csr_matrix
 
 
+@dataclass(frozen=True)
+class _Tried:
+    """A way, the factor its scores are trusted by, the held-out ones with it, (texts, classes), and what these are worth."""
+
+    way: _Way
+    trust: float
+    held_out: Scores
+    score: float
+
+
 def _learned(head: Asked, ways: list[_Way], folds: NDArray[np.int64], seed: int, judged: HeadWeights | None) -> HeadWeights | None:
     """Learn one head's weights in the way that was judged, or else in that whose held-out scores are best."""
     if judged is not None:
@@ -219,22 +229,25 @@ def _learned(head: Asked, ways: list[_Way], folds: NDArray[np.int64], seed: int,
     # Whoever learns from fewer learns from the first of these.
     order = np.random.default_rng(seed).permutation(labelled)
     shown = np.sort(order[:_MOST_LEARNED])
-    tried = [_held_out(head, way, _draw(head, way, order), folds) for way in ways]
-    scored = [_score(head, scores, shown) for scores in tried]
-    # The first of equals: fewer weights.
-    best = scored.index(max(scored))
-    way, held_out = ways[best], tried[best]
-    trust = _trust(held_out[shown], head.labels[shown])
-    if trust < _LEAST_TRUST and judged is None:
+    tried = [_tried(head, way, _held_out(head, way, _draw(head, way, order), folds), shown) for way in ways]
+    # The first of equals: fewer weights. Not the best of those that are trusted: one of several is trusted by chance.
+    best = max(tried, key=lambda one: one.score)
+    if best.trust < _LEAST_TRUST and judged is None:
         return None
-    drawn = _draw(head, way, order)
+    way, trust, drawn = best.way, best.trust, _draw(head, best.way, order)
     if len(np.unique(head.labels[drawn.texts])) < 2:
         return None
     found, constants = _regress(head, way, drawn.vectors, head.labels[drawn.texts])
     weights = np.zeros((len(way.counted.terms), head.classes), np.float32)
     weights[drawn.terms] = trust * way.counted.terms.rarities[drawn.terms, None] * found
     run_weights = weights[way.pieces :] if len(weights) > way.pieces else None
-    return HeadWeights(weights[: way.pieces], run_weights, trust * constants, trust * held_out, scored[best], way.inverse_penalty)
+    return HeadWeights(weights[: way.pieces], run_weights, trust * constants, best.held_out, best.score, way.inverse_penalty)
+
+
+def _tried(head: Asked, way: _Way, scores: Scores, shown: NDArray[np.int64]) -> _Tried:
+    """Decide how far held-out scores are to be trusted, and judge them as they are then: a model has no others."""
+    trust = _trust(scores[shown], head.labels[shown])
+    return _Tried(way, trust, trust * scores, _score(head, trust * scores, shown))
 
 
 def _draw(head: Asked, way: _Way, order: NDArray[np.int64]) -> _Drawn:
