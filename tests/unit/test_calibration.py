@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from training.judging.calibration import expected_calibration_error, fit_temperature, reliability
-from training.judging.metrics import Labels, Probabilities, probabilities
+from training.judging.calibration import (
+    expected_calibration_error,
+    fit_temperature,
+    judged_probabilities,
+    measured,
+    reliability,
+)
+from training.judging.metrics import Labels, Probabilities, measure_head, probabilities
 
 
 def drawn_logits(texts: int, classes: int, seed: int = 3) -> tuple[Probabilities, Labels]:
@@ -30,6 +36,32 @@ def test_the_temperature_is_the_best_of_a_fine_grid() -> None:
     best = min(losses, key=lambda one: losses[one])
     assert found == pytest.approx(best, rel=6e-3)
     assert log_loss(labels, probabilities(logits, found), labels=[0, 1, 2]) < losses[min(losses, key=lambda one: abs(one - 1))]
+
+
+def test_a_log_loss_is_judged_at_the_temperature_of_other_texts() -> None:
+    logits, labels = drawn_logits(400, 3)
+    labels[::7] = -1
+    sharp, soft = (measured(labels, logits * np.float32(scale), 0, "log_loss").log_loss for scale in (4.0, 0.3))
+    # However sure a model happens to be, once it is calibrated it is the same.
+    assert sharp == pytest.approx(soft, abs=1e-4)
+    raw = measure_head(labels, probabilities(logits * np.float32(4.0)), 0).log_loss
+    fitted = measure_head(labels, probabilities(logits, fit_temperature(logits, labels)), 0).log_loss
+    # Nor is it flattered by a temperature of its own texts.
+    assert fitted < sharp < fitted + 0.02 < raw
+    assert measured(labels, logits * np.float32(4.0), 0, "accuracy").log_loss == raw
+    assert measured(labels, logits, 0, "log_loss").accuracy == measured(labels, logits, 0, "accuracy").accuracy
+
+
+def test_what_a_text_is_judged_at_does_not_hang_on_its_own_label() -> None:
+    logits, labels = drawn_logits(40, 3)
+    other = labels.copy()
+    other[11] = (labels[11] + 1) % 3
+    first, second = (judged_probabilities(logits, one, "log_loss") for one in (labels, other))
+    np.testing.assert_array_equal(first[11], second[11])
+    assert np.abs(first - second).max() > 1e-4
+    for few in ([], [2], [1, 0]):
+        count = len(few)
+        assert judged_probabilities(logits[:count], np.array(few, np.int64), "log_loss").shape == (count, 3)
 
 
 def test_texts_without_a_label_do_not_count() -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from training.fitting.device import choose_precision
 from training.fitting.fit import DivergedError, Epoch, Fit, Fold, Objective, best_state_in
 from training.fitting.optimiser import parameter_groups, schedule
 from training.fitting.predict import predict_logits
+from training.judging.calibration import measured
 from training.network.encoder import encoder_layers
 from training.network.inputs import TokenInputs
 from training.network.model import TwoHeadBert, make_config
@@ -117,6 +119,16 @@ def test_patience_ends_it_early(start: Callable[..., Fit]) -> None:
     # A learning rate this small never improves on the first epoch.
     settings = SETTINGS.model_copy(update={"epochs": 50, "patience": 2, "encoder_learning_rate": 1e-12, "head_learning_rate": 1e-12})
     assert [epoch.number for epoch in start(settings).epochs()] == [1, 2, 3]
+
+
+def test_a_log_loss_is_judged_at_a_fitted_temperature(start: Callable[..., Fit]) -> None:
+    fit = start(SETTINGS.model_copy(update={"epochs": 1}))
+    fit._objective = replace(fit._objective, score_metrics={"job": "log_loss"})
+    (epoch,) = fit.epochs()
+    labels = fit._validation.labels["job"]
+    expected = measured(labels, fit.best_logits["job"], 0, "log_loss").log_loss
+    assert epoch.metrics["job"]["log_loss"] == expected
+    assert expected != measured(labels, fit.best_logits["job"], 0, "macro_f1").log_loss
 
 
 def test_a_loss_that_is_no_number_is_an_error(start: Callable[..., Fit]) -> None:

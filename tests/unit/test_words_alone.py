@@ -10,6 +10,7 @@ import pytest
 from training.data.dataset import load_dataset
 from training.data.tokens import Tokenizer
 from training.fitting.predict import predict_logits
+from training.judging.calibration import measured
 from training.judging.comparison import WORDS_ALONE
 from training.judging.metrics import joint_accuracy, probabilities
 from training.network.encoder import find_encoder
@@ -55,6 +56,15 @@ def test_it_is_scored_as_the_model_that_nobody_has_trained_answers(assignment: A
     assert history.last["joint_accuracy"] == joint_accuracy(assignment.labels["validation"], chosen)
     for head, scores in words_say(assignment).items():
         np.testing.assert_allclose(probabilities(logits[head]), probabilities(scores), atol=1e-6)
+
+
+def test_it_is_scored_like_trials_at_a_fitted_temperature(assignment: Assignment) -> None:
+    tuning = assignment.settings.tuning.model_copy(update={"score_metrics": {"job": "log_loss"}})
+    likely = replace(assignment, settings=assignment.settings.model_copy(update={"tuning": tuning}))
+    history = words_alone(likely, [])
+    assert history is not None
+    labels, said = assignment.labels["validation"]["job"], words_say(likely)["job"]
+    assert history.last["best_metrics"]["job"]["log_loss"] == measured(labels, said, 0, "log_loss").log_loss
 
 
 def test_its_number_is_after_those_of_other_trials(assignment: Assignment) -> None:

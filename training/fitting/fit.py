@@ -27,7 +27,8 @@ from training.fitting.step import Fold as Fold
 from training.fitting.step import Objective as Objective
 from training.fitting.step import Step, under
 from training.fitting.workers import OneWorker, Workers
-from training.judging.metrics import HeadMetrics, head_scores, joint_accuracy, majority_class, measure_head, probabilities, selection_score
+from training.judging.calibration import measured
+from training.judging.metrics import HeadMetrics, head_scores, joint_accuracy, majority_class, selection_score
 from training.network.inputs import plan_batches
 from training.network.model import TwoHeadBert
 from training.network.prefix import load_trainable_state, recompute_layers, rest_frozen, trainable_state
@@ -232,9 +233,10 @@ class Fit:
         return found
 
     def _measure(self, logits: Mapping[str, NDArray[np.float32]]) -> dict[str, HeadMetrics]:
-        truth, ordered = self._validation.labels, self._objective.ordered
+        truth, objective = self._validation.labels, self._objective
+        metrics = {head: objective.score_metrics.get(head, "macro_f1") for head in logits}
         return {
-            head: measure_head(truth[head], probabilities(values), self._majority[head], is_ordered=head in ordered)
+            head: measured(truth[head], values, self._majority[head], metrics[head], is_ordered=head in objective.ordered)
             for head, values in logits.items()
         }
 

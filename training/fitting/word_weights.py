@@ -25,7 +25,8 @@ from scipy.special import log_softmax
 from training.data.labels import MISSING
 from training.data.tokens import TokenTable
 from training.fitting.piece_counts import NO_TERMS, Counted, Terms, count_both, count_pieces, divided, runs_within
-from training.judging.metrics import Labels, head_scores, majority_class, measure_head, probabilities
+from training.judging.calibration import measured
+from training.judging.metrics import Labels, head_score, majority_class
 from training.network.letters import Spelling
 from training.network.word_pieces import WordPieces
 from training.search_settings import Metric
@@ -306,8 +307,8 @@ def _regress(head: Asked, way: _Way, vectors: csr_matrix, truth: Labels) -> tupl
 
 def _score(head: Asked, scores: Scores, labelled: NDArray[np.int64]) -> float:
     truth = head.labels[labelled]
-    measured = measure_head(truth, probabilities(scores[labelled]), majority_class(truth, head.classes), is_ordered=head.is_ordered)
-    return head_scores({head.name: measured.to_dict()}, {head.name: head.metric})[head.name]
+    found = measured(truth, scores[labelled], majority_class(truth, head.classes), head.metric, is_ordered=head.is_ordered)
+    return head_score(found.to_dict(), head.metric)
 
 
 def _trust(scores: Scores, truth: Labels) -> float:

@@ -16,13 +16,16 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from training.data.labels import MISSING
-from training.judging.metrics import Labels, Probabilities
+from training.judging.metrics import HeadMetrics, Labels, Probabilities, measure_head, probabilities
 from training.judging.shares import confidence_bins
+from training.search_settings import Metric
 
 LOWEST_TEMPERATURE = 0.05
 HIGHEST_TEMPERATURE = 20.0
 # Smaller gains in nats are float noise.
 _LEAST_GAIN = 1e-9
+# More would take longer, and fewer leave less to fit a temperature on than a version has.
+_PARTS = 5
 
 
 class Bin(TypedDict):
@@ -59,6 +62,48 @@ def fit_temperature(logits: NDArray[np.float32], labels: Labels) -> float:
     bounds = (math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE))
     best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
     return math.exp(float(best.x)) if loss(0.0) - float(best.fun) > _LEAST_GAIN else 1.0
+
+
+def judged_probabilities(logits: NDArray[np.float32], labels: Labels, metric: Metric) -> Probabilities:
+    """Turn logits into the probabilities that a head is judged by where models are compared.
+
+    A version divides logits by a temperature, and of two models the one whose answers are calibrated easily can be better than the one
+    that happens to be calibrated now. So with a log loss each text has the temperature that others have: a fifth of the texts that of the
+    other four. One fitted on the same texts would flatter. No other metric sees a temperature, and none is fitted.
+
+    Args:
+        logits: (texts, classes).
+        labels: Class indices, (texts,); -1 has no label.
+        metric: Of the head.
+
+    Returns:
+        (texts, classes); answers are those of the logits.
+    """
+    if metric != "log_loss":
+        return probabilities(logits)
+    known = np.flatnonzero(labels != MISSING)
+    # Texts may lie in an order that fifths of them would share.
+    parts = np.full(len(labels), -1)
+    parts[known] = np.random.default_rng(0).permutation(len(known)) % _PARTS
+    found = probabilities(logits)
+    for part in range(_PARTS):
+        own, others = np.flatnonzero(parts == part), np.flatnonzero((parts != part) & (parts >= 0))
+        if len(own):
+            found[own] = probabilities(logits[own], fit_temperature(logits[others], labels[others]))
+    return found
+
+
+def measured(truth: Labels, logits: NDArray[np.float32], majority: int, metric: Metric, *, is_ordered: bool = False) -> HeadMetrics:
+    """Score one head where models are compared; see `judged_probabilities`, and `metrics.measure_head` for the rest.
+
+    Args:
+        truth: Class indices, (texts,); -1 has no label and does not count.
+        logits: (texts, classes).
+        majority: The commonest class of the training texts.
+        metric: Of the head.
+        is_ordered: The classes have a natural order.
+    """
+    return measure_head(truth, judged_probabilities(logits, truth, metric), majority, is_ordered=is_ordered)
 
 
 def expected_calibration_error(probabilities: Probabilities, labels: Labels, bins: int = 15) -> float:

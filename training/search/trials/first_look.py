@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from training.data.tokens import TokenTable
-from training.judging.metrics import head_scores, majority_class, measure_head, probabilities, selection_score
+from training.judging.calibration import measured
+from training.judging.metrics import head_scores, majority_class, selection_score
 from training.network.encoder import encoder_layers
 from training.network.inputs import PooledInputs
 from training.network.model import Head, TwoHeadBert
@@ -109,7 +110,8 @@ def _figures(assignment: Assignment, head: str, logits: NDArray[np.float32], cho
     """Measure answers about some validation texts."""
     majority = majority_class(assignment.labels["training"][head], len(assignment.classes[head]))
     truth, is_ordered = assignment.labels["validation"][head][chosen], assignment.settings.heads[head].ordered
-    return measure_head(truth, probabilities(logits), majority, is_ordered=is_ordered).to_dict()
+    metric = assignment.settings.tuning.score_metrics.get(head, "macro_f1")
+    return measured(truth, logits, majority, metric, is_ordered=is_ordered).to_dict()
 
 
 def _look(assignment: Assignment, texts: int, validation_texts: int, figures: Mapping[str, Mapping[str, Any]]) -> Look:

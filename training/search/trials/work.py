@@ -22,7 +22,8 @@ from training.fitting.fit import DivergedError, Epoch, Fit, best_state_in, last_
 from training.fitting.memory import MemoryExhausted, own_bytes
 from training.fitting.workers import OneWorker, Workers
 from training.judging.bootstrap import interval, score_of, selection_score_of
-from training.judging.metrics import head_scores, probabilities
+from training.judging.calibration import judged_probabilities
+from training.judging.metrics import head_scores
 from training.search.proposing.search_space import TrialSettings
 from training.search.proposing.searcher import HAS_DIVERGED, HAS_NO_MEMORY, HEAD_SCORES, INTERVAL, IS_LAST, SCORE
 from training.search.trials.assignment import Assignment, Order
@@ -167,8 +168,9 @@ class Work:
     def _interval(self, fit: Fit) -> tuple[float, float]:
         """Return how far the score could lie elsewhere on other validation texts."""
         tuning, labels = self._assignment.settings.tuning, self._assignment.labels["validation"]
+        metrics = {head: tuning.score_metrics.get(head, "macro_f1") for head in fit.best_logits}
         scores = {
-            head: score_of(labels[head], probabilities(logits), tuning.score_metrics.get(head, "macro_f1"))
+            head: score_of(labels[head], judged_probabilities(logits, labels[head], metrics[head]), metrics[head])
             for head, logits in fit.best_logits.items()
         }
         statistic = selection_score_of(scores, tuning.score_weights)
