@@ -1,12 +1,18 @@
 """The floor of word counts: what it can learn, what it must say where there is nothing to learn from."""
 
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
 from training.errors import DataError
 from training.judging import word_counts
+from training.judging.metrics import Labels, Probabilities, log_loss
 from training.judging.word_counts import WordCounts, word_count_probabilities
+from training.search import winner
+from training.search.prepared import Prepared
 
 TEXTS = [f"{job} wanted in {town}" for town in ("Berlin", "Bonn", "Kiel", "Köln") for job in ("nurse", "driver", "teacher")]
 LABELS = np.array([0, 1, 2] * 4)
@@ -53,6 +59,34 @@ def test_rare_classes_weigh_as_much_as_common_ones() -> None:
     # The words say nothing, so that only how common the classes are is left.
     (found,) = word_count_probabilities(["nurse"] * 32, np.array([0, 0] + [1] * 30), 2, [["nurse"]])
     assert found[0, 0] == pytest.approx(0.5, abs=0.01)
+
+
+def floor_of(counts: WordCounts, metric: str, training: Labels, validation: Labels) -> Probabilities:
+    settings = SimpleNamespace(tuning=SimpleNamespace(score_metrics={"job": metric}), heads={"job": SimpleNamespace(ordered=False)})
+    dataset = SimpleNamespace(
+        training=SimpleNamespace(labels={"job": training}), validation=SimpleNamespace(labels={"job": validation}), classes={"job": "ab"}
+    )
+    return winner._floor(cast("Prepared", SimpleNamespace(settings=settings, dataset=dataset)), counts, "job")
+
+
+def test_the_floor_weighs_classes_as_is_best_for_the_metric() -> None:
+    # Where "nurse" stands most texts are of the second class, but most texts of the first class have it.
+    texts = ["nurse x"] * 2 + ["cook x"] + ["nurse x"] * 4 + ["cook x"] * 32
+    labels = np.array([0] * 3 + [1] * 36)
+    counts = WordCounts(texts, [texts, ["nurse"]])
+    assert floor_of(counts, "macro_f1", labels, labels)[0].argmax() == 0
+    assert floor_of(counts, "accuracy", labels, labels)[0].argmax() == 1
+    # With other validation texts it is the other way.
+    assert floor_of(counts, "accuracy", labels, np.array([0] * 7 + [1] * 32))[0].argmax() == 0
+
+
+def test_a_log_loss_of_the_floor_has_a_temperature_too() -> None:
+    # Of validation texts a third is of another class than it seems.
+    labels = (LABELS > 0).astype(np.int64)
+    truth = np.where(np.arange(len(TEXTS)) % 3 == 1, 0, labels)
+    counts = WordCounts(TEXTS, [TEXTS, TEXTS])
+    likely, plain = (floor_of(counts, metric, labels, truth) for metric in ("log_loss", "macro_f1"))
+    assert log_loss(truth, likely) < log_loss(truth, plain) - 0.1
 
 
 @pytest.mark.parametrize(("labels", "expected"), [([-1, -1, -1], [1 / 3, 1 / 3, 1 / 3]), ([-1, 1, 1], [0.0, 1.0, 0.0])])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from training.checkpoint import CARD_FILE, RECORD_FILE, write_checkpoint
@@ -18,10 +19,10 @@ from training.fitting.device import choose_device
 from training.fitting.fit import best_state_in
 from training.fitting.predict import predict_logits
 from training.golden import Golden, choose_golden
-from training.judging.calibration import fit_temperature
+from training.judging.calibration import fit_temperature, measured
 from training.judging.comparison import DEFAULT, EQUAL, SINGLE, WORD_COUNTS, WORDS_ALONE, Answers, compare
 from training.judging.judge import account, calibrate, reported_split
-from training.judging.metrics import Logits, probabilities
+from training.judging.metrics import Logits, Probabilities, head_score, probabilities
 from training.judging.word_counts import WordCounts
 from training.manifest import MANIFEST_FILE
 from training.network.inputs import TokenInputs
@@ -219,9 +220,30 @@ def compare_all(prepared: Prepared, histories: Sequence[TrialHistory], best: Sta
             found += compare(settings, examples, against, ours, [_answers(prepared, one, split) for one in side.judged])
     if single := _single_answers(prepared, histories, split):
         found += compare(settings, examples, SINGLE, ours, single)
-    counts = WordCounts(dataset.training.texts, [examples.texts])
-    floor = {head: counts.probabilities(dataset.training.labels[head], len(classes))[0] for head, classes in dataset.classes.items()}
-    return found + compare(settings, examples, WORD_COUNTS, ours, [floor]), counts.notes
+    counts = WordCounts(dataset.training.texts, [dataset.validation.texts, examples.texts])
+    floor = {head: _floor(prepared, counts, head) for head in dataset.classes}
+    return found + compare(settings, examples, WORD_COUNTS, ours, [floor]), list(dict.fromkeys(counts.notes))
+
+
+def _floor(prepared: Prepared, counts: WordCounts, head: str) -> Probabilities:
+    """Answer the reported texts with a head's floor: its metric on the validation texts decides how classes weigh.
+
+    Args:
+        prepared: The search.
+        counts: Of the validation texts, and of those that are reported.
+        head: Its name.
+    """
+    dataset, metric = prepared.dataset, prepared.settings.tuning.score_metrics.get(head, "macro_f1")
+    truth, is_ordered = dataset.validation.labels[head], prepared.settings.heads[head].ordered
+    tried = []
+    # Macro-F1 counts classes alike, so that they have to weigh alike; for the others it depends on the table.
+    for is_balanced in (True,) if metric == "macro_f1" else (True, False):
+        found = counts.probabilities(dataset.training.labels[head], len(dataset.classes[head]), is_balanced=is_balanced)
+        known, asked = (np.log(np.maximum(one, np.finfo(np.float32).eps)) for one in found)
+        score = head_score(measured(truth, known, 0, metric, is_ordered=is_ordered).to_dict(), metric)
+        # As with ours: only a log loss sees the temperature.
+        tried.append((score, probabilities(asked, fit_temperature(known, truth)) if metric == "log_loss" else found[1]))
+    return max(tried, key=lambda one: one[0])[1]
 
 
 def _single_answers(prepared: Prepared, histories: Sequence[TrialHistory], split: str) -> list[Answers]:
