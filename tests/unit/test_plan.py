@@ -1,13 +1,15 @@
 """Searches by name: pinned once, found again, and never a path."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.storage import Storage
 from tests.careless import careless_storage
 from training.errors import TuningError
-from training.search.plan import Plan, Start, check_name, checkpoints, next_attempt, pin, read_plan
+from training.search.plan import Plan, Start, check_name, checkpoints, next_attempt, pin, read_plan, search_path
+from training.search.proposing.ledger import Ledger
 from training.settings import TrainingSettings
 
 SETTINGS = TrainingSettings()
@@ -35,7 +37,7 @@ def test_where_a_store_minds_no_condition_no_two_searches_begin_with_one_name() 
             pin(storage, Plan("one", SETTINGS, "ours"))
         assert read_plan(storage, "one").data_digest == "theirs"
         # It may come later too: when ours has read its own.
-        taken = f"{store._strip_protocol(storage.uri)}/searches/two/search.json"
+        taken = f"{store._strip_protocol(storage.uri)}/searches/two/ledger/000000.json"
         store.after = lambda path: setattr(store, "before", lambda path: store.pipe_file(taken, b"{}"))
         with pytest.raises(TuningError, match="search 'two' exists already"):
             pin(storage, Plan("two", SETTINGS, "ours"))
@@ -75,6 +77,36 @@ def test_either_copy_is_enough(tmp_path: Path, damaged: str) -> None:
         (tmp_path / "searches/one" / copy).write_bytes(b"")
     with pytest.raises(TuningError, match=r"neither search\.json nor ledger/000000\.json can be read"):
         read_plan(storage, "one")
+
+
+@pytest.mark.parametrize("lost", ["search.json", "ledger/000000.json"])
+def test_a_search_that_lost_a_copy_gets_no_others_settings(tmp_path: Path, lost: str) -> None:
+    storage = Storage(str(tmp_path))
+    pin(storage, Plan("one", SETTINGS, "its own"))
+    (tmp_path / "searches/one" / lost).unlink()
+    with pytest.raises(TuningError, match="search 'one' exists already"):
+        pin(storage, Plan("one", SETTINGS, "another's"))
+    assert read_plan(storage, "one").data_digest == "its own"
+    assert not (tmp_path / "searches/one" / lost).exists()
+
+
+def test_a_search_that_was_ended_as_it_began_keeps_its_first_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(str(tmp_path))
+    claim, done = storage.claim, []
+
+    def end(*words: Any, **options: Any) -> bytes:
+        if done:
+            raise KeyboardInterrupt
+        done.append(words[0])
+        return claim(*words, **options)
+
+    monkeypatch.setattr(storage, "claim", end)
+    with pytest.raises(KeyboardInterrupt):
+        pin(storage, Plan("one", SETTINGS, "its own"))
+    monkeypatch.undo()
+    Ledger(storage, search_path("one", "ledger")).append("resumed", {})
+    assert storage.names("searches/one/ledger") == ["000000.json", "000001.json"]
+    assert read_plan(storage, "one").data_digest == "its own"
 
 
 def test_checkpoints_are_listed_from_the_newest(tmp_path: Path) -> None:

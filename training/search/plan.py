@@ -121,12 +121,15 @@ def pin(storage: Storage, plan: Plan) -> Plan:
         "settings": plan.settings.model_dump(mode="json"),
         "start": asdict(plan.start) if plan.start else None,
     }
-    path = search_path(plan.name, _PLAN_FILE)
+    path, copy = search_path(plan.name, _PLAN_FILE), search_path(plan.name, _COPY)
     try:
-        written = storage.claim(path, facts, indent=2)
-        # A second copy, should the first be damaged.
-        storage.claim(search_path(plan.name, _COPY), {"kind": "begun", **facts})
-        if not storage.holds(path, written):
+        # Where one of the two was lost, a new one would give another search's settings to what the other began.
+        if storage.exists(path):
+            raise ConflictError(f"{storage.uri}/{path}: exists already")
+        # Of two copies, should one be damaged, the ledger's first: no event of a search that was ended here may take its place.
+        written = {copy: storage.claim(copy, {"kind": "begun", **facts})}
+        written[path] = storage.claim(path, facts, indent=2)
+        if not all(storage.holds(file, content) for file, content in written.items()):
             # In a store that minds no condition another search's may have come after it.
             raise ConflictError(f"{storage.uri}/{path}: was taken by another search")
     except ConflictError:
