@@ -4,20 +4,18 @@ A local path and `s3://bucket/prefix` behave alike. Readers never see half a fil
 beside their place and renamed; object stores make a put visible only when it is complete. It does not know what the files mean.
 """
 
-import errno
 import hashlib
 import json
-import os
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConflictError, StorageError
+from cluster.whole_files import DRAFT, write_whole
 
-_DRAFT = ".tmp-"
 _REMOTE_HINT = "is the store reached from here, and may you use it? fsspec finds credentials in its own files and in the environment"
 # An address may hold who asks, with a password, and after its path a signature.
 _ADDRESS = re.compile(r"://(?:[^/@\s]*@)?([^\s?\"']*)(?:\?[^\s\"']*)?")
@@ -87,7 +85,7 @@ class Storage:
                 entries = self._filesystem.ls(full, detail=False)
             except (FileNotFoundError, NotADirectoryError):
                 return []
-        return sorted(name for entry in entries if (name := str(entry).rstrip("/").rsplit("/", 1)[-1]) and not name.startswith(_DRAFT))
+        return sorted(name for entry in entries if (name := str(entry).rstrip("/").rsplit("/", 1)[-1]) and not name.startswith(DRAFT))
 
     def write_bytes(self, path: str, content: bytes) -> None:
         """Write a whole file; a reader sees the old content or the new one.
@@ -100,7 +98,7 @@ class Storage:
             if self.local_root is None:
                 self._filesystem.pipe_file(full, content)
             else:
-                self._write_local(self.local_root / _inside(path), content, exclusive=False)
+                write_whole(self.local_root / _inside(path), content, exclusive=False)
 
     def create(self, path: str, content: bytes) -> None:
         """Write a file that must not exist yet; of several at once exactly one wins.
@@ -117,7 +115,7 @@ class Storage:
                 if self.local_root is None:
                     self._create_remote(full, content)
                 else:
-                    self._write_local(self.local_root / _inside(path), content, exclusive=True)
+                    write_whole(self.local_root / _inside(path), content, exclusive=True)
             except FileExistsError:
                 raise ConflictError(f"{self.uri}/{path}: exists already") from None
 
@@ -139,6 +137,12 @@ class Storage:
         content = json.dumps({**facts, "written_by": uuid.uuid4().hex}, indent=indent).encode()
         self._create_once(path, content)
         return content
+
+    def _sha256_of(self, path: str) -> str:
+        if self.local_root is None:
+            return sha256(self.read_bytes(path))
+        with self._told(path):
+            return sha256_file(self.local_root / _inside(path))
 
     def holds(self, path: str, content: bytes) -> bool:
         """Tell whether a file is there and has this content; raises as `read_bytes`."""
@@ -169,25 +173,6 @@ class Storage:
         if self._filesystem.cat_file(full) != content:
             raise FileExistsError(full)
 
-    @staticmethod
-    def _write_local(target: Path, content: bytes, *, exclusive: bool) -> None:
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
-            # Else `create` would take a file in a folder's place for a lost race.
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from None
-        draft = target.parent / f"{_DRAFT}{uuid.uuid4().hex}"
-        try:
-            with draft.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            # A hard link fails when the name is taken, which a rename does not.
-            os.link(draft, target) if exclusive else draft.replace(target)
-            _sync_folder(target.parent)
-        finally:
-            draft.unlink(missing_ok=True)
-
     def remove(self) -> None:
         """Take the whole folder away.
 
@@ -199,7 +184,7 @@ class Storage:
 
     def remove_drafts(self) -> None:
         """Take away what interrupted writes left in this folder; nobody else may write there meanwhile."""
-        for draft in self.local_root.glob(f"{_DRAFT}*") if self.local_root else ():
+        for draft in self.local_root.glob(f"{DRAFT}*") if self.local_root else ():
             draft.unlink(missing_ok=True)
 
     def upload(
@@ -228,41 +213,65 @@ class Storage:
         """
         if self.exists(f"{path}/{last}"):
             raise ConflictError(f"{self.uri}/{path}/{last}: exists already")
-        expected: dict[str, str] = {}
+        # First: where the source is replaced from here on, the digests of the other files tell.
+        closing = (source / last).read_bytes()
+        expected = dict(digests or {})
         for relative in (name for name in _files_in(source) if name != last):
             before_each()
             content = (source / relative).read_bytes()
             self.write_bytes(f"{path}/{relative}", content)
-            expected[relative] = sha256(content)
-        for relative, digest in (expected | dict(digests or {})).items():
-            if (found := sha256(self.read_bytes(f"{path}/{relative}"))) != digest:
-                raise StorageError(f"{self.uri}/{path}/{relative}: has SHA-256 {found}, but must have {digest}", "publish it again")
+            if relative not in expected:
+                expected[relative] = sha256(content)
+        for relative, digest in expected.items():
+            if (found := self._sha256_of(f"{path}/{relative}")) != digest:
+                raise StorageError(f"{self.uri}/{path}/{relative}: has SHA-256 {found}, but must have {digest}", "try again")
         before_each()
-        self._create_once(f"{path}/{last}", (source / last).read_bytes())
+        self._create_once(f"{path}/{last}", closing)
 
     def replace(self, source: Path, path: str, *, last: str) -> None:
         """Put a copy of a local folder in the place of a folder here, if there is one; nobody else may do so meanwhile.
 
         The copy arrives beside it, as `PATH.new`, and is whole before anything happens to the old one. A reader finds the old folder, the
-        new one or, for a moment, none with the file `last`; never some files of each.
+        new one or, for a moment, none with the file `last`; never some files of each. On a disk the moment lies between two renames; what a
+        kill in it leaves as `PATH.old` is put back by the next replacement.
 
         Raises:
             StorageError: It cannot be written, or something else has arrived.
         """
         fresh = f"{path}.new"
+        self._put_back(path)
         self._take_away(fresh)
         self.upload(source, fresh, last=last)
+        if self.local_root is not None:
+            self._rename_over(self.local_root, fresh, path)
+            return
         with self._told(path):
             if self.exists(f"{path}/{last}"):
                 self._filesystem.rm_file(self._full(f"{path}/{last}"))
-            # Files that the new one lacks may not stay.
-            self._take_away(path)
-            if self.local_root is not None:
-                (self.local_root / fresh).rename(self.local_root / path)
-                return
-            for name in sorted(_files_in(source), key=lambda name: name == last):
-                self._filesystem.cp_file(self._full(f"{fresh}/{name}"), self._full(f"{path}/{name}"))
+        # Files that the new one lacks may not stay.
+        self._take_away(path)
+        # Sent once more: not every store copies by itself, and what it copies would have to be read again as well.
+        self.upload(source, path, last=last)
         self._take_away(fresh)
+
+    def _put_back(self, path: str) -> None:
+        """Undo half a replacement on a disk, and take away what a whole one left."""
+        if self.local_root is None or not self.exists(old := f"{path}.old"):
+            return
+        if self.exists(path):
+            self._take_away(old)
+        else:
+            with self._told(path):
+                (self.local_root / old).rename(self.local_root / path)
+
+    def _rename_over(self, root: Path, fresh: str, path: str) -> None:
+        with self._told(path):
+            if self.exists(path):
+                (root / path).rename(root / f"{path}.old")
+            (root / fresh).rename(root / path)
+        # A file that somebody reads keeps its folder on NFS, and the new one from nothing: the next replacement tries again.
+        with suppress(StorageError):
+            self._take_away(f"{path}.old")
 
     def _take_away(self, path: str) -> None:
         if self.exists(path):
@@ -325,15 +334,6 @@ def _files_in(folder: Path) -> list[str]:
 def _first_line(error: Exception | str) -> str:
     """Return what an error says first, without the secrets of an address."""
     return _ADDRESS.sub(r"://\1", next(iter(str(error).strip().splitlines()), "it does not say why"))
-
-
-def _sync_folder(folder: Path) -> None:
-    # Without this a power cut can forget the rename itself.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sha256(content: bytes) -> str:

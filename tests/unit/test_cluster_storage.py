@@ -102,12 +102,12 @@ def make_folder(folder: Path, **files: str) -> Path:
 def test_the_last_file_arrives_after_the_others_were_read_again(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_folder(tmp_path / "source", a="", manifest="", z="")
     order: list[str] = []
-    for method in ("write_bytes", "read_bytes", "create"):
+    for method in ("write_bytes", "_sha256_of", "create"):
         own = getattr(storage, method)
         monkeypatch.setattr(storage, method, lambda *words, m=method, own=own: order.append(f"{m} {words[0]}") or own(*words))
     storage.upload(source, "v", last="manifest", before_each=lambda: order.append("asks"))
     writes = ["asks", "write_bytes v/a", "asks", "write_bytes v/z"]
-    assert order == [*writes, "read_bytes v/a", "read_bytes v/z", "asks", "create v/manifest"]
+    assert order == [*writes, "_sha256_of v/a", "_sha256_of v/z", "asks", "create v/manifest"]
 
 
 def test_what_arrives_otherwise_is_not_shown(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +115,7 @@ def test_what_arrives_otherwise_is_not_shown(storage: Storage, tmp_path: Path, m
     with pytest.raises(StorageError) as raised:
         storage.upload(source, "v", last="manifest", digests={"a": sha256(b"before")})
     assert raised.value.message == f"{storage.uri}/v/a: has SHA-256 {sha256(b'whole')}, but must have {sha256(b'before')}"
+    assert raised.value.hint == "try again"
     write = storage.write_bytes
     monkeypatch.setattr(storage, "write_bytes", lambda path, content: write(path, content[:-1]))
     with pytest.raises(StorageError, match=r"/v/a: has SHA-256 "):
@@ -150,7 +151,7 @@ def test_whatever_ends_a_replacement_no_mixture_is_found(storage: Storage, tmp_p
             return change
 
         with monkeypatch.context() as killed:
-            for owner, methods in ((storage, ("write_bytes", "create", "child")), (storage._filesystem, ("rm_file", "cp_file"))):
+            for owner, methods in ((storage, ("write_bytes", "create", "child")), (storage._filesystem, ("rm_file",)), (Path, ("rename",))):
                 for method in methods:
                     killed.setattr(owner, method, count(getattr(owner, method)))
             with suppress(KeyboardInterrupt):
@@ -167,6 +168,84 @@ def test_whatever_ends_a_replacement_no_mixture_is_found(storage: Storage, tmp_p
     assert found() == new
     # Until the new one has arrived whole, the old one stays.
     assert seen[:4] == [True] * 4
+
+
+def test_what_is_last_is_of_the_same_source_as_the_others(storage: Storage, tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "source", a="1", b="1", manifest="1")
+
+    def replace_source() -> None:
+        for name in ("a", "b", "manifest"):
+            (source / name).write_text("2")
+
+    before = {name: sha256(b"1") for name in ("a", "b")}
+    asked = iter([lambda: None, lambda: None, replace_source])
+    storage.upload(source, "v", last="manifest", digests=before, before_each=lambda: next(asked)())
+    assert [storage.read_bytes(f"v/{name}") for name in ("a", "b", "manifest")] == [b"1"] * 3
+
+
+def test_an_old_folder_that_cannot_go_keeps_nothing_from_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(str(tmp_path / "store"))
+    storage.replace(make_folder(tmp_path / "1", a="1", manifest="1"), "best", last="manifest")
+
+    def hold(one: Storage) -> None:
+        # As NFS does where somebody reads a file: the others are gone, and the folder stays.
+        (Path(one.uri) / "a").unlink()
+        raise StorageError(f"{one.uri}: Directory not empty")
+
+    with monkeypatch.context() as held:
+        held.setattr(Storage, "remove", hold)
+        storage.replace(make_folder(tmp_path / "2", a="2", manifest="2"), "best", last="manifest")
+    assert [storage.read_bytes(f"best/{name}") for name in storage.names("best")] == [b"2"] * 2
+    assert storage.names() == ["best", "best.old"]
+    storage.replace(make_folder(tmp_path / "3", a="3", manifest="3"), "best", last="manifest")
+    assert storage.names() == ["best"]
+
+
+def test_what_a_kill_between_two_renames_leaves_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(str(tmp_path / "store"))
+    storage.replace(make_folder(tmp_path / "1", a="1", manifest="1"), "best", last="manifest")
+    make_folder(tmp_path / "2", a="2", manifest="2")
+    rename = Path.rename
+
+    def end(one: Path, target: Path) -> Path:
+        if one.name == "best.new":
+            raise KeyboardInterrupt
+        return rename(one, target)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "rename", end)
+        with pytest.raises(KeyboardInterrupt):
+            storage.replace(tmp_path / "2", "best", last="manifest")
+    assert storage.names() == ["best.new", "best.old"]
+    with monkeypatch.context() as full:
+        full.setattr(storage, "write_bytes", lambda *_: refuse(OSError(28, "No space left on device"))(""))
+        with pytest.raises(OSError, match="No space left"):
+            storage.replace(tmp_path / "2", "best", last="manifest")
+    assert storage.read_bytes("best/a") == b"1"
+    storage.replace(tmp_path / "2", "best", last="manifest")
+    assert (storage.names(), storage.read_bytes("best/a")) == (["best"], b"2")
+
+
+def test_a_store_that_copies_nothing_by_itself_is_enough(
+    careless: tuple[Storage, CarelessStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, store = careless
+    storage.replace(make_folder(tmp_path / "1", a="1", b="1", manifest="1"), "best", last="manifest")
+
+    def refuse_copies(*_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(store, "cp_file", refuse_copies)
+    make_folder(tmp_path / "2", a="2", manifest="2")
+    storage.replace(tmp_path / "2", "best", last="manifest")
+    assert ([storage.read_bytes(f"best/{name}") for name in storage.names("best")], storage.names()) == ([b"2"] * 2, ["best"])
+    # What arrives at its place is read again, too.
+    write = storage.write_bytes
+    monkeypatch.setattr(storage, "write_bytes", lambda path, content: write(path, content[:-1] if path == "best/a" else content))
+    with pytest.raises(StorageError, match=r"/best/a: has SHA-256 "):
+        storage.replace(tmp_path / "2", "best", last="manifest")
+    assert storage.names("best") == ["a"]
+    assert storage.names("best.new") == ["a", "manifest"]
 
 
 def test_a_missing_folder_cannot_be_downloaded(storage: Storage, tmp_path: Path) -> None:
@@ -395,7 +474,7 @@ def test_a_defect_of_ours_is_not_told_as_one_of_the_disk(tmp_path: Path, monkeyp
         raise TypeError("a defect")
 
     storage = Storage(str(tmp_path))
-    monkeypatch.setattr(storage, "_write_local", lambda *_, **__: fail())
+    monkeypatch.setattr("cluster.storage.write_whole", lambda *_, **__: fail())
     with pytest.raises(TypeError, match="a defect"):
         storage.create("a", b"")
 
