@@ -12,10 +12,10 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from cluster.console import warn
 from cluster.errors import ConflictError, StorageError
@@ -30,6 +30,7 @@ _VERSIONS = "registry/versions"
 _NAMES = "registry/names"
 _CLAIM = ".claim"
 _NUMBER = re.compile(r"(?=[0-9]{6})0*([1-9][0-9]*)")
+_MOVE = re.compile(rf"{_NUMBER.pattern}\.json")
 _NAME = re.compile(r"^[a-z][a-z0-9-]{0,62}$")
 _MOST_ATTEMPTS = 100
 # Nobody publishes for so long.
@@ -110,6 +111,9 @@ class Registry:
         # The claim is what two publishers race for; files of two checkpoints never mix in one folder.
         path = f"{self.path(version)}{_CLAIM}"
         claimed = self.storage.claim(path, {"version": version, "claimed": datetime.now(UTC).isoformat(timespec="seconds")})
+        if self.storage.names(self.path(version)):
+            # In a store that minds no condition they are those of one whose claim this one has just overwritten.
+            raise ConflictError(f"{self.storage.uri}/{path}: was taken by another publisher")
 
         def require_claim() -> None:
             # In a store that minds no condition another publisher's may have come after it.
@@ -204,12 +208,12 @@ class Registry:
             raise RegistryError(
                 f"{name!r} was promoted by somebody else at the same moment", "look at it again before you promote"
             ) from None
-        return Move(**json.loads(written))
+        return _move(json.loads(written))
 
     def history(self, name: str) -> list[Move]:
         """List a name's moves, oldest first; empty for a name that was never promoted."""
         _require_name(name)
-        return [Move(**json.loads(self.storage.read_bytes(f"{_NAMES}/{name}/{file}"))) for file in self._moves(name)]
+        return [_move(json.loads(self.storage.read_bytes(f"{_NAMES}/{name}/{file}"))) for file in self._moves(name)]
 
     def names(self) -> dict[str, int]:
         """Map each name to the version it points to."""
@@ -244,9 +248,17 @@ class Registry:
             return
         for number in abandoned:
             try:
-                self.storage.child(self.path(number)).remove()
+                self._remove(number)
             except StorageError as error:
                 warn(f"what a killed publisher left is not taken away, which the next one tries again: {error.message}")
+
+    def _remove(self, number: int) -> None:
+        try:
+            self.storage.child(self.path(number)).remove()
+        except StorageError:
+            # Another publisher may have been faster.
+            if self.storage.exists(self.path(number)):
+                raise
 
     def _is_abandoned(self, number: int) -> bool:
         folder, claim = self.path(number), f"{self.path(number)}{_CLAIM}"
@@ -261,7 +273,7 @@ class Registry:
         return sorted({int(found[1]) for name in names if (found := _NUMBER.fullmatch(name.removesuffix(_CLAIM)))})
 
     def _moves(self, name: str) -> list[str]:
-        return [file for file in self.storage.names(f"{_NAMES}/{name}") if _NUMBER.fullmatch(file.removesuffix(".json"))]
+        return [file for file in self.storage.names(f"{_NAMES}/{name}") if _MOVE.fullmatch(file)]
 
     def _names(self) -> list[str]:
         return [name for name in self.storage.names(_NAMES) if _NAME.match(name)]
@@ -283,10 +295,15 @@ def _require_name(name: str) -> None:
         raise RegistryError(f"name {name!r} must be lower-case letters, digits and dashes, starting with a letter")
 
 
+def _move(facts: Mapping[str, Any]) -> Move:
+    """Return a move without what later releases may say of one beside."""
+    return Move(**{one.name: facts[one.name] for one in fields(Move) if one.name in facts})
+
+
 def _claimed_at(claim: bytes) -> datetime | None:
     try:
         # One without a zone is taken for this machine's.
         return datetime.fromisoformat(json.loads(claim)["claimed"]).astimezone(UTC)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         # Cut short by what ended its publisher.
         return None

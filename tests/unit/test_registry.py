@@ -15,7 +15,7 @@ from tests.careless import careless_storage
 from training.__main__ import make_parser
 from training.checkpoint import WEIGHTS_FILE
 from training.errors import CheckpointError, RegistryError
-from training.manifest import UNSEALED, read_manifest, sealed
+from training.manifest import MANIFEST_FILE, UNSEALED, read_manifest, sealed
 from training.registry import Registry
 
 
@@ -105,6 +105,25 @@ def leave(registry: Registry, number: int, claim: object) -> str:
     return registry.path(number)
 
 
+def test_a_best_checkpoint_that_is_replaced_meanwhile_is_no_version(
+    make_checkpoint: Callable[[int], Path], registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, new = registry.storage, make_checkpoint(2)
+    storage.replace(make_checkpoint(1), "searches/ads/best", last=MANIFEST_FILE)
+    own = storage._sha256_of
+
+    def replace(path: str) -> str:
+        monkeypatch.undo()
+        storage.replace(new, "searches/ads/best", last=MANIFEST_FILE)
+        return own(path)
+
+    monkeypatch.setattr(storage, "_sha256_of", replace)
+    version = registry.publish_from("searches/ads/best")
+    # All of it is the old one's, where only the manifest was of the new one.
+    registry.fetch(version, tmp_path / "fetched")
+    assert registry.manifest(registry.publish_from("searches/ads/best")).digest == read_manifest(new).digest
+
+
 def test_what_cannot_be_taken_away_fails_no_publication(
     registry: Registry, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,7 +155,9 @@ def test_what_cannot_be_taken_away_fails_no_publication(
     assert registry.versions() == [3, 4]
 
 
-@pytest.mark.parametrize("claim", [[], "x", {"claimed": None}, {"claimed": "2026-01-01T00:00:00"}, {"claimed": "soon"}])
+@pytest.mark.parametrize(
+    "claim", [[], "x", {"claimed": None}, {"claimed": "2026-01-01T00:00:00"}, {"claimed": "soon"}, {"claimed": "0001-01-01T00:00:00+14:00"}]
+)
 def test_no_claim_fails_a_publication(registry: Registry, tiny_checkpoint: Path, claim: object) -> None:
     leave(registry, 1, claim)
     assert registry.publish(tiny_checkpoint) == 2
@@ -150,7 +171,7 @@ def test_files_that_others_leave_among_versions_are_none(
         storage.write_bytes(f"registry/versions/{stray}", b'{"claimed": "2026-01-01T00:00:00+00:00"}')
     assert registry.publish(tiny_checkpoint) == 1
     registry.promote(1)
-    for stray in (".DS_Store", "Read me/x", "production/README.json", "production/._000001.json"):
+    for stray in (".DS_Store", "Read me/x", "production/README.json", "production/._000001.json", "production/000007"):
         storage.write_bytes(f"registry/names/{stray}", b"x")
     assert registry.publish(tiny_checkpoint) == 2
     assert registry.promote(2).sequence == 2
@@ -213,6 +234,55 @@ def test_where_a_store_minds_no_condition_two_publishers_get_a_version_each(make
         store.after = lambda path: setattr(store, "before", lambda path: storage.write_bytes(taken, b"{}"))
         assert registry.publish(second) == 5
         assert registry.versions() == [1, 2, 3, 5]
+
+
+def test_a_publisher_that_comes_late_leaves_the_files_of_another_alone(make_checkpoint: Callable[[int], Path], tmp_path: Path) -> None:
+    first, second = make_checkpoint(1), make_checkpoint(2)
+    with careless_storage() as (storage, store):
+        registry, published = Registry(storage), []
+        claim = "registry/versions/000001.claim"
+
+        def come_late(path: str) -> None:
+            # The other one has looked before there was anything, stood still, and its claim comes when this one's last file goes up.
+            looks = iter([[]])
+            if not path.endswith(MANIFEST_FILE):
+                store.before = come_late
+                return
+            with pytest.MonkeyPatch.context() as stale:
+                stale.setattr(registry, "_claimed", lambda: next(looks, [1]))
+                store.rm(f"{store._strip_protocol(storage.uri)}/{claim}")
+                published.append(registry.publish(second))
+
+        store.before = come_late
+        published.append(registry.publish(first))
+        assert published == [2, 1]
+        assert registry.versions() == [1, 2]
+        for version, one in ((1, first), (2, second)):
+            registry.fetch(version, tmp_path / str(version))
+            assert registry.manifest(version).digest == read_manifest(one).digest
+
+
+def test_moves_of_a_later_release_are_read(registry: Registry, tiny_checkpoint: Path) -> None:
+    registry.promote(registry.publish(tiny_checkpoint))
+    path = "registry/names/production/000001.json"
+    facts = json.loads(registry.storage.read_bytes(path))
+    before = registry.history("production")
+    registry.storage.write_bytes(path, json.dumps(facts | {"reason": "better"}).encode())
+    assert registry.history("production") == before
+    # And of an earlier one.
+    del facts["written_by"]
+    registry.storage.write_bytes(path, json.dumps(facts).encode())
+    assert [move.written_by for move in registry.history("production")] == [""]
+
+
+def test_what_another_publisher_took_away_first_is_no_warning(
+    registry: Registry, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave(registry, 1, {"version": 1, "claimed": "2026-01-01T00:00:00+00:00"})
+    remove = Storage.remove
+    monkeypatch.setattr(Storage, "remove", lambda one: (remove(one), remove(one)))
+    assert registry.publish(tiny_checkpoint) == 2
+    assert capsys.readouterr().err == ""
 
 
 def test_of_two_promotions_at_once_the_one_that_was_overwritten_is_told(make_checkpoint: Callable[[int], Path]) -> None:
