@@ -226,7 +226,22 @@ def read_settings_file(path: Path = DEFAULT_FILE, overrides: Sequence[str] = ())
         tree.setdefault("cluster", {})["storage"] = storage
     for override in overrides:
         _apply(tree, override)
+    if storage:
+        _refuse_lost(tree["cluster"]["storage"], storage)
     return tree
+
+
+def _refuse_lost(chosen: object, storage: str) -> None:
+    """Refuse a folder that a job would write into the copy of the working directory that Ray gave it, and takes away.
+
+    Raises:
+        SettingsError: It is relative.
+    """
+    if isinstance(chosen, str) and chosen != storage and "://" not in chosen and not chosen.startswith(("/", "~")):
+        raise SettingsError(
+            f"--set cluster.storage={chosen}: is relative, but a job runs in a copy of the working directory, which is taken away",
+            "give an absolute path or a URI",
+        )
 
 
 def _read_tree(path: Path) -> dict[str, Any]:

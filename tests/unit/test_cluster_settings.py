@@ -187,6 +187,23 @@ def test_a_jobs_own_storage_wins_over_that_of_its_submission(write: Any, monkeyp
     assert load_settings(write("cluster: {storage: here}"), ["cluster.storage=s3://bucket/mine"]).storage == "s3://bucket/mine"
 
 
+@pytest.mark.parametrize("own", ["mine", "./mine", "../mine", ".twohead"])
+def test_a_job_writes_nothing_into_its_copy_of_the_working_folder(write: Any, monkeypatch: pytest.MonkeyPatch, own: str) -> None:
+    file, override = write(""), f"cluster.storage={own}"
+    assert load_settings(file, [override]).storage == own
+    monkeypatch.setenv(STORAGE_VARIABLE, "/far/away")
+    with pytest.raises(SettingsError) as raised:
+        load_settings(file, [override])
+    assert raised.value.message.startswith(f"--set {override}: is relative, but a job runs in a copy of the working directory")
+    assert raised.value.hint == "give an absolute path or a URI"
+
+
+@pytest.mark.parametrize("own", ["/a", "~/x", "s3://bucket/mine", "file:///a", "/far/away"])
+def test_a_job_may_name_what_stays(write: Any, monkeypatch: pytest.MonkeyPatch, own: str) -> None:
+    monkeypatch.setenv(STORAGE_VARIABLE, "/far/away")
+    assert load_settings(write(""), [f"cluster.storage={own}"]).storage == own
+
+
 def test_validation_lists_every_finding_by_its_dotted_key() -> None:
     tree = {"training": {"inner": {"rate": "fast", "count": 0, "cuont": 2}, "other": 1}}
     with pytest.raises(SettingsError) as raised:
