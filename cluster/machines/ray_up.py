@@ -249,7 +249,7 @@ class _Machines:
         if done.returncode != 0:
             said = self.log.read_text(encoding="utf-8", errors="replace").rpartition(f"$ ray {verb}")[2]
             ended, everything = f"`ray {verb}` ended with exit code {done.returncode}", f"all of it is in {self.log}"
-            if (fault := unreached(verb, said, self.launcher["provider"].get("head_ip", "the head"))) is None:
+            if (fault := unreached(verb, said, self.launcher["provider"].get("head_ip"))) is None:
                 raise ClusterError(f"{ended}: {why(said)}", everything)
             raise UnreachedError(f"{ended}: {fault[0]}", f"{fault[1]}; {everything}")
         return text

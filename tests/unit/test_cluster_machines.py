@@ -17,6 +17,7 @@ from cluster.machines.completing import END_KEEPER, KEEPER_PLACE, completed, das
 from cluster.machines.known import Known, known_folder, read_known, token_file, write_known
 from cluster.machines.launcher_file import check_launcher
 from cluster.machines.probe import MARK
+from cluster.machines.said import unreached
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 
@@ -280,6 +281,20 @@ WAITED = (
         ("ssh: Could not resolve hostname h: Name or service not known", "SSH command failed.", None, "is the address below"),
         ("Host key verification failed", "SSH command failed.", "10.0.0.1: Host key verification failed", "was the machine set up anew"),
         ("", "[Errno -2] Name or service not known", "10.0.0.1: Name or service not known", "is the address below"),
+        # As Python writes it in a list of words.
+        (
+            "", "gaierror('[Errno -3] Temporary failure in name resolution')", "10.0.0.1: Temporary failure in name resolution",
+            "is the address below",
+        ),
+        ("Connection to 10.0.0.1 port 22 timed out", "SSH command failed.", None, "is the machine on"),
+        ("Connection closed by 10.0.0.1 port 22", "SSH command failed.", None, "is the machine on"),
+        (
+            "Connection timed out during banner exchange", "SSH command failed.", "10.0.0.1: Connection timed out during banner exchange",
+            "is the machine on",
+        ),
+        ("Received disconnect from 10.0.0.1 port 22:2: Too many authentication failures", "SSH command failed.", None, "is auth.ssh_user"),
+        ("Received disconnect from 10.0.0.1 port 22:11: it goes down", "SSH command failed.", None, "is the machine on"),
+        ("Timeout, server 10.0.0.1 not responding.", "SSH command failed.", "Timeout, server 10.0.0.1 not responding", "is the machine on"),
         (
             "", "[Errno 2] No such file or directory: 'ssh'", "10.0.0.1: No such file or directory: 'ssh'", "install ssh here",
         ),
@@ -306,6 +321,24 @@ def test_up_tells_at_once_which_host_refused_and_why(
     assert raised.value.hint.endswith(f"; all of it is in {home}/.twohead/clusters/lab/ray.log")
     # Ray has waited for minutes: not once more.
     assert verbs == ["up", "down", "ssh", "ssh"]
+
+
+@pytest.mark.parametrize(
+    ("said", "head"),
+    [
+        ("E1130 chttp2_transport.cc:1 ipv4:10.0.0.1:6379: Connection reset by peer", "10.0.0.1"),
+        ("recvmsg: Connection reset by peer", None),
+        ("could not reach ec2.eu-west-1.amazonaws.com: [Errno -3] Temporary failure in name resolution", None),
+    ],
+)
+def test_what_others_say_of_connections_and_names_is_no_word_of_ssh(said: str, head: str | None) -> None:
+    assert unreached("exec", f"{said}\nError: it ended\n", head) is None
+
+
+def test_a_host_of_a_cloud_has_no_address_to_be_told() -> None:
+    assert unreached("exec", "Host key verification failed", None) == (
+        "the head: Host key verification failed", "was the machine set up anew? ssh-keygen -R HOST forgets its old key",
+    )  # fmt: skip
 
 
 def test_a_host_that_refused_at_first_is_not_why_its_setup_failed(monkeypatch: pytest.MonkeyPatch) -> None:
