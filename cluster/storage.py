@@ -135,7 +135,7 @@ class Storage:
             StorageError: It cannot be written.
         """
         content = json.dumps({**facts, "written_by": uuid.uuid4().hex}, indent=indent).encode()
-        self._create_once(path, content)
+        self.create_own(path, content)
         return content
 
     def _sha256_of(self, path: str) -> str:
@@ -148,8 +148,8 @@ class Storage:
         """Tell whether a file is there and has this content; raises as `read_bytes`."""
         return self.exists(path) and self.read_bytes(path) == content
 
-    def _create_once(self, path: str, content: bytes) -> None:
-        """Create a file that nobody else can have written word for word."""
+    def create_own(self, path: str, content: bytes) -> None:
+        """Create a file that nobody else can have written word for word; see `create`."""
         try:
             self.create(path, content)
         except StorageError:
@@ -226,7 +226,7 @@ class Storage:
             if (found := self._sha256_of(f"{path}/{relative}")) != digest:
                 raise StorageError(f"{self.uri}/{path}/{relative}: has SHA-256 {found}, but must have {digest}", "try again")
         before_each()
-        self._create_once(f"{path}/{last}", closing)
+        self.create_own(f"{path}/{last}", closing)
 
     def replace(self, source: Path, path: str, *, last: str) -> None:
         """Put a copy of a local folder in the place of a folder here, if there is one; nobody else may do so meanwhile.

@@ -35,7 +35,7 @@ class KeyStore:
         Raises:
             StorageError: It cannot be written.
         """
-        self._storage.create(f"{_FOLDER}/{key.id}{_KEY}", key.model_dump_json(indent=1).encode())
+        self._storage.create_own(f"{_FOLDER}/{key.id}{_KEY}", key.model_dump_json(indent=1).encode())
 
     def read(self, identity: str) -> Key:
         """Return what is kept of a key.
@@ -70,7 +70,7 @@ class KeyStore:
         if identity not in made:
             raise KeyringError(f"there is no key {identity!r}", "python -m serving keys list")
         try:
-            self._storage.create(f"{_FOLDER}/{identity}{_REVOKED}", datetime.now(UTC).isoformat().encode())
+            self._storage.create_own(f"{_FOLDER}/{identity}{_REVOKED}", datetime.now(UTC).isoformat().encode())
         except ConflictError:
             return False
         return True

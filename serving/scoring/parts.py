@@ -186,7 +186,7 @@ def open_folder(storage: Storage, scoring: Scoring, *, overwrite: bool = False) 
         names = []
     storage.remove_drafts()
     if not names:
-        storage.create(MANIFEST, scoring.model_dump_json(indent=2).encode())
+        storage.create_own(MANIFEST, scoring.model_dump_json(indent=2).encode())
     return {int(found[1]) for name in names if (found := _PART.fullmatch(name))}
 
 

@@ -10,6 +10,7 @@ from cluster.storage import Storage
 from serving.errors import ScoringError
 from serving.scoring.files import File, survey
 from serving.scoring.parts import Scoring, Wanted, open_folder, part_name, plan, write_part
+from tests.careless import careless_storage, refuse
 
 MANIFEST: Any = SimpleNamespace(
     text_template="{title}: {text}",
@@ -118,6 +119,13 @@ def test_another_command_is_refused_unless_it_may_begin_again(
     assert out.exists(part_name(0))
     assert open_folder(out, other, overwrite=True) == set()
     assert open_folder(out, other) == set()
+
+
+def test_a_folder_whose_stores_answer_was_lost_is_begun(tmp_path: Path) -> None:
+    with careless_storage() as (storage, store):
+        store.after = refuse(FileExistsError("asked twice"))
+        assert open_folder(storage, planned(table(tmp_path))) == set()
+        assert storage.names() == ["_manifest.json"]
 
 
 @pytest.mark.parametrize("names", [["ads.csv"], ["part-000000.parquet"], ["_manifest.json", "notes.txt"], ["_manifest.json"]])

@@ -8,7 +8,7 @@ import pytest
 from starlette.requests import Request
 
 from cluster.console import run_command
-from cluster.errors import SettingsError
+from cluster.errors import ConflictError, SettingsError
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 from serving.__main__ import make_parser
@@ -17,9 +17,11 @@ from serving.door import client_id
 from serving.errors import AnswerError
 from serving.keys.command import require_key
 from serving.keys.guard import held_key
+from serving.keys.key import Key
 from serving.keys.ring import Bucket, KeyRing, usable
 from serving.keys.store import KeyStore
 from serving.settings import ServingSettings
+from tests.careless import careless_storage, refuse
 
 
 def run(tmp_path: Path, *words: str) -> int:
@@ -70,6 +72,20 @@ def test_what_cannot_be_made_or_revoked_is_said(tmp_path: Path, capsys: pytest.C
         with pytest.raises(SystemExit):
             run(tmp_path, "create", "--name", "x", *words)
     assert not (tmp_path / "keys").exists()
+
+
+def test_a_key_whose_stores_answer_was_lost_is_made_and_revoked() -> None:
+    with careless_storage() as (storage, store):
+        keys = KeyStore(storage)
+        key, _ = Key.make("ci", frozenset({"predict"}), None, None)
+        store.after = refuse(FileExistsError("asked twice"))
+        keys.add(key)
+        assert keys.read(key.id) == key
+        with pytest.raises(ConflictError):
+            keys.add(key.model_copy(update={"name": "another"}))
+        store.after = refuse(FileExistsError("asked twice"))
+        assert keys.revoke(key.id)
+        assert not keys.revoke(key.id)
 
 
 def test_other_addresses_only_with_keys() -> None:
