@@ -148,6 +148,29 @@ def test_where_texts_times_classes_are_too_many_some_texts_are_learned_from(monk
     assert max(seen) == 100
 
 
+def test_of_very_many_texts_the_same_are_drawn_as_ever_and_who_takes_fewer_takes_of_these(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, labels = texts(300, 0)
+    draw, drawn = word_weights._draw, list[word_weights._Drawn]()
+
+    def drawing(*asked: Any) -> Any:
+        drawn.append(draw(*asked))
+        return drawn[-1]
+
+    monkeypatch.setattr(word_weights, "_draw", drawing)
+    monkeypatch.setattr(word_weights, "_MOST_LEARNED", 150)
+    found(table, labels)
+    expected = np.random.default_rng(0).choice(np.arange(300), 150, replace=False)
+    for one in drawn:
+        np.testing.assert_array_equal(one.texts, np.sort(expected))
+    drawn.clear()
+    tokens = int(count_pieces(table, len(MUTE)).having.sum())
+    monkeypatch.setattr(word_weights, "_MOST_WORK", tokens * CLASSES // 6)
+    found(table, labels)
+    for one in drawn:
+        assert 1 < len(one.texts) <= 50
+        np.testing.assert_array_equal(one.texts, np.sort(expected[: len(one.texts)]))
+
+
 def test_words_that_say_nothing_are_left_out() -> None:
     table, labels = texts(300, 0, tells=False)
     by_chance = [np.random.default_rng(seed).permutation(labels) for seed in range(6)]
@@ -265,9 +288,7 @@ def test_letters_are_counted_in_a_table_of_any_size(monkeypatch: pytest.MonkeyPa
     # One text more than may be learned from, or one weight: a little less is learned, and not everything forgotten.
     for bound, most in (("_MOST_WORK", work - 1), ("_MOST_WEIGHTS", CLASSES * 150), ("_MOST_NUMBERS", work // CLASSES // 2)):
         with monkeypatch.context() as patched:
-            patched.setattr(word_weights, bound, most, raising=False)
-            # An earlier bound on all tokens of the table.
-            patched.setattr(word_weights, "_MOST_TOKENS", 100, raising=False)
+            patched.setattr(word_weights, bound, most)
             weights = letters_found(table, labels)
         assert weights.reads_letters, bound
         assert weights.heads["job"].score > 0.95, bound
