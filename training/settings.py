@@ -44,11 +44,6 @@ class TrainingSettings(Section):
             for name in names:
                 if name not in self.heads:
                     raise ValueError(f"{where} names the head {name!r}, but the heads are {', '.join(self.heads)}")
-        for name, own in self.search_space.heads.items():
-            # Where it is wanted of all heads, the ordered ones alone are meant.
-            is_own = own.loss == "corn" and self.search_space.loss != "corn"
-            if is_own and not self.heads[name].ordered:
-                raise ValueError(f"search_space.heads.{name}.loss is 'corn', but only ordered classes can have it")
         if self.tuning.score_weights and not any(self.tuning.score_weights.values()):
             raise ValueError("tuning.score_weights are all 0, but at least one must be above 0")
         for name, metric in self.tuning.score_metrics.items():

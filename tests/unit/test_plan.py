@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import SettingsError
 from cluster.storage import Storage
 from tests.careless import careless_storage
 from training.errors import TuningError
 from training.search.plan import Plan, Start, check_name, checkpoints, next_attempt, pin, read_plan, search_path
 from training.search.proposing.ledger import Ledger
+from training.search.proposing.search_space import check_space, trial_settings
+from training.search_settings import SearchSpace
 from training.settings import TrainingSettings
 
 SETTINGS = TrainingSettings()
@@ -64,6 +67,17 @@ def test_where_it_started_from_is_pinned_too(tmp_path: Path) -> None:
     start = Start(7, {"layer_decay": 0.8, "heads/education/loss": "corn"}, "registry/versions/000007", "digest", "a" * 64, "b" * 64)
     pin(storage, Plan("one", SETTINGS, "digest", start=start))
     assert read_plan(storage, "one").start == start
+
+
+def test_a_search_goes_on_whose_space_would_be_refused_now(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    old = SETTINGS.model_copy(update={"search_space": SearchSpace.model_validate({"heads": {"category": {"loss": "corn"}}})})
+    with pytest.raises(SettingsError, match="only ordered classes can have it"):
+        check_space(old)
+    pin(storage, Plan("one", old, "digest"))
+    found = read_plan(storage, "one").settings
+    assert found == old
+    assert trial_settings(found, {}).heads["category"].loss == "softmax"
 
 
 @pytest.mark.parametrize("damaged", ["search.json", "ledger/000000.json"])

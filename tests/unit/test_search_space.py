@@ -153,6 +153,7 @@ def test_an_earlier_configuration_is_moved_into_the_space() -> None:
         ({"class_weighting": {"choices": ["none", "sqrt"]}}, "training.search_space.class_weighting reaches sqrt"),
         ({"hidden_size": 64.5}, "heads/category/hidden_size is 64.5, but must be a whole number"),
         ({"heads": {"education": {"hidden_size": "big"}}}, "heads/education/hidden_size is 'big', but must be a whole number"),
+        ({"heads": {"category": {"loss": "corn"}}}, "training.search_space.heads.category.loss is 'corn', but only ordered classes"),
     ],
 )
 def test_an_end_that_is_not_allowed_is_found_before_any_trial(space: dict[str, object], message: str) -> None:

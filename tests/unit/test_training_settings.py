@@ -111,10 +111,6 @@ def test_load_settings_reads_the_file_and_overrides(tmp_path: Path):
             "training: search_space.heads names the head 'mood', but the heads are category, education",
         ),
         (
-            "search_space: {heads: {category: {loss: corn}}}",
-            "training: search_space.heads.category.loss is 'corn', but only ordered classes can have it",
-        ),
-        (
             "tuning: {score_weights: {mood: 1}}",
             "training: tuning.score_weights names the head 'mood', but the heads are category, education",
         ),

@@ -196,9 +196,13 @@ def check_depth(settings: TrainingSettings, layers: int) -> None:
 def check_space(settings: TrainingSettings) -> None:
     """Try both ends of every dimension, so that no trial meets a value that is not allowed.
 
+    For searches that begin: one that goes on has the space it began with, whatever is refused since.
+
     Raises:
-        SettingsError: An end, or what fixes a dimension, is not allowed, or no whole number where it must be one.
+        SettingsError: An end, or what fixes a dimension, is not allowed, or no whole number where it must be one; or a head without an
+            order is to have CORN.
     """
+    _check_chains(settings)
     for path, dimension in _all(settings):
         if path.rpartition("/")[2] in _INTEGERS and any(not isinstance(end, int | float) or end != int(end) for end in _ends(dimension)):
             is_fixed = not isinstance(dimension, Range | Choices)
@@ -212,6 +216,14 @@ def check_space(settings: TrainingSettings) -> None:
     for path, dimension in dimensions(settings).items():
         for end in _ends(dimension):
             trial_settings(settings, {path: end})
+
+
+def _check_chains(settings: TrainingSettings) -> None:
+    space = settings.search_space
+    # Where it is wanted of all heads, the ordered ones alone are meant.
+    for head, own in space.heads.items() if space.loss != "corn" else ():
+        if own.loss == "corn" and not settings.heads[head].ordered:
+            raise SettingsError(f"training.search_space.heads.{head}.loss is 'corn', but only ordered classes can have it")
 
 
 def _ends(dimension: Dimension) -> tuple[Value, ...]:
