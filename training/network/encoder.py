@@ -67,6 +67,19 @@ class EncoderSource:
     vocabulary: int
 
 
+def pooled_as_before(settings: EncoderSettings) -> EncoderSettings:
+    """Decide `auto` as it was decided until 2026-11-30, when `pooling_mode` of sentence-transformers 5.4 was not read.
+
+    A search that began then has heads that were trained on what it meant then. Since then searches write down what it means.
+
+    Args:
+        settings: Of a search that goes on.
+    """
+    if settings.pooling != "auto" or not (file := _sentence_pooling_file(_locate(settings))).is_file():
+        return settings
+    return settings.model_copy(update={"pooling": "cls" if _read_json(file).get("pooling_mode_cls_token") else "mean"})
+
+
 def find_encoder(settings: EncoderSettings) -> EncoderSource:
     """Locate and verify the encoder of the settings.
 
@@ -183,13 +196,16 @@ def _default_pooling(name: str, folder: Path, config: dict[str, Any]) -> Pooling
     Raises:
         EncoderError: It was trained with one that is not ours.
     """
-    sentence_pooling = folder / "1_Pooling" / "config.json"
-    if sentence_pooling.is_file():
+    if (sentence_pooling := _sentence_pooling_file(folder)).is_file():
         return _sentence_pooling(name, _read_json(sentence_pooling))
     if config["model_type"] == "modernbert":
         return "mean" if config.get("classifier_pooling") == "mean" else "cls"
     # BERT's pooler was trained by next-sentence prediction; the others' poolers never were.
     return "pooler" if config["model_type"] == "bert" and _has_pooler(folder) else "cls"
+
+
+def _sentence_pooling_file(folder: Path) -> Path:
+    return folder / "1_Pooling" / "config.json"
 
 
 def _sentence_pooling(name: str, config: Mapping[str, Any]) -> Pooling:

@@ -13,7 +13,7 @@ from cluster.storage import Storage
 from training.data.dataset import Dataset, folds_of
 from training.data.tokens import Tokenizer
 from training.errors import TuningError
-from training.network.encoder import EncoderSource, find_encoder
+from training.network.encoder import EncoderSource, find_encoder, pooled_as_before
 from training.network.letters import spell
 from training.search.deciding.contest import MAIN_GROUP, REFIT_GROUP
 from training.search.plan import Plan, Start, search_path
@@ -66,12 +66,20 @@ class Prepared:
 def prepare(plan: Plan, storage: Storage, dataset: Dataset) -> Prepared:
     """Find the encoder and tokenise every text once.
 
+    Returns:
+        The search, with its pooling decided.
+
     Raises:
+        EncoderError: See `find_encoder`.
         TuningError: See `check_start`.
     """
     if plan.start is not None:
         check_start(plan.start, plan.settings, dataset)
-    source = find_encoder(plan.settings.encoder)
+    encoder = plan.settings.encoder
+    source = find_encoder(pooled_as_before(encoder) if plan.begun else encoder)
+    # What is decided once is written down: `auto` may mean something else to a later release.
+    encoder = encoder.model_copy(update={"pooling": source.pooling})
+    plan = replace(plan, settings=plan.settings.model_copy(update={"encoder": encoder}))
     tokenizer = Tokenizer(source.folder, source.max_tokens)
     start = plan.start
     earlier = EarlierWeights(start.weights, start.weights_sha256, start.config_sha256) if start and start.weights else None
