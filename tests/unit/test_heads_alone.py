@@ -86,25 +86,45 @@ def test_its_point_is_one_of_the_space(assignment: Assignment) -> None:
 
 def test_it_is_read_back_whole_or_not_at_all(assignment: Assignment, tmp_path: Path) -> None:
     storage, rung = Storage(str(tmp_path / "storage")), rung_of(assignment)
-    assert read_rung(storage, "searches/one") is None
+    assert read_rung(storage, "searches/one", assignment.settings.heads) is None
     write_rung(storage, "searches/one", rung)
-    found = read_rung(storage, "searches/one")
+    found = read_rung(storage, "searches/one", assignment.settings.heads)
     assert found is not None
     assert found.heads == rung.heads
     assert found.cpu_s == rung.cpu_s > 1.5
     assert all(torch.equal(value, found.tensors[name]) for name, value in rung.tensors.items())
     weights = tmp_path / "storage" / "searches" / "one" / "heads.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert read_rung(storage, "searches/one") is None
+    assert read_rung(storage, "searches/one", assignment.settings.heads) is None
     (weights.parent / "heads.json").write_text("{")
-    assert read_rung(storage, "searches/one") is None
+    assert read_rung(storage, "searches/one", assignment.settings.heads) is None
     write_rung(storage, "searches/one", rung)
-    facts = json.loads((weights.parent / "heads.json").read_text())
-    for one in facts["heads"]["level"]["best"]:
-        # As it was written before there was a choice.
-        assert one.pop("class_weighting") == "inverse_sqrt"
-    (weights.parent / "heads.json").write_text(json.dumps(facts))
-    assert read_rung(storage, "searches/one") is None
+
+
+def test_one_of_an_earlier_release_is_kept_and_its_seconds_count(assignment: Assignment, tmp_path: Path) -> None:
+    storage, rung = Storage(str(tmp_path / "storage")), rung_of(assignment)
+    # As it was written before there was a choice of class weightings: neither candidates nor names of tensors have one.
+    write_rung(storage, "searches/one", replace(rung, tensors={without(name): value for name, value in rung.tensors.items()}))
+    file = tmp_path / "storage" / "searches" / "one" / "heads.json"
+    facts = json.loads(file.read_text())
+    assert [one.pop("class_weighting") for one in facts["heads"]["level"]["best"]] == ["inverse_sqrt"] * len(rung.heads["level"].best)
+    assert {one.pop("class_weighting") for one in facts["heads"]["job"]["best"]} == {"none"}
+    file.write_text(json.dumps(facts))
+    found = read_rung(storage, "searches/one", assignment.settings.heads)
+    assert found is not None
+    assert found.heads == rung.heads
+    assert found.cpu_s == rung.cpu_s
+    assert found.tensors.keys() == rung.tensors.keys()
+    assert all(torch.equal(value, found.tensors[name]) for name, value in rung.tensors.items())
+    # A model of one head reads it too.
+    alone = read_rung(storage, "searches/one", {"level": assignment.settings.heads["level"]})
+    assert alone is not None
+    assert alone.heads["level"] == rung.heads["level"]
+
+
+def without(name: str) -> str:
+    head, size, loss, _, parameter = name.split("/")
+    return "/".join([head, size, loss, parameter])
 
 
 def test_a_trial_begins_with_what_was_found_and_scores_as_much(assignment: Assignment, tmp_path: Path) -> None:
@@ -169,7 +189,7 @@ def test_when_every_candidate_diverges_heads_begin_at_random(assignment: Assignm
     assert {head for head, one in rung.heads.items() if not one.best} == {"job", "level"}
     assert rung.tensors == {}
     write_rung(storage, "searches/one", rung)
-    found = read_rung(storage, "searches/one")
+    found = read_rung(storage, "searches/one", assignment.settings.heads)
     assert found is not None
     assert found.heads == rung.heads
     assert not rung.point(distributions(wild.settings))

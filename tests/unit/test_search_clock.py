@@ -50,7 +50,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Callable[[f
     monkeypatch.setattr(first_rung, "_encoders", lambda _: 1)
     monkeypatch.setattr(tuning, "make_agenda", lambda _, ledger, __: remembering(tmp_path, ledger))
     assignment = SimpleNamespace(
-        settings=SimpleNamespace(tuning=SimpleNamespace(ladder=True, resources_per_trial=SimpleNamespace(cpu=1, gpu=0))),
+        settings=SimpleNamespace(heads={}, tuning=SimpleNamespace(ladder=True, resources_per_trial=SimpleNamespace(cpu=1, gpu=0))),
         start=None,
         storage=str(tmp_path),
         tokens={"training": [0]},

@@ -56,7 +56,7 @@ def make_record(
         early: What is said of a search that has not come to its end.
     """
     settings, dataset, source = prepared.settings, prepared.dataset, prepared.source
-    rung = read_rung(prepared.storage, prepared.folder)
+    rung = read_rung(prepared.storage, prepared.folder, prepared.settings.heads)
     table, trial = standings(histories, settings.tuning), trial_settings(settings, best.best.best_point)
     agreements, main = _agreements(prepared, rung, histories), [one for one in histories if one.group == best.searched.group]
     record: dict[str, Any] = {

@@ -173,7 +173,7 @@ def _run(course: _Course, ledger: Ledger) -> None:
 
 def _used(prepared: Prepared, ledger: Ledger) -> dict[str, float]:
     """Return what earlier processes used, under the names of the settings that limit it."""
-    rung = read_rung(prepared.storage, prepared.folder)
+    rung = read_rung(prepared.storage, prepared.folder, prepared.settings.heads)
     trained = sum(spent_on(one).cpu_s for one in ledger.histories().values())
     return {"time_budget_s": ledger.elapsed_s, "cpu_budget_s": trained + (rung.cpu_s if rung else 0.0)}
 

@@ -72,7 +72,7 @@ def prepare_fit(
 
 
 def _first_rung(assignment: Assignment) -> FirstRung:
-    found = read_rung(Storage(assignment.storage), assignment.heads_from)
+    found = read_rung(Storage(assignment.storage), assignment.heads_from, assignment.settings.heads)
     if found is None:
         raise StorageError(f"{assignment.storage}/{assignment.heads_from}: the first rung is damaged", "--resume makes it again")
     return found

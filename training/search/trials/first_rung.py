@@ -42,7 +42,7 @@ def first_rung(assignment: Assignment, folder: str, ledger: Ledger) -> FirstRung
     if not assignment.settings.tuning.ladder or assignment.start:
         return None
     storage = Storage(assignment.storage)
-    found = read_rung(storage, folder)
+    found = read_rung(storage, folder, assignment.settings.heads)
     if found is None and (found := _explored(assignment, ledger)) is not None:
         write_rung(storage, folder, found)
     if found is None:

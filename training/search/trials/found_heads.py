@@ -14,12 +14,14 @@ from safetensors.torch import save as save_tensors
 
 from cluster.errors import StorageError
 from cluster.storage import Storage, sha256
-from training.fit_settings import HeadSettings
+from training.fit_settings import ClassWeighting, HeadSettings
 from training.fitting.population import Candidate
 from training.judging.metrics import selection_score
 from training.search.proposing.search_space import Point, TrialSettings
 
 _WEIGHTS_FILE, _FACTS_FILE = "heads.safetensors", "heads.json"
+# Of a tensor's name without a class weighting: head, units, loss, parameter.
+_LEAST_PARTS = 4
 # A loss weight means nothing to a head by itself.
 OF_A_HEAD = ("hidden_size", "dropout", "loss", "class_weighting")
 
@@ -110,20 +112,33 @@ def write_rung(storage: Storage, folder: str, rung: FirstRung) -> None:
     storage.write_bytes(f"{folder}/{_FACTS_FILE}", json.dumps(facts, indent=2).encode())
 
 
-def read_rung(storage: Storage, folder: str) -> FirstRung | None:
-    """Read what `write_rung` wrote; nothing where it is not there whole."""
+def read_rung(storage: Storage, folder: str, heads: Mapping[str, HeadSettings]) -> FirstRung | None:
+    """Read what `write_rung` wrote; nothing where it is not there whole.
+
+    Args:
+        storage: Where searches are.
+        folder: Of the search.
+        heads: Its own; until 2026-11-30 these alone said how classes were weighed, which could not be searched.
+    """
     try:
         facts = json.loads(storage.read_bytes(f"{folder}/{_FACTS_FILE}"))
         content = storage.read_bytes(f"{folder}/{_WEIGHTS_FILE}")
         if sha256(content) != facts["sha256"]:
             return None
-        heads = {head: _head_found(**one) for head, one in facts["heads"].items()}
+        weightings = {head: heads[head].class_weighting if head in heads else "none" for head in facts["heads"]}
+        found = {head: _head_found(weightings[head], **one) for head, one in facts["heads"].items()}
     except (StorageError, ValueError, KeyError, TypeError):
         return None
-    return FirstRung(heads, load_tensors(content), float(facts.get("encoding_cpu_s", 0.0)))
+    tensors = {_with_weighting(name, weightings): value for name, value in load_tensors(content).items()}
+    return FirstRung(found, tensors, float(facts.get("encoding_cpu_s", 0.0)))
 
 
-def _head_found(best: list[dict[str, Any]], scores: list[float], **facts: Any) -> HeadFound:
-    # Until 2026-11-30 nothing said how classes were weighed: such a rung is found again, in seconds.
-    found = tuple(Candidate(class_weighting=one.pop("class_weighting"), **one) for one in best)
+def _head_found(weighting: ClassWeighting, best: list[dict[str, Any]], scores: list[float], **facts: Any) -> HeadFound:
+    found = tuple(Candidate(**{"class_weighting": weighting, **one}) for one in best)
     return HeadFound(best=found, scores=tuple(scores), **facts)
+
+
+def _with_weighting(name: str, weightings: Mapping[str, ClassWeighting]) -> str:
+    """Complete the name of a tensor that names no class weighting."""
+    parts = name.split("/")
+    return name if len(parts) > _LEAST_PARTS else "/".join([*parts[:-1], weightings[parts[0]], parts[-1]])
