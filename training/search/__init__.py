@@ -3,6 +3,6 @@
 Rooms in floor order: `proposing`, `trials`, `deciding`; then the files here. Of these only `agenda`, `recorder`, `progress` and `tuning`
 know Ray.
 
-Files in floor order: `agenda`, `recorder`, `plan`, `prepared`, `progress`, `record`, `words_alone`, `winner`, `explorations`,
-`stopping`, `tuning`, `terminal`, `review`.
+Files in floor order: `agenda`, `recorder`, `plan`, `prepared`, `same_words`, `progress`, `record`, `words_alone`, `winner`,
+`explorations`, `stopping`, `tuning`, `terminal`, `review`.
 """

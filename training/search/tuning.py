@@ -30,6 +30,7 @@ from training.search.proposing.ledger import Ledger, TrialHistory
 from training.search.proposing.search_space import check_depth, check_space
 from training.search.proposing.searcher import SCORE
 from training.search.recorder import OpenLogs, Recorder
+from training.search.same_words import require_same_words
 from training.search.stopping import ended_by_signals, is_stopped_by, report_goes_first
 from training.search.trials.first_look import look_at_words
 from training.search.trials.first_rung import first_rung
@@ -118,6 +119,7 @@ def _see_through(prepared: Prepared, cluster: ClusterSettings, budget: Mapping[s
     announce(prepared)
     for file in ledger.damaged:
         say(f"note      {ledger.path}/{file} is damaged and left out; the trial goes on from its last whole checkpoint")
+    require_same_words(prepared, ledger)
     course = _Course(prepared, list(ledger.histories().values()), ledger.elapsed_s)
     try:
         with ended_by_signals():
