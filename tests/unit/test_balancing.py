@@ -212,9 +212,12 @@ def test_pcgrad_of_several_workers_sums_what_any_of_them_has() -> None:
         made.append(PCGrad([*model.trunk.parameters(), parameter], own, seed=5))
         made[-1].begin_epoch(1)
         made[-1].begin_step(HEADS)
-    made[0].backward(whole.losses())
-    # The other worker has no text at all.
-    made[1].backward(first.losses())
+    losses = whole.losses()
+    made[0].backward(losses)
+    # Each worker has a part of what all have together, and the second one nothing of the last head.
+    shares = {head: (0.25, 0.75) if head != HEADS[-1] else (1.0, 0.0) for head in HEADS}
+    made[1].backward({head: loss * shares[head][0] for head, loss in first.losses().items()})
+    made[2].backward({head: loss * shares[head][1] for head, loss in second.losses(HEADS[:-1]).items()})
     for mine, theirs in zip(made[1].pending(), made[2].pending(), strict=True):
         total = mine + theirs
         mine.copy_(total)
@@ -224,7 +227,7 @@ def test_pcgrad_of_several_workers_sums_what_any_of_them_has() -> None:
         balancer.finish_step(zeros, COUNTS)
     for name, parameter in whole.trunk.named_parameters():
         for model in (first, second):
-            torch.testing.assert_close(model.trunk.get_parameter(name).grad, parameter.grad, atol=0, rtol=0)
+            torch.testing.assert_close(model.trunk.get_parameter(name).grad, parameter.grad, atol=1e-14, rtol=1e-12)
     assert all(parameter.grad is None for parameter in unread)
 
 
