@@ -24,7 +24,8 @@ from training.data.labels import MISSING
 from training.fit_settings import ClassWeighting, FitSettings, HeadLoss
 from training.fitting.loss import class_weights, loss_count
 from training.fitting.optimiser import schedule
-from training.judging.metrics import HeadMetrics, head_scores, majority_class, measure_head, probabilities
+from training.judging.calibration import measured
+from training.judging.metrics import head_score, majority_class
 from training.network.model import Head
 from training.network.ordinal import class_log_probabilities
 from training.network.products import linear
@@ -218,11 +219,9 @@ class _Shape:
     def _score(self, logits: NDArray[np.float32]) -> float:
         if not np.isfinite(logits).all():
             return -np.inf
-        question = self._question
-        found: HeadMetrics = measure_head(
-            self._features.labels.numpy(), probabilities(logits), self._majority, is_ordered=question.is_ordered
-        )
-        return head_scores({question.name: found.to_dict()}, {question.name: question.metric})[question.name]
+        question, labels = self._question, self._features.labels.numpy()
+        found = measured(labels, logits, self._majority, question.metric, is_ordered=question.is_ordered)
+        return head_score(found.to_dict(), question.metric)
 
 
 class _Trained:

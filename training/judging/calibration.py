@@ -13,7 +13,6 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 
 from training.data.labels import MISSING
 from training.judging.metrics import HeadMetrics, Labels, Probabilities, measure_head, probabilities
@@ -54,9 +53,13 @@ def fit_temperature(logits: NDArray[np.float32], labels: Labels) -> float:
     if not len(truth) or bool((found.argmax(axis=1) == truth).all()):
         return 1.0
 
+    # No exponential is above 1 then, and candidates for a head are judged so very often.
+    found -= found.max(axis=1, keepdims=True)
+    own = found[np.arange(len(truth)), truth]
+
     def loss(log_temperature: float) -> float:
-        scaled = log_softmax(found / math.exp(log_temperature), axis=1)
-        return float(-scaled[np.arange(len(truth)), truth].mean())
+        scale = math.exp(-log_temperature)
+        return float((np.log(np.exp(found * scale).sum(axis=1)) - own * scale).mean())
 
     # Convex in 1/temperature, so it has one valley in the logarithm too.
     bounds = (math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE))
