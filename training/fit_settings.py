@@ -32,7 +32,8 @@ class HeadSettings(Section):
         dropout: Before each linear layer of the head.
         loss_weight: Weight of its loss; weights are normalised to sum to the number of heads.
         class_weighting: How much a text counts in the loss, by its class: `inverse_sqrt` by one over the root of the class's count,
-            `balanced` by one over the count, so that all classes count alike; `none`, which `auto` is so far, the same for all.
+            `balanced` by one over the count, so that all classes count alike; `none`, which `auto` is so far, the same for all. What a
+            loss is averaged over counts 1 in the mean: a text, or with `corn` a question that texts answer.
         word_pieces: What the text's word pieces say by themselves, and runs of letters within its words where these say more, a logistic
             regression over TF-IDF, is added to its logits.
         loss: `softmax` (cross-entropy), or for ordered classes `corn`, which learns "above class k?" given "above class k-1".

@@ -261,7 +261,7 @@ def test_what_is_fixed_for_a_head_is_kept_on_the_first_rung_in_trials_and_where_
             assert (model.heads[1].dropout.p, model.heads[1].loss) == (0.25, "corn")
             labels = shared.labels["training"]["level"]
             weights = prepare_fit(shared, trial)._objective.class_weights["level"]
-            assert np.array_equal(weights, class_weights("balanced", labels, len(LEVELS)))
+            assert np.array_equal(weights, class_weights("balanced", labels, len(LEVELS), "corn"))
     found = {(one.hidden_size, one.dropout, one.loss, one.class_weighting) for name, one in tried if name == "level"}
     assert found == {(8, 0.25, "corn", "balanced")}
     assert len({one.dropout for name, one in tried if name == "job"}) > 10

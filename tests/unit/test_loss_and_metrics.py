@@ -60,6 +60,20 @@ def test_class_weights_favour_rare_classes_and_keep_the_mean(weighting: ClassWei
     assert np.isfinite(weights).all()
 
 
+@pytest.mark.parametrize(("weighting", "ratio"), [("none", 1.0), ("inverse_sqrt", 2.0), ("balanced", 4.0)])
+def test_class_weights_keep_the_mean_over_the_questions_of_a_chain(weighting: ClassWeighting, ratio: float) -> None:
+    labels = np.array([0] * 16 + [2] * 4 + [3] * 16 + [-1] * 7)
+    weights = class_weights(weighting, labels, 4, "corn")
+    assert weights[2] / weights[0] == pytest.approx(ratio)
+    assert weights[3] == weights[0]
+    # The lowest class answers one question, the two highest three each.
+    assert (16 * weights[0] + 4 * 3 * weights[2] + 16 * 3 * weights[3]) / 76 == pytest.approx(1.0)
+    # So a head that knows nothing has the loss that it has with no weights.
+    chain = class_log_probabilities(torch.zeros(len(labels), 3))
+    weighed, plain = (head_loss(chain, torch.from_numpy(labels), one, "corn") for one in (torch.from_numpy(weights), None))
+    assert weighed.item() == pytest.approx(plain.item(), rel=1e-5)
+
+
 def test_scores_follow_their_definitions() -> None:
     truth, predicted = np.array([0, 0, 1, 1, 2, -1]), np.array([0, 1, 1, 1, 0, 2])
     counts = confusion(truth, predicted, 4)

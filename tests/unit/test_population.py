@@ -85,7 +85,7 @@ def trained_by_torch(candidate: Candidate, learns: torch.Tensor, settings: FitSe
     ]
     optimiser = torch.optim.AdamW(groups, lr=candidate.learning_rate)
     # As a trial has them: of all training texts, also while a fold is held out.
-    weights = torch.from_numpy(class_weights(candidate.class_weighting, FEATURES.labels.numpy(), CLASSES))
+    weights = torch.from_numpy(class_weights(candidate.class_weighting, FEATURES.labels.numpy(), CLASSES, candidate.loss))
     for number in range(1, settings.epochs + 1):
         generator = torch.Generator().manual_seed(settings.seed * 100_003 + number)
         batches = torch.randperm(80, generator=generator).split(settings.batch_texts)

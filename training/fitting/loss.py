@@ -54,13 +54,16 @@ def total_loss(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float])
     return torch.stack([weights[head] * loss for head, loss in losses.items()]).sum()
 
 
-def class_weights(weighting: ClassWeighting, labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
-    """Weigh each class, scaled to a mean of 1 over the labelled texts: a loss is averaged over these, not over their weights.
+def class_weights(weighting: ClassWeighting, labels: NDArray[np.int64], classes: int, loss: HeadLoss = "softmax") -> NDArray[np.float32]:
+    """Weigh each class, scaled to a mean of 1 over what a loss is averaged over, for it is not averaged over weights.
+
+    These are the labelled texts, or with `corn` the binary questions that they answer: the text of a higher class answers more of them.
 
     Args:
         weighting: See `HeadSettings`.
         labels: Class indices of the training texts, -1 for none.
         classes: Number of classes; one without texts weighs as one with a single text.
+        loss: Of the head.
 
     Returns:
         (classes,), float32; all 1 with `none`.
@@ -70,5 +73,11 @@ def class_weights(weighting: ClassWeighting, labels: NDArray[np.int64], classes:
     counts = np.bincount(labels[labels != MISSING], minlength=classes).astype(np.float64)
     known = np.maximum(counts, 1.0)
     weights = 1.0 / (np.sqrt(known) if weighting == "inverse_sqrt" else known)
-    scaled: NDArray[np.float32] = (weights * counts.sum() / max(float((weights * counts).sum()), 1e-12)).astype(np.float32)
+    averaged = counts * (_questions(classes) if loss == "corn" else 1.0)
+    scaled: NDArray[np.float32] = (weights * averaged.sum() / max(float((weights * averaged).sum()), 1e-12)).astype(np.float32)
     return scaled
+
+
+def _questions(classes: int) -> NDArray[np.int64]:
+    """Return how many binary questions a text of each class answers, (classes,)."""
+    return np.array([int(count_steps(torch.tensor([label]), classes)) for label in range(classes)])

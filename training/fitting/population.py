@@ -151,7 +151,8 @@ class _Shape:
         # What each layer reads, which dropout thins.
         self._widths = [features.pooled.shape[1], *([first.hidden_size] if first.hidden_size else [])]
         labels = features.labels.numpy()
-        weights = [torch.from_numpy(class_weights(one.candidate.class_weighting, labels, question.classes)) for one in outcomes]
+        ways = [one.candidate.class_weighting for one in outcomes]
+        weights = [torch.from_numpy(class_weights(way, labels, question.classes, first.loss)) for way in ways]
         self._living = [_Trained(one, head, len(self._learns), own) for one, own in zip(outcomes, weights, strict=True)]
         self._majority = majority_class(labels, question.classes)
 

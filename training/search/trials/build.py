@@ -56,11 +56,11 @@ def prepare_fit(
     if not isinstance(inputs["training"], TokenInputs):
         remove_prefix(model, depth)
     inputs = {split: scored(assignment, model, split, one) for split, one in inputs.items()}
-    weightings = {head: one.class_weighting for head, one in trial.heads.items() if one.class_weighting != "none"}
-    labels = assignment.labels["training"]
+    weighing = {head: one for head, one in trial.heads.items() if one.class_weighting != "none"}
+    labels, classes = assignment.labels["training"], {head: len(own) for head, own in assignment.classes.items()}
     objective = Objective(
         loss_weights={head: head_settings.loss_weight for head, head_settings in trial.heads.items()},
-        class_weights={head: class_weights(one, labels[head], len(assignment.classes[head])) for head, one in weightings.items()},
+        class_weights={head: class_weights(one.class_weighting, labels[head], classes[head], one.loss) for head, one in weighing.items()},
         score_weights=assignment.settings.tuning.score_weights,
         score_metrics=assignment.settings.tuning.score_metrics,
         ordered=frozenset(head for head, head_settings in trial.heads.items() if head_settings.ordered),
