@@ -12,6 +12,7 @@ from training.data.dataset import load_dataset
 from training.search.plan import Plan, Start, pin, read_plan
 from training.search.prepared import prepare
 from training.search.proposing.search_space import dimensions
+from training.search.trials.assignment import Assignment
 from training.settings import TrainingSettings
 
 BEGUN = "2026-11-01T00:00:00+00:00"
@@ -90,3 +91,21 @@ def test_a_search_of_an_earlier_release_pools_as_it_began(
     # What is set is kept.
     own = settings.model_copy(update={"encoder": settings.encoder.model_copy(update={"pooling": "mean"})})
     assert prepare(Plan("one", own, dataset.digest, BEGUN), Storage(str(tmp_path / "store")), dataset).source.pooling == "mean"
+
+
+@pytest.mark.parametrize("most", [10, 1_000_000])
+def test_of_a_large_table_it_is_said_that_words_are_being_counted(
+    settings: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], most: int
+) -> None:
+    monkeypatch.setattr("training.search.prepared._MANY_TOKENS", most)
+    dataset, said = load_dataset(settings), list[str]()
+    with_words = Assignment.with_words
+
+    def counting(assignment: Assignment) -> Assignment:
+        said.append(capsys.readouterr().out)
+        return with_words(assignment)
+
+    monkeypatch.setattr(Assignment, "with_words", counting)
+    prepare(Plan("one", settings, dataset.digest), Storage(str(tmp_path / "store")), dataset)
+    # Before, not when it is over.
+    assert said == [f"words     being counted in {len(dataset.training)} texts, which may take minutes\n" if most == 10 else ""]

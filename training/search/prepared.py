@@ -25,6 +25,8 @@ from training.settings import TrainingSettings
 
 # Each candidate of the first rung trains once more for each: with fewer it learns from less, with more it costs more.
 _FOLDS = 4
+# Of more, not all counts are kept from one head to the next (`piece_counts`): a token of the sample ads has seven, letters included.
+_MANY_TOKENS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ def make_assignment(
         storage=storage,
         start=start,
     )
+    if len(assignment.tokens["training"].ids) > _MANY_TOKENS:
+        say(f"words     being counted in {len(assignment.tokens['training'])} texts, which may take minutes")
     return assignment.with_words()
 
 
