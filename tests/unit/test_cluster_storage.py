@@ -233,6 +233,7 @@ def test_a_store_that_copies_nothing_by_itself_is_enough(
     storage.replace(make_folder(tmp_path / "1", a="1", b="1", manifest="1"), "best", last="manifest")
 
     def refuse_copies(*_: object) -> None:
+        # As fsspec's base does, whose stores need not copy single files.
         raise NotImplementedError
 
     monkeypatch.setattr(store, "cp_file", refuse_copies)
