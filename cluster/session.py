@@ -38,6 +38,11 @@ _REMOVALS = 20
 _CONTROL_SERVICE = "gcs_server"
 # From Serve's own choice on. It is taken long after it is chosen, so that sessions that start together must not choose alike.
 _FALLBACK_PORT, _FALLBACK_PORTS = 8500, 1_000
+# Where Ray's dashboard and its autoscaler tell Prometheus their figures: two fixed ports, of which a second Ray of a machine gets neither,
+# yet names both as its own and is asked for the first one's figures. Each session has its own, from these on and below those that the
+# system gives to outgoing connections.
+_FIGURES_PORTS = {"DASHBOARD_METRIC_PORT": 28_000, "AUTOSCALER_METRIC_PORT": 29_000}
+_FIGURES_APART = 900
 
 # Ray puts sockets some 68 characters below its folder, and a socket's path may have 103 on macOS, 107 on Linux.
 _LONGEST_ROOT = 18
@@ -87,9 +92,10 @@ class Session:
         return self.folder / "ray"
 
     def environment(self) -> dict[str, str]:
-        """Return the variables that every process of this session gets; chooses a port, so ask once for each Ray that is started."""
+        """Return the variables that every process of this session gets; chooses ports, so ask once for each Ray that is started."""
         front = front_environment(self.folder, free_port(_FALLBACK_PORT + secrets.randbelow(_FALLBACK_PORTS)))
-        return {**client_environment(self.token_path), **front, MARK_VARIABLE: str(self.folder)}
+        figures = {name: str(free_port(first + secrets.randbelow(_FIGURES_APART))) for name, first in _FIGURES_PORTS.items()}
+        return {**client_environment(self.token_path), **front, **figures, MARK_VARIABLE: str(self.folder)}
 
     def processes(self) -> list[Any]:
         """Find the processes that carry this session's mark, as `psutil.Process`; never this one or its parents."""

@@ -212,21 +212,21 @@ def test_a_job_whose_supervisor_dies_is_failed(place: Place) -> None:
 
 
 def test_exporters_tell_what_the_dashboard_asks_for(place: Place) -> None:
-    configuration = yaml.safe_load(place.run("render", "prometheus").stdout)["scrape_configs"][0]
-    (file,) = configuration["file_sd_configs"][0]["files"]
-    targets = [target for one in json.loads(Path(file).read_text()) for target in one["targets"]]
+    targets = targets_of(place)
     deadline = time.monotonic() + 90
     while missing := TOLD - told_by(targets):
         assert time.monotonic() < deadline, missing
         time.sleep(1)  # an exporter hears of most figures every ten seconds
 
 
+def targets_of(place: Place) -> list[str]:
+    configuration = yaml.safe_load(place.run("render", "prometheus").stdout)["scrape_configs"][0]
+    (file,) = configuration["file_sd_configs"][0]["files"]
+    return [target for one in json.loads(Path(file).read_text()) for target in one["targets"]]
+
+
 def told_by(targets: list[str]) -> set[str]:
-    pages = []
-    for target in targets:
-        # Two of them have one port on a machine, which another cluster may have taken.
-        with suppress(httpx.TransportError):
-            pages.append(httpx.get(f"http://{target}/metrics", timeout=30, trust_env=False).text)
+    pages = [httpx.get(f"http://{target}/metrics", timeout=30, trust_env=False).text for target in targets]
     return {line.split()[2] for page in pages for line in page.splitlines() if line.startswith("# TYPE ")}
 
 
@@ -244,6 +244,7 @@ def test_down_ends_this_cluster_and_leaves_another_alone(place: Place, tmp_path:
         facts = place.facts()
         processes = facts.session.processes()
         assert len(processes) > 4
+        assert not set(targets_of(place)) & set(targets_of(other))
         done = place.run("down")
         assert done.returncode == 0, done.stderr
         assert not any(words_of(process) for process in processes)

@@ -83,6 +83,16 @@ def test_a_socket_fits_below_the_folder(session: Session, monkeypatch: pytest.Mo
         other.end()
 
 
+def test_each_ray_of_a_machine_tells_prometheus_its_own_figures(session: Session) -> None:
+    # Ray reads these names, each into the port that stands in its list of targets.
+    from ray.autoscaler._private.constants import AUTOSCALER_METRIC_PORT
+    from ray.dashboard.consts import DASHBOARD_METRIC_PORT
+
+    environment = session.environment()
+    ports = {int(environment["AUTOSCALER_METRIC_PORT"]), int(environment["DASHBOARD_METRIC_PORT"])}
+    assert len(ports - {AUTOSCALER_METRIC_PORT, DASHBOARD_METRIC_PORT}) == 2
+
+
 def test_the_environment_closes_ray(session: Session) -> None:
     environment = session.environment()
     assert environment["RAY_AUTH_MODE"] == "token"
