@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import pytest
 
 from cluster.facts import Facts
 from cluster.settings import ClusterSettings
+from cluster.storage import Storage
 from tests.small_searches import ENDED_WELL, ONE_BY_ONE, Done, attach, events_of, result_of, start, storage_of, training, training_here
 from training.search import tuning
+from training.search.proposing.ledger import Ledger
 
 # In this process the libraries' own warnings would count as ours.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -195,6 +197,22 @@ def test_stopped_before_anything_has_trained_what_words_say_can_be_published(
     gone_on = training_here(settings, "tune", "--resume", "one")
     assert gone_on.returncode == 0, gone_on.stderr
     assert "words alone" not in {trial["origin"] for trial in result_of(storage_of(settings))["trials"]}
+
+
+def test_stopped_while_another_goes_on_it_leaves_the_best_to_that_one(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = project(tuning={"num_samples": 2})
+
+    def taken_over(_: ClusterSettings) -> NoReturn:
+        Ledger(Storage(str(storage_of(settings))), "searches/one/ledger").append("resumed", {"host": "elsewhere"})
+        raise SystemExit(signal.SIGTERM)
+
+    monkeypatch.setattr(tuning, "connect", taken_over)
+    ended = training_here(settings, "tune", "--name", "one")
+    assert ended.returncode == 2
+    assert "another process goes on with this search" in ended.stderr
+    assert not (storage_of(settings) / "searches/one/best").exists()
 
 
 def test_stopped_while_ray_starts_what_words_say_can_be_published(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

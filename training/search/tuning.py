@@ -132,9 +132,9 @@ def _see_through(prepared: Prepared, cluster: ClusterSettings, budget: Mapping[s
     # Without Ray: what it held is free for others.
     with report_goes_first(is_whole=course.is_whole), _told_how_to_go_on(prepared):
         if not course.is_whole:
-            return _finish_early(course.prepared, course.histories, course.elapsed_s)
+            return _finish_early(course, ledger)
         histories = [*course.histories, *words_if_better(course.prepared.assignment, course.histories)]
-        return finish(course.prepared, histories, course.elapsed_s)
+        return finish(course.prepared, histories, course.elapsed_s, ledger.require_own)
 
 
 def _connected(course: _Course, ledger: Ledger, cluster: ClusterSettings) -> None:
@@ -180,23 +180,24 @@ def _used(prepared: Prepared, ledger: Ledger) -> dict[str, float]:
     return {"time_budget_s": ledger.elapsed_s, "cpu_budget_s": trained + (rung.cpu_s if rung else 0.0)}
 
 
-def _finish_early(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: float) -> SearchResult:
+def _finish_early(course: _Course, ledger: Ledger) -> SearchResult:
     """Make a version of what is best so far, judged on the validation texts alone: the search may go on, and look at the test texts then.
 
     Args:
-        prepared: The search.
-        histories: All its trials.
-        elapsed_s: Wall seconds it took so far.
+        course: What the search came to.
+        ledger: Of the search.
 
     Raises:
-        TuningError: Nothing has a score yet.
+        TuningError: Nothing has a score yet, or another process goes on with the search already.
     """
-    found, others = found_so_far(prepared, histories)
-    words = words_alone(prepared.assignment, histories)
+    prepared = course.prepared
+    found, others = found_so_far(prepared, course.histories)
+    words = words_alone(prepared.assignment, course.histories)
     if not found and words is None:
         raise _nothing_yet(prepared)
-    note = f"stopped before its end, with {trials_so_far(prepared.settings.tuning, found)}; the test texts are unseen"
-    return finish(without_test(prepared), [*found, *others, *([words] if words else [])], elapsed_s, f"{note}; {_go_on(prepared)}")
+    early = f"stopped before its end, with {trials_so_far(prepared.settings.tuning, found)}; the test texts are unseen; {_go_on(prepared)}"
+    histories = [*found, *others, *([words] if words else [])]
+    return finish(without_test(prepared), histories, course.elapsed_s, ledger.require_own, early)
 
 
 def _nothing_yet(prepared: Prepared) -> TuningError:

@@ -5,7 +5,7 @@ It does not know Ray: it reads the ledger's histories and the checkpoints the tr
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,17 +70,20 @@ class SearchResult:
     failed: tuple[TrialHistory, ...]
 
 
-def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: float, early: str = "") -> SearchResult:
+def finish(
+    prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: float, require_own: Callable[[], None], early: str = ""
+) -> SearchResult:
     """Choose the winner, judge it, and write its checkpoint and the report into the search's folder.
 
     Args:
         prepared: The search.
         histories: All its trials, ended.
         elapsed_s: Wall seconds it took so far.
+        require_own: Raises where another process goes on with the search, whose best this one must not replace.
         early: What to say of a search that has not come to its end, and may go on.
 
     Raises:
-        TuningError: No trial brought a score.
+        TuningError: No trial brought a score, or the search is another process's by now.
     """
     table = standings(histories, prepared.settings.tuning)
     if not table:
@@ -109,6 +112,8 @@ def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: flo
     with tempfile.TemporaryDirectory() as folder:
         texts = {RECORD_FILE: json.dumps(record, indent=2), CARD_FILE: write_card(record)}
         write_checkpoint(Path(folder), model, prepared.tokenizer, facts, texts, make_golden(model, prepared))
+        # Judging took a while.
+        require_own()
         # A resumed search that had ended already writes the same folder again.
         storage.replace(Path(folder), f"{place}/{BEST_FOLDER}", last=MANIFEST_FILE)
     storage.write_bytes(f"{place}/{RESULT_FILE}", json.dumps(record, indent=2).encode())
