@@ -29,7 +29,7 @@ def sample(options: argparse.Namespace) -> int:
     """Write a sample table."""
     from training.data.sample import write_sample
 
-    summary = write_sample(options.out, options.rows, options.seed)
+    summary = write_sample(options.out, options.rows, options.seed, overwrite=options.overwrite)
     say(f"{options.out}: {summary.rows} job ads, {summary.missing['education']} without an education label")
     return 0
 
@@ -39,11 +39,13 @@ def check(options: argparse.Namespace) -> int:
     from training.data.doctor import examine, render
     from training.data.tokens import Tokenizer
     from training.network.encoder import find_encoder
+    from training.search.deciding.pareto import parse_pick
     from training.search.proposing.search_space import check_depth, check_space
     from training.settings import load_settings
 
     settings = load_settings(options.config, options.overrides)
     check_space(settings)
+    parse_pick(settings.tuning.pick, list(settings.heads))
     source = find_encoder(settings.encoder)
     check_depth(settings, source.layers)
     examination = examine(settings, Tokenizer(source.folder, source.max_tokens).count, source.max_tokens)
@@ -279,6 +281,7 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument("--out", type=Path, default=Path("ads.csv"), help="table to write (default: %(default)s)")
     verb.add_argument("--rows", type=int, default=600, help="job ads (default: %(default)s)")
     verb.add_argument("--seed", type=int, default=7, help="the same seed writes the same table (default: %(default)s)")
+    verb.add_argument("--overwrite", action="store_true", help="also where the file is there and holds something else")
     verb.set_defaults(verb=sample)
 
     verb = verbs.add_parser("check", help="check settings, encoder and data before anything starts", parents=shared)

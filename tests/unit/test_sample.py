@@ -79,6 +79,19 @@ def test_no_single_word_gives_a_class_away(head: str) -> None:
         assert not (hits / counts.total() > 0.98 and hits / sizes[name] > 0.6), (word, name)
 
 
+def test_a_table_of_somebody_elses_is_not_replaced_unless_asked(tmp_path: Path) -> None:
+    out = tmp_path / "ads.csv"
+    out.write_text("title,text\nmine,mine\n", encoding="utf-8")
+    with pytest.raises(DataError, match="is there already, and holds something else"):
+        write_sample(out, 60, 7)
+    assert out.read_text(encoding="utf-8") == "title,text\nmine,mine\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["ads.csv"]
+    write_sample(out, 60, 7, overwrite=True)
+    write_sample(out, 60, 7)
+    write_sample(tmp_path / "again.csv", 60, 7)
+    assert out.read_bytes() == (tmp_path / "again.csv").read_bytes()
+
+
 def test_no_placeholder_is_left_in_an_ad() -> None:
     assert not [ad for ad in ADS if re.search(r"[{}<>]|\s{2,}| [.,;]", ad["text"].replace("\n", " "))]
 

@@ -6,6 +6,7 @@ makes no claim about real labour markets.
 """
 
 import csv
+import filecmp
 import os
 import random
 import re
@@ -138,11 +139,11 @@ class _Dice:
         return mixed
 
 
-def write_sample(out: Path, rows: int, seed: int) -> SampleSummary:
+def write_sample(out: Path, rows: int, seed: int, *, overwrite: bool = False) -> SampleSummary:
     """Write `rows` composed ads as a CSV file; the same rows and seed give the same bytes everywhere.
 
     Raises:
-        DataError: Too few or too many rows, or the file cannot be written.
+        DataError: Too few or too many rows, or the file cannot be written, or it holds something else and `overwrite` is not given.
     """
     if not out.parent.is_dir():
         raise DataError(f"{out}: the folder {out.parent} does not exist", "make the folder first, or name another file with --out")
@@ -155,6 +156,9 @@ def write_sample(out: Path, rows: int, seed: int) -> SampleSummary:
             table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             table.writeheader()
             table.writerows(ads)
+        # `ads.csv` is what a table of one's own is called as well.
+        if out.exists() and not overwrite and not filecmp.cmp(out, unfinished, shallow=False):
+            raise DataError(f"{out}: is there already, and holds something else", "name another file with --out, or give --overwrite")
         unfinished.replace(out)
     except OSError as error:
         raise DataError(f"{out}: cannot be written: {error.strerror}", "check the folder's permissions and free space") from None
