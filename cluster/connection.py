@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from cluster.dashboard import ask, prove_closed, require_control_service
 from cluster.errors import ClusterError
@@ -24,6 +25,8 @@ from cluster.session import LOOPBACK_VARIABLE, SETTLED, TOKEN_VARIABLE, applied_
 from cluster.settings import ClusterSettings
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
+# What Ray's client for jobs takes in place of the address that it is given; it comes before `RAY_ADDRESS`, which it takes as well.
+_JOBS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def connect(settings: ClusterSettings, *, working_dir: Path | None = None, log_t
 def reach(settings: ClusterSettings) -> Iterator[str]:
     """Give the dashboard's URL of a running cluster, for REST clients, without becoming a driver.
 
-    Inside the block Ray's REST clients send the cluster's token, and are quiet.
+    Inside the block Ray's REST clients send the cluster's token, to that cluster and to nobody else, and are quiet.
 
     Raises:
         ClusterError: No cluster is running, or it does not answer.
@@ -100,7 +103,7 @@ def reach(settings: ClusterSettings) -> Iterator[str]:
         address = _address(settings)
         if address is None:
             raise ClusterError("the machines of cluster.launcher are not up", "start them: python -m cluster up")
-        with applied_to_ray(_remote_environment(settings)):
+        with applied_to_ray({**_remote_environment(settings), **_straight_to(address)}):
             ask(address, "/api/version")
             require_control_service(address)
             yield address
@@ -108,7 +111,7 @@ def reach(settings: ClusterSettings) -> Iterator[str]:
     facts = read_facts(settings)
     if facts is None or not facts.is_alive():
         raise ClusterError("no cluster is running on this machine for this storage", "start one: python -m cluster up")
-    with applied_to_ray(client_environment(facts.session.token_path)):
+    with applied_to_ray({**client_environment(facts.session.token_path), **_straight_to(facts.dashboard_url)}):
         yield facts.dashboard_url
 
 
@@ -168,6 +171,12 @@ def _address(settings: ClusterSettings) -> str | None:
         return settings.address
     known = read_known(settings)
     return known.dashboard_url if known else None
+
+
+def _straight_to(url: str) -> dict[str, str]:
+    # Ray's clients would heed a proxy, which got to see the token, and a `.netrc`, whose password would go in the token's place.
+    straight = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), urlsplit(url).hostname]))
+    return {_JOBS_VARIABLE: url, "no_proxy": straight, "NO_PROXY": straight, "NETRC": os.devnull}
 
 
 def _remote_environment(settings: ClusterSettings) -> dict[str, str]:

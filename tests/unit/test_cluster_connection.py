@@ -1,10 +1,13 @@
 """cluster.connection: where Ray is looked for, without starting one (tests/integration does)."""
 
+import dataclasses
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -12,6 +15,7 @@ from cluster import connection as module
 from cluster.connection import Connection, connect, is_in_job, reach
 from cluster.errors import ClusterError
 from cluster.facts import Facts
+from cluster.jobs import open_jobs
 from cluster.settings import ClusterSettings
 
 FACTS = Facts("127.0.0.1:1", "http://127.0.0.1:2", "/tmp/twohead-x", "/tmp/token", (3,), "here", 5.5)
@@ -70,6 +74,62 @@ def test_inside_a_job_its_cluster_is_used_and_nothing_is_shipped_again(
     with connect(ClusterSettings(address="http://head:8265"), working_dir=tmp_path) as connection:
         assert not connection.is_private
     assert asked == [{"address": "10.0.0.1:6379", "log_to_driver": False, "token_path": None}]
+
+
+class _Recorder(BaseHTTPRequestHandler):
+    """Answers like a dashboard, and keeps who asked with what."""
+
+    def do_GET(self) -> None:
+        cast("Any", self.server).asked.append((self.path, self.headers["Authorization"]))
+        body = b'{"version": "4", "ray_version": "2", "ray_commit": "x", "session_name": "s"}'
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def recorder() -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Recorder)
+    server.asked = []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", server.asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize("elsewhere", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "NETRC"])
+def test_jobs_and_serve_are_asked_of_our_cluster_and_nobody_else_gets_its_token(
+    elsewhere: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    token = tmp_path / "token"
+    token.write_text("ours" * 8)
+    monkeypatch.setattr(Facts, "is_alive", lambda self: True)
+    with recorder() as (url, asked), recorder() as (other, strays):
+        facts = dataclasses.replace(FACTS, dashboard_url=url, token_path=str(token))
+        monkeypatch.setattr(module, "read_facts", lambda settings: facts)
+        (tmp_path / "netrc").write_text("default login somebody password else\n")
+        monkeypatch.setenv(elsewhere, str(tmp_path / "netrc") if elsewhere == "NETRC" else other)
+        before = dict(os.environ)
+        with open_jobs(ClusterSettings(storage=str(tmp_path))), reach(ClusterSettings(storage=str(tmp_path))) as place:
+            ServeSubmissionClient(place)
+    assert strays == []
+    # The client of jobs, and Serve's.
+    assert {path for path, _ in asked} == {"/api/version", "/api/ray/version"}
+    assert {shown for _, shown in asked} == {f"Bearer {'ours' * 8}"}
+    assert dict(os.environ) == before
 
 
 def test_a_working_folder_is_shipped(asked: list[dict[str, Any]], tmp_path: Path) -> None:
