@@ -193,6 +193,23 @@ def test_a_population_lets_the_least_trained_of_its_own_go_on() -> None:
     assert population.choose_trial_to_run(controller) is young
 
 
+def test_of_equally_trained_ones_who_has_waited_longest_goes_on() -> None:
+    population = make("pbt", grace_period=1)
+    population.set_search_properties("score", "max")
+    checkpoints = SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=None))
+    first, second = (
+        Waiting(trial_id=name, status="RUNNING", experiment_tag=name, run_metadata=SimpleNamespace(checkpoint_manager=checkpoints))
+        for name in ("first", "second")
+    )
+    controller: Any = SimpleNamespace(get_trials=lambda: [first, second], _schedule_trial_save=lambda *_, **__: None)
+    for one in (first, second):
+        population.on_trial_add(None, one)
+    for one in (second, first):
+        population.on_trial_result(controller, one, {"score": 0.5, "epoch": 1})
+    first.status = second.status = "PAUSED"
+    assert population.choose_trial_to_run(controller) is second
+
+
 class Waiting(SimpleNamespace):
     """As much of a trial of Tune as a population looks at."""
 

@@ -183,6 +183,8 @@ class Population(PopulationBasedTraining):
         self._dimensions = dict(dimensions)
         self._epochs = epochs
         self._own: set[str] = set()
+        self._turns: dict[str, int] = {}
+        self._turn = 0
         self._random = random.Random(seed)  # noqa: S311 - no secret
         super().__init__(time_attr="epoch", perturbation_interval=interval, custom_explore_fn=self.explore, log_config=False)
 
@@ -194,6 +196,8 @@ class Population(PopulationBasedTraining):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Decide whether a trial goes on as it is, waits for others, or goes on from another's weights."""
+        self._turn += 1
+        self._turns[trial.trial_id] = self._turn
         if result.get("is_last") or result["epoch"] >= self._epochs:
             # It has nothing left to train with another's weights, and would end with the other's figures.
             return str(TrialScheduler.CONTINUE)
@@ -205,8 +209,10 @@ class Population(PopulationBasedTraining):
         return str(decision)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Return the least trained of its own trials that wait, so that all grow up together."""
+        """Return the least trained of its own trials that wait, so that all grow up together; of equals, who has waited longest."""
         own = [trial for trial in tune_controller.get_trials() if trial.trial_id in self._own]
+        # Else the first of equals, sent back to the start by the others' weights again and again, would get its process back each time.
+        own.sort(key=lambda trial: self._turns.get(trial.trial_id, 0))
         only_own: Any = SimpleNamespace(get_trials=lambda: own)
         return super().choose_trial_to_run(only_own)
 
