@@ -193,6 +193,15 @@ def test_given_files_replace_the_split(load):
     assert [len(examples) for examples in dataset.splits().values()] == [25, 5, 20]
 
 
+def test_by_stray_white_space_nobody_is_another_group(load):
+    data = [row | {"company": ("Ward & Co", "Ward & Co ", " Ward  & Co")[place % 3]} for place, row in enumerate(rows(30))]
+    data += [row | {"company": f"shop {place % 9}", "text": f"Shop text {place}"} for place, row in enumerate(rows(60))]
+    dataset = load(data, split={"group_by": "{company[:6]}-{company}"})
+    holders = [name for name, examples in dataset.splits().items() if "Ward &-Ward & Co" in (examples.groups or ())]
+    assert len(holders) == 1
+    assert {group for examples in dataset.splits().values() for group in examples.groups or () if "Ward" in group} == {"Ward &-Ward & Co"}
+
+
 def test_groups_stay_together_by_a_prefix(load):
     data = [row | {"code": f"{number // 6:02d}{number % 6}"} for number, row in enumerate(rows())]
     dataset = load(data, split={"group_by": "{code[:2]}"})

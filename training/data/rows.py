@@ -154,7 +154,7 @@ class _Intake:
         data = self._settings.data
         cells: dict[str, list[str]] = {str(column): table.frame[column].tolist() for column in table.frame}
         texts = render(data.text, cells)
-        groups = render(data.split.group_by, cells) if data.split.group_by else [""] * len(texts)
+        groups = self._groups(cells) if data.split.group_by else [""] * len(texts)
         heads = {head: cells[column] for head, column in self._heads.items() if column in cells}
         rows = []
         for position, (number, text, group) in enumerate(zip(table.numbers, texts, groups, strict=True)):
@@ -163,6 +163,11 @@ class _Intake:
             if self._is_usable(row):
                 rows.append(row)
         return rows
+
+    def _groups(self, cells: Mapping[str, Sequence[str]]) -> list[str]:
+        template = self._settings.data.split.group_by or ""
+        # By a stray space, or one more of them, nobody is somebody else.
+        return render(template, {column: [text_key(cell) for cell in cells[column]] for column in template_columns(template)})
 
     def _is_usable(self, row: Row) -> bool:
         if not row.labels:
