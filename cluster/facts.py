@@ -5,12 +5,15 @@ is started or ended.
 """
 
 import fcntl
+import hashlib
 import json
+import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
 
 from cluster.errors import ClusterError
 from cluster.processes import is_marked
@@ -60,7 +63,8 @@ def facts_folder(settings: ClusterSettings) -> Path:
     if storage.local_root is not None:
         return storage.local_root / "cluster"
     name = storage.uri.partition("://")[2].replace("/", "-")
-    return Path.home() / ".twohead" / name / "cluster"
+    # Of two storages whose names differ in a slash alone, each has its own.
+    return Path.home() / ".twohead" / f"{name}-{hashlib.sha256(storage.uri.encode()).hexdigest()[:8]}" / "cluster"
 
 
 @contextmanager
@@ -71,13 +75,23 @@ def alone(folder: Path, hint: str) -> Iterator[None]:
         ClusterError: The folder cannot be written; with this hint.
     """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (folder / LOCK_FILE).open("w")
+        lock = _locked(folder)
     except OSError as error:
         raise ClusterError(f"{error.filename}: {error.strerror}", hint) from None
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _locked(folder: Path) -> TextIO:
+    while True:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (folder / LOCK_FILE).open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Whoever had it until now may have taken the folder away, and the file with it: then another process makes itself a new one.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK_FILE).stat()):
+                return lock
+        lock.close()
 
 
 def read_facts(settings: ClusterSettings) -> Facts | None:

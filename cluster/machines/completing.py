@@ -6,6 +6,7 @@ What the settings say stays as it is; only what is missing is added. It does not
 import copy
 import ipaddress
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ from cluster.settings import ClusterSettings
 DASHBOARD_PORT = 8265
 NOTICE_PLACE = "~/.twohead-notice.py"
 KEEPER_PLACE = "~/.twohead-keeper.py"
+# Ray's own interpreter is there for sure, `python` may be another.
+HEADS_PYTHON = '"$(dirname "$(command -v ray)")/python"'
 # Not the shell that says so.
 END_KEEPER = "pkill -f '[.]twohead-keeper' || true"
 # A machine without a way to the internet takes itself for 127.0.0.1: so it says which of its addresses leads to the head.
@@ -94,6 +97,23 @@ def _head_store(settings: ClusterSettings) -> dict[str, str]:
     if settings.head_store == "redis":
         return {"RAY_REDIS_ADDRESS": str(settings.redis_address), "RAY_external_storage_namespace": name}
     return {}
+
+
+def store_removal(settings: ClusterSettings) -> str:
+    """Return the command for the head that takes away what it kept by `cluster.head_store`; nothing where it kept nothing.
+
+    Else the next cluster of that name would begin with the work of this one.
+    """
+    store = _head_store(settings)
+    if settings.head_store == "embedded":
+        return f"rm -rf {store['RAY_gcs_storage_path']}"
+    if settings.head_store == "redis":
+        host, _, port = store["RAY_REDIS_ADDRESS"].rpartition(":")
+        password = "os.environ.get('RAY_REDIS_PASSWORD', '')"  # noqa: S105  # where the head has it from
+        call = f"cleanup_redis_storage({host!r}, {port}, {password}, False, {store['RAY_external_storage_namespace']!r})"
+        program = f"import os, sys; from ray._private.gcs_utils import cleanup_redis_storage; sys.exit({call} is False)"
+        return f"{HEADS_PYTHON} -c {shlex.quote(program)}"
+    return ""
 
 
 def _with(variables: dict[str, str], command: str) -> str:

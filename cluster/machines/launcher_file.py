@@ -23,7 +23,7 @@ _AT = "cluster.launcher"
 # What the launcher of each provider reads (ray.autoscaler._private, 2.60); keys that begin with an underscore are Ray's own notes.
 _EVERYWHERE = {"type", "use_internal_ips", "cache_stopped_nodes", "disable_node_updaters", "disable_launch_config_check"}
 _PROVIDER_KEYS = {
-    "local": {"head_ip", "worker_ips", "coordinator_address", "external_head_ip"},
+    "local": {"head_ip", "worker_ips", "external_head_ip"},
     "aws": {"region", "availability_zone", "key_pair", "security_group", "cloudwatch", "aws_credentials"},
     "gcp": {"region", "availability_zone", "project_id", "gcp_credentials"},
 }
@@ -86,7 +86,10 @@ def _provider_findings(launcher: dict[str, Any]) -> Iterator[str]:
     provider = launcher["provider"]
     if (known := _PROVIDER_KEYS.get(provider["type"])) is None:
         return
-    for key in sorted(provider.keys() - known - _EVERYWHERE):
+    if "coordinator_address" in provider:
+        # Whose hosts it lends is not known beforehand, so nobody could end what runs there.
+        yield f"{_AT}.provider.coordinator_address: hosts that a coordinator lends are not supported; name them by head_ip and worker_ips"
+    for key in sorted(provider.keys() - known - _EVERYWHERE - {"coordinator_address"}):
         if not key.startswith("_"):
             yield f"{_AT}.provider.{key} is not read by provider {provider['type']}, which reads {', '.join(sorted(known))}"
 

@@ -19,7 +19,7 @@ from typing import Any
 from cluster.errors import ClusterError, SettingsError
 from cluster.facts import alone
 from cluster.machines import notice, probe
-from cluster.machines.completing import END_KEEPER, KEEPER_PLACE, dashboard_port
+from cluster.machines.completing import END_KEEPER, HEADS_PYTHON, KEEPER_PLACE, dashboard_port, store_removal
 from cluster.machines.known import TOKEN_PLACE, Known, expanded, forget, known_folder, read_known, token_file, write_known
 from cluster.machines.launcher_file import check_launcher, complete
 from cluster.machines.said import unreached, why
@@ -137,7 +137,11 @@ def down(settings: ClusterSettings, say: Say) -> bool:
     if not (folder / LAUNCHER_FILE).exists():
         return False
     with alone(folder, _FOLDER_HINT):
-        _Machines(complete(settings), folder).end(say)
+        machines = _Machines(complete(settings), folder)
+        machines.end(say, store_removal(settings))
+        if settings.head_store == "redis" and not machines.is_local:
+            left = f"what {machines.name} kept in {settings.redis_address} is still there"
+            say(f"{left}: the next cluster of that name begins with it")
         forget(folder)
     return True
 
@@ -237,7 +241,7 @@ class _Machines:
         self.file.write_text(json.dumps(self.launcher, indent=2), encoding="utf-8")
         command = [sys.executable, "-m", "ray.scripts.scripts", verb, *words, str(self.file), *after]
         environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_COLOR_MODE": "false"}
-        if self._is_local:
+        if self.is_local:
             # The other autoscaler never asks for a machine of this provider (ray-project/ray issue 57153).
             environment["RAY_UP_enable_autoscaler_v2"] = "0"
         with self.log.open("ab") as log:
@@ -261,10 +265,8 @@ class _Machines:
             ClusterError: The head is not reached.
         """
         source = base64.b64encode(Path(probe.__file__).read_bytes()).decode()
-        # Ray's own interpreter is there for sure, `python` may be another.
-        python = '"$(dirname "$(command -v ray)")/python"'
         program = f"import base64; exec(base64.b64decode('{source}'))"
-        words = f"{python} -c {shlex.quote(program)} {dashboard_port(self.launcher)} {wanted} {patience_s:g}"
+        words = f"{HEADS_PYTHON} -c {shlex.quote(program)} {dashboard_port(self.launcher)} {wanted} {patience_s:g}"
         lines = [line for line in self.ray("exec", "--no-config-cache", after=[words]).splitlines() if line.startswith(probe.MARK)]
         found: dict[str, Any] = json.loads(lines[-1].removeprefix(probe.MARK)) if lines else {"stranger": None}
         return None if found["stranger"] is None else found
@@ -273,13 +275,18 @@ class _Machines:
         """Tell the address at which the head is reached from here."""
         return self.ray("get-head-ip").strip().splitlines()[-1]
 
-    def end(self, say: Say) -> None:
-        """End them all."""
-        if self._is_local and KEEPER_PLACE in self.launcher["file_mounts"]:
+    def end(self, say: Say, forgetting: str = "") -> None:
+        """End them all.
+
+        Args:
+            say: Gets a line for each host that could not be ended.
+            forgetting: A command that takes away what the head kept for when it is lost; not for machines of a cloud, which go themselves.
+        """
+        if self.is_local and KEEPER_PLACE in self.launcher["file_mounts"]:
             # It would take Ray's control service, ended first, for one that ended alone.
             self._over_ssh(str(self.launcher["provider"]["head_ip"]), END_KEEPER)
         self.ray("down", "--yes")
-        if not self._is_local:
+        if not self.is_local:
             return
         # Ray's launcher only forgets hosts of one's own: their Ray would go on, and what it brought would stay.
         provider = self.launcher["provider"]
@@ -287,14 +294,16 @@ class _Machines:
         # The launcher copies the key it logs in with to the head. A token that was not made by `up` may be somebody's own.
         is_ours = self.launcher["file_mounts"][TOKEN_PLACE].startswith(str(self.folder))
         tidy = f"rm -f ~/ray_bootstrap_key.pem {TOKEN_PLACE if is_ours else ''}"
-        commands = dict.fromkeys(workers, f"ray stop; {tidy}") | {str(provider["head_ip"]): tidy}
+        heads = f"{tidy}; {forgetting}" if forgetting else tidy
+        commands = dict.fromkeys(workers, f"ray stop; {tidy}") | {str(provider["head_ip"]): heads}
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for address, why in zip(commands, pool.map(self._over_ssh, commands, commands.values()), strict=True):
                 if why:
                     say(f"{address}: {why}; Ray may still run there")
 
     @property
-    def _is_local(self) -> bool:
+    def is_local(self) -> bool:
+        """Whether they are hosts of one's own, which Ray's launcher only forgets."""
         return bool(self.launcher["provider"]["type"] == "local")
 
     def _over_ssh(self, address: str, command: str) -> str:

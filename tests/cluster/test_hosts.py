@@ -168,5 +168,7 @@ def test_down_leaves_nothing(cluster: Cluster) -> None:
     for host in cluster.nodes.values():
         assert host.run("pgrep", "-f", "raylet|gcs_server|ray::").stdout == ""
         assert host.run("ls", "/root/.ray").stdout == ""
+        # What the head kept for when it is lost; the next cluster of that name begins with nothing.
+        assert "head-" not in host.run("ls", "/root/.twohead").stdout
     assert not (cluster.laptop.disk / "root/.twohead/clusters/lab").exists()
     assert cluster.run("cluster", "status").returncode == 2

@@ -3,16 +3,19 @@
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from cluster.facts import FACTS_FILE, Facts, facts_folder, read_facts, write_facts
+from cluster.facts import FACTS_FILE, LOCK_FILE, Facts, alone, facts_folder, read_facts, write_facts
 from cluster.session import new_session
 from cluster.settings import ClusterSettings
+from tests.waiting import until
 
 FACTS = Facts("127.0.0.1:1", "http://127.0.0.1:2", "/tmp/twohead-x", "/tmp/token", (3, 4), socket.gethostname(), 5.5)
 
@@ -28,8 +31,36 @@ def test_facts_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_facts_of_a_remote_storage_lie_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = facts_folder(ClusterSettings(storage="memory://bucket/ads"))
-    assert folder == tmp_path / ".twohead/bucket-ads/cluster"
-    assert folder != facts_folder(ClusterSettings(storage="memory://bucket/titles"))
+    assert folder.parent.parent == tmp_path / ".twohead"
+    assert folder.parent.name.startswith("bucket-ads-")
+    assert folder == facts_folder(ClusterSettings(storage="memory://bucket/ads"))
+    others = {facts_folder(ClusterSettings(storage=place)) for place in ("memory://bucket/titles", "memory://bucket-ads")}
+    assert len(others | {folder}) == 3
+
+
+def test_whoever_waited_while_the_folder_was_taken_away_waits_with_the_next_one(tmp_path: Path) -> None:
+    folder = tmp_path / "cluster"
+    order: list[str] = []
+
+    def wait_and_enter(name: str) -> None:
+        with alone(folder, "hint"):
+            order.append(f"{name} in")
+            assert (folder / LOCK_FILE).exists()
+            order.append(f"{name} out")
+
+    with alone(folder, "hint"):
+        waiting = threading.Thread(target=wait_and_enter, args=("one",))
+        waiting.start()
+        until("it waits", lambda: len(_holders(folder / LOCK_FILE)) == 2, 10)
+        # As `down` does.
+        shutil.rmtree(folder)
+    waiting.join(10)
+    wait_and_enter("two")
+    assert order == ["one in", "one out", "two in", "two out"]
+
+
+def _holders(file: Path) -> list[str]:
+    return [one.name for one in Path("/proc/self/fd").iterdir() if one.exists() and one.samefile(file)]
 
 
 @pytest.mark.parametrize(

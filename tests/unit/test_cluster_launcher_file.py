@@ -83,7 +83,9 @@ def test_a_bad_launcher_configuration_is_refused_by_ray(change: dict[str, Any], 
 
 def test_what_no_provider_reads_is_named() -> None:
     found = findings(provider=LOCAL["provider"] | {"hed_ip": "10.0.0.1"})
-    assert found.startswith("cluster.launcher.provider.hed_ip is not read by provider local, which reads coordinator_address, ")
+    assert found.startswith("cluster.launcher.provider.hed_ip is not read by provider local, which reads external_head_ip, ")
+    lent = findings(provider=LOCAL["provider"] | {"coordinator_address": "10.0.0.9:9000"}, max_workers=2)
+    assert lent.startswith("cluster.launcher.provider.coordinator_address: hosts that a coordinator lends are not supported")
     assert "provider.zone is not read by provider aws" in findings(**CLOUD | {"provider": CLOUD["provider"] | {"zone": "a"}})
     check_launcher(LOCAL | CLOUD)
 

@@ -400,6 +400,49 @@ def test_down_ends_every_host_and_forgets_the_token(calls: Calls, home: Path) ->
     assert not ray_up.down(make(), lambda _: None)
 
 
+@pytest.mark.parametrize(
+    ("store", "expected"),
+    [
+        ({"head_store": "embedded"}, "rm -rf $HOME/.twohead/head-lab"),
+        ({"head_store": "redis", "redis_address": "10.0.0.9:6379"}, "cleanup_redis_storage"),
+        ({}, None),
+    ],
+)
+def test_down_takes_away_what_the_head_kept(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, store: dict[str, Any], expected: str | None
+) -> None:
+    calls.answers = [{"alive": 2, "stranger": 401}]
+    settings = make(**store)
+    _up(settings)
+    inner: Callable[..., Any] = subprocess.run
+    told: dict[str, list[str]] = {}
+
+    def run(command: list[str], **options: Any) -> Any:
+        if command[0] == "ssh":
+            told.setdefault(command[-2], []).append(command[-1])
+        return inner(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert ray_up.down(settings, lambda _: None)
+    removals = [words for words in told["me@10.0.0.1"] if "rm -rf" in words or "cleanup_redis_storage" in words]
+    assert [expected in words for words in removals] == ([True] if expected else [])
+    assert not [words for words in told["me@10.0.0.2"] if "rm -rf" in words or "cleanup_redis_storage" in words]
+
+
+def test_of_a_cloud_down_says_that_a_redis_keeps_what_it_has(calls: Calls) -> None:
+    calls.answers = [{"alive": 1, "stranger": 401}]
+    cloud = {
+        "provider": {"type": "aws", "region": "eu-west-1"},
+        "available_node_types": {"head": {"node_config": {}, "resources": {}}},
+        "head_node_type": "head",
+    }
+    settings = make(cloud, head_store="redis", redis_address="10.0.0.9:6379")
+    _up(settings)
+    said: list[str] = []
+    assert ray_up.down(settings, said.append)
+    assert said == ["what lab kept in 10.0.0.9:6379 is still there: the next cluster of that name begins with it"]
+
+
 def test_draining_from_a_machine_that_started_nothing_leaves_nothing_for_down_to_end(calls: Calls, home: Path) -> None:
     calls.answers = [None]
     ray_up.drain(make(), "n1", 60)
