@@ -5,7 +5,6 @@ what the command does: an outcome is an exit code.
 """
 
 import asyncio
-import getpass
 import logging
 import secrets
 import shlex
@@ -20,6 +19,7 @@ from typing import Any
 from cluster.connection import reach
 from cluster.dashboard import list_nodes
 from cluster.errors import ClusterError, JobError
+from cluster.people import user_name
 from cluster.place import Place, missing
 from cluster.runtime_env import STOP_PATIENCE_S, Shipment, runtime_env
 from cluster.settings import ClusterSettings
@@ -105,7 +105,7 @@ class Jobs:
                 entrypoint=shlex.join([first, *words[1:]]),
                 submission_id=job_id,
                 runtime_env=runtime_env(self._settings, shipment, job_id),
-                metadata={OWNER_KEY: f"{getpass.getuser()}@{socket.gethostname()}"} | ({NAME_KEY: name} if name else {}),
+                metadata={OWNER_KEY: f"{user_name()}@{socket.gethostname()}"} | ({NAME_KEY: name} if name else {}),
                 **_placed(place or Place()),
             )
         return submitted

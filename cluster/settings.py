@@ -52,7 +52,16 @@ class PodSettings(Section):
     memory_gib: int = Field(default=8, ge=1)
     gpu: int = Field(default=0, ge=0)
     node_selector: dict[str, str] = {}
-    tolerations: tuple[dict[str, str], ...] = ()
+    tolerations: tuple[dict[str, str | int], ...] = ()
+
+    @field_validator("tolerations")
+    @classmethod
+    def _are_kubernetes_own(cls, value: tuple[dict[str, str | int], ...]) -> tuple[dict[str, str | int], ...]:
+        for one in value:
+            for key, found in one.items():
+                if isinstance(found, int) != (key == "tolerationSeconds"):
+                    raise ValueError(f"{key} must be {'a whole number' if key == 'tolerationSeconds' else 'text'}, not {found!r}")
+        return value
 
 
 class GroupSettings(PodSettings):

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ValidationError
 
 from cluster.storage import sha256_file
+from cluster.whole_files import DRAFT
 from training.errors import CheckpointError
 from training.golden import GOLDEN_FILE, Golden, write_golden
 from training.manifest import MANIFEST_FILE, UNSEALED, FileFacts, Manifest, ModelFacts, parse_manifest, read_manifest, sealed
@@ -49,7 +50,9 @@ TOKENIZER_FILES = frozenset(
         "vocab.txt",
         "vocab.json",
         "merges.txt",
+        "bpe.codes",
         "sentencepiece.bpe.model",
+        "spiece.model",
         "spm.model",
     }
 )
@@ -181,7 +184,8 @@ def _verify_files(folder: Path, manifest: Manifest) -> None:
 
 
 def _verify_names(folder: Path, manifest: Manifest) -> None:
-    present = {path.name: path for path in folder.iterdir()}
+    # A draft of the manifest, its second name, stays where its publisher is ended between the two; nobody reads or copies it.
+    present = {path.name: path for path in folder.iterdir() if not path.name.startswith(DRAFT)}
     # Of what can be there, the signature is the one file that the manifest cannot know.
     listed = set(manifest.files) | {MANIFEST_FILE, SIGNATURE_FILE}
     for name, path in sorted(present.items()):

@@ -7,7 +7,6 @@ A version is immutable; a name is a log of moves. To move a name is to create it
 the compare-and-set, with nothing but exclusive creation asked of the storage. Rollback is promoting the older version.
 """
 
-import getpass
 import json
 import re
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any, Self
 
 from cluster.console import warn
 from cluster.errors import ConflictError, StorageError
+from cluster.people import user_name
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 from training.checkpoint import copy_checkpoint, verify_checkpoint
@@ -201,7 +201,9 @@ class Registry:
         pointed = current[-1].version if current else 0
         if expected is not None and pointed != expected:
             raise RegistryError(f"{name!r} points to version {pointed}, but {expected} was expected", "look at it again before you promote")
-        move = Move(len(current) + 1, version, datetime.now(UTC).isoformat(timespec="seconds"), getpass.getuser())
+        # Not their count: of an old name the first moves may have been tidied away, and the last one is what everybody reads.
+        following = current[-1].sequence + 1 if current else 1
+        move = Move(following, version, datetime.now(UTC).isoformat(timespec="seconds"), user_name())
         try:
             written = self.storage.claim(f"{_NAMES}/{name}/{move.sequence:06d}.json", asdict(move))
         except ConflictError:

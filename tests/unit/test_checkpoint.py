@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from cluster.whole_files import DRAFT
 from training.checkpoint import copy_checkpoint, load_model, load_tokenizer, verify_checkpoint
 from training.errors import CheckpointError
 from training.manifest import UNSEALED, read_manifest, sealed
@@ -98,6 +99,14 @@ def test_a_damaged_checkpoint_is_refused(damage: Callable[[Path], None], message
     damage(tiny_checkpoint)
     with pytest.raises(CheckpointError, match=message):
         verify_checkpoint(tiny_checkpoint)
+
+
+def test_a_draft_of_the_manifest_that_its_publisher_left_is_no_part_of_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    # As `write_whole` has it between the name and the end of the draft.
+    (tiny_checkpoint / f"{DRAFT}0123").hardlink_to(tiny_checkpoint / "manifest.json")
+    verify_checkpoint(tiny_checkpoint)
+    copy_checkpoint(tiny_checkpoint, tmp_path / "copy")
+    assert not [one.name for one in (tmp_path / "copy").iterdir() if one.name.startswith(DRAFT)]
 
 
 def test_a_head_whose_outputs_are_not_its_classes_is_refused(tiny_checkpoint: Path) -> None:

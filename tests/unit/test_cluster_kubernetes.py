@@ -23,7 +23,7 @@ CONTAINER = {
     "securityContext": {"allowPrivilegeEscalation": bool, "runAsNonRoot": bool, "runAsUser": int},
     "ports": [{"name": str, "containerPort": int}], "lifecycle": {"preStop": {"exec": {"command": [str]}}},
 }  # fmt: skip
-TOLERATION = {"key": str, "operator": str, "value": str, "effect": str}
+TOLERATION = {"key": str, "operator": str, "value": str, "effect": str, "tolerationSeconds": int}
 POD_SPEC = {"containers": [CONTAINER], "nodeSelector": {"*": str}, "tolerations": [TOLERATION], "terminationGracePeriodSeconds": int}
 POD = {"metadata": {"labels": {"*": str}}, "spec": POD_SPEC}
 CLUSTER_SPEC = {
@@ -95,7 +95,7 @@ FULL = {
     "groups": {
         "trials": {
             "cpu": 8, "memory_gib": 32, "gpu": 1, "most": 16, "node_selector": {"pool": "spot"},
-            "tolerations": [{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}],
+            "tolerations": [{"key": "spot", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}],
         },
         "replicas": {"fewest": 2, "most": 8},
     },
@@ -133,7 +133,7 @@ def test_what_is_set_is_in_it() -> None:
     (container,) = trials["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == container["resources"]["requests"] == {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": "1"}
     assert trials["template"]["spec"]["nodeSelector"] == {"pool": "spot"}
-    assert trials["template"]["spec"]["tolerations"][0]["key"] == "spot"
+    assert trials["template"]["spec"]["tolerations"] == FULL["groups"]["trials"]["tolerations"]
     assert [(one["minReplicas"], one["maxReplicas"]) for one in (trials, replicas)] == [(0, 16), (2, 8)]
     assert {"name": "TWOHEAD_STORAGE", "value": "s3://bucket/twohead"} in container["env"]
     assert {"name": "RAY_grpc_client_keepalive_timeout_ms", "value": "5000"} in container["env"]

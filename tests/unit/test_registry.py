@@ -1,6 +1,7 @@
 """Versions are immutable, names move atomically; on local disk and on another fsspec storage alike."""
 
 import json
+import os
 import threading
 import uuid
 from collections.abc import Callable
@@ -64,6 +65,28 @@ def test_compare_and_set_refuses_a_name_that_moved(registry: Registry, make_chec
     with pytest.raises(RegistryError, match="points to version 1, but 2 was expected"):
         registry.promote(2, expected=2)
     assert registry.resolve("production") == 1
+
+
+@pytest.mark.parametrize("gone", [(1,), (1, 2), (1, 2, 3)])
+def test_a_name_goes_on_where_its_first_moves_were_tidied_away(
+    registry: Registry, make_checkpoint: Callable[[int], Path], gone: tuple[int, ...]
+) -> None:
+    for number in (1, 2):
+        registry.publish(make_checkpoint(number))
+    for version in (1, 2, 1, 2):
+        registry.promote(version)
+    for number in gone:
+        registry.storage._take_away(f"registry/names/production/{number:06d}.json")
+    assert registry.promote(1).sequence == 5
+    assert registry.resolve("production") == 1
+
+
+def test_whoever_has_no_name_promotes_by_number(registry: Registry, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    assert registry.promote(registry.publish(tiny_checkpoint)).moved_by == str(os.getuid())
 
 
 def test_a_damaged_checkpoint_is_never_published(registry: Registry, tiny_checkpoint: Path) -> None:
