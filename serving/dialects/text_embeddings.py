@@ -12,9 +12,9 @@ from pydantic import BaseModel, Field
 from serving.dialects.heads import find_head, whole
 from serving.door import ASKING, Answering, answer, body_schema, problems, read_body, reply
 from serving.errors import InvalidFields
-from serving.messages import HeadAnswer, Message, PredictRequest, Text
+from serving.messages import HeadAnswer, Limits, Message, PredictRequest, Text
 from serving.promised import Promised
-from serving.reading import parse_body
+from serving.reading import check_limits, parse_body
 
 
 class Inputs(Message):
@@ -52,21 +52,25 @@ def add(app: FastAPI, answering: Answering) -> None:
     async def predict(
         request: Request, head: Annotated[str, Query(description="Which head; may be left out where the version has one.")] = ""
     ) -> Response:
-        asked = parse_body(Inputs, await read_body(request, answering.limits()))
+        limits = answering.limits()
+        asked = parse_body(Inputs, await read_body(request, limits))
         facts = answering.facts()
         chosen = find_head(facts, head, "the parameter head")
-        answered = await answer(answering, request, PredictRequest.model_construct(texts=_texts(asked)), Promised(facts.heads))
+        texts = _texts(asked, limits)
+        answered = await answer(answering, request, PredictRequest.model_construct(texts=texts), Promised(facts.heads))
         ranked = [_ranked(one.heads[chosen.name]) for one in whole(answered)]
         return reply(answered, json.dumps(ranked[0] if isinstance(asked.inputs, str) else ranked, ensure_ascii=False))
 
 
-def _texts(asked: Inputs) -> list[str]:
+def _texts(asked: Inputs, limits: Limits) -> list[str]:
+    inputs = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
+    # Before each is looked at: a body has room for a million, and whatever is told of them is made on the loop that answers everybody.
+    check_limits(PredictRequest.model_construct(texts=inputs), limits)
     findings = []
     if asked.raw_scores:
         findings.append(("raw_scores", "must be false: answers are probabilities"))
     if not asked.truncate:
         findings.append(("truncate", "must be true: texts that are too long are cut"))
-    inputs = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
     findings += [
         (f"inputs.{index}", "must be one text; pairs are not read")
         for index, one in enumerate(inputs)

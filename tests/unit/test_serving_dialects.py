@@ -170,6 +170,12 @@ def test_one_request_does_not_have_an_output_written_out_very_often(count: int, 
     assert answering.asked == []
 
 
+@pytest.mark.parametrize("wrong", [[], ["a", "b"]])
+def test_inputs_are_counted_before_anything_is_said_of_each(wrong: list[str]) -> None:
+    response = call("POST", "/predict?head=category", json={"inputs": [wrong] * 4})
+    assert (response.status_code, response.json()["detail"]) == (422, "texts: has 4 entries, but at most 3 are allowed")
+
+
 def test_a_version_with_one_head_needs_no_name_of_it() -> None:
     assert call("POST", "/predict", TwoHeads(1), json={"inputs": "a"}).json() == RANKED
     assert call("POST", "/classify", TwoHeads(1), json={"input": "a"}).json()["model"] == "category"
