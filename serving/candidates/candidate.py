@@ -208,6 +208,8 @@ class Candidate:
             return None
 
     def _loaded(self, task: asyncio.Task[None]) -> None:
+        # An error holds on to where it was raised, and with it to the engine's process.
+        self._loading = None
         if task.cancelled() or (error := task.exception()) is None:
             return
         self.errors += 1

@@ -158,7 +158,11 @@ class OwnProcess:
                     self._lost()
                 raise NotReady("the engine's process ended") from error
         if isinstance(answer, Exception):
-            raise answer
+            try:
+                raise answer
+            finally:
+                # The error knows this frame. Were it known here too, both would stay until they are collected, and the process with them.
+                del answer
         return answer
 
 
