@@ -11,21 +11,39 @@ def cache_folder(kind: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twohead" / kind
 
 
-def is_own(path: Path) -> bool:
-    """Tell whether a path exists and nobody but this user and root can change what it leads to.
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, each for this user alone, as XDG has it.
 
-    As OpenSSH's StrictModes: every folder above it counts, since who may write to one can put another in the place of the next.
+    Raises:
+        OSError: One cannot be made.
+    """
+    # mkdir's own `parents` gives its mode to the last one only, and the others to this user's group where the umask is 002.
+    if not folder.parent.exists():
+        make_folder(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def is_own(path: Path) -> bool:
+    """Tell whether a path exists and nobody but this user and root can change what it leads to."""
+    return find_shared(path) is None
+
+
+def find_shared(path: Path) -> Path | None:
+    """Return what somebody but this user and root can change on the way to a path: it, or a folder above it; nothing where all is ours.
+
+    As OpenSSH's StrictModes: every folder above it counts, since who may write to one can put another in the place of the next. What
+    cannot be looked at is taken for somebody else's.
     """
     try:
         whole = path.resolve(strict=True)
-        found = [one.stat() for one in (whole, *whole.parents)]
+        found = [(one, one.stat()) for one in (whole, *whole.parents)]
     except OSError:
-        return False
-    for facts in found:
+        return path
+    for one, facts in found:
         is_guarded = not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or facts.st_mode & stat.S_ISVTX
         if facts.st_uid not in (0, os.geteuid()) or not is_guarded:
-            return False
-    return True
+            return one
+    return None
 
 
 def processor() -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from serving.engines.cache import processor
+from serving.engines.cache import make_folder, processor
 from serving.engines.calibration import Trial
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class Kept:
     def write(self, found: Found) -> None:
         """Keep what was found out; where that cannot be written, the next replica finds out itself."""
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False, encoding="utf-8") as draft:
                 json.dump(asdict(found), draft)
             # Whole or not at all: another replica may read it now.

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from serving.engines.cache import cache_folder, is_own, processor
+from serving.engines.cache import cache_folder, find_shared, is_own, make_folder, processor
 
 log = logging.getLogger(__name__)
 
@@ -129,11 +129,7 @@ def compiled() -> Kernels | None:
 def _library(compiler: str) -> Iterator[Path]:
     """Give the compiled library: the one that is kept, a new one that is kept from now on, or one for the length of the block."""
     folder = cache_folder("kernels")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        log.info("%s: the engine's kernels are not kept: %s", folder, error.strerror)
-    if not (is_own(folder) and os.access(folder, os.W_OK)):
+    if not _can_keep(folder):
         with tempfile.TemporaryDirectory() as scratch:
             # What is loaded stays, without its file.
             yield _compile(compiler, Path(scratch) / "kernels.so")
@@ -144,6 +140,18 @@ def _library(compiler: str) -> Iterator[Path]:
             # Whole or not at all: another replica may load it now.
             _compile(compiler, Path(scratch) / "kernels.so").replace(path)
     yield path
+
+
+def _can_keep(folder: Path) -> bool:
+    try:
+        make_folder(folder)
+    except OSError as error:
+        log.info("%s: the engine's kernels are not kept: %s", folder, error.strerror)
+        return False
+    if shared := find_shared(folder):
+        log.warning("%s: others than this user can write there, so that the engine's kernels are compiled at every start", shared)
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _load(path: Path) -> Kernels:
@@ -172,6 +180,8 @@ def _compile(compiler: str, target: Path) -> Path:
     except subprocess.CalledProcessError:
         # Other processors know no such option.
         run(_OPTIONS)
+    # The linker leaves it to the umask who may write to it, and what others may is not loaded again.
+    target.chmod(0o700)
     return target
 
 

@@ -26,7 +26,16 @@ def test_what_was_kept_is_read(tmp_path: Path) -> None:
     place.write(FOUND)
     assert place.read(BOTH) == FOUND
     assert [file.name for file in place.path.parent.iterdir()] == [place.path.name]
-    assert place.path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_every_folder_on_the_way_is_this_users_alone(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        Keep(tmp_path / ".cache/twohead/calibration", "code").open(b"manifest").write(FOUND)
+    finally:
+        os.umask(before)
+    folders = [".cache", ".cache/twohead", ".cache/twohead/calibration"]
+    assert [(tmp_path / folder).stat().st_mode & 0o777 for folder in folders] == [0o700] * 3
 
 
 @pytest.mark.parametrize(("code", "manifest", "asked"), [("other", b"manifest", 1), ("code", b"other", 1), ("code", b"manifest", 2)])

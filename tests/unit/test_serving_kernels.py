@@ -1,6 +1,7 @@
 """The engine's own loops compute what torch does, for any shape, and hide nothing that is no number."""
 
 import logging
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -133,12 +134,27 @@ def test_what_was_compiled_is_kept_for_this_processor(kernels: Kernels, cache: P
     assert kept in cache.iterdir()
 
 
-def test_what_others_may_have_written_is_not_loaded(kernels: Kernels, cache: Path) -> None:
+def test_it_is_kept_where_the_umask_lets_the_group_write(kernels: Kernels, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "home/.cache"))
+    before = os.umask(0o002)
+    try:
+        assert compiled.__wrapped__() is not None
+    finally:
+        os.umask(before)
+    made = [cache / "home", *(cache / "home").rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in made} == {0o700}
+    monkeypatch.setattr(subprocess, "run", None)
+    # No compiler is called.
+    assert compiled.__wrapped__() is not None
+
+
+def test_what_others_may_have_written_is_not_loaded(kernels: Kernels, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache.mkdir(parents=True)
     (cache / f"{module._digest(shutil.which('cc'))}.so").write_text("a stranger's")
     cache.chmod(0o777)
     assert compiled.__wrapped__() is not None
     assert [file.read_text() for file in cache.iterdir()] == ["a stranger's"]
+    assert [message.partition(": others")[0] for message in caplog.messages] == [str(cache)]
 
 
 def test_what_is_damaged_is_made_anew_by_the_next(kernels: Kernels, cache: Path) -> None:
