@@ -107,7 +107,10 @@ class KeyRing:
                 if identity not in self._unreadable:
                     log.error("%s", error.message)
         self._keys, self._unreadable = fresh, unreadable
-        self._buckets = {identity: bucket for identity, bucket in self._buckets.items() if identity in fresh}
+        # Requests add some meanwhile, on the loop: names are copied in one step, and nothing takes the place of what is added to.
+        for identity in list(self._buckets):
+            if identity not in fresh:
+                self._buckets.pop(identity, None)
 
     def admit(self, held: str | None, scope: str, address: str) -> Key:
         """Return the key of somebody who may do what wants a scope.
