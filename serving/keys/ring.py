@@ -1,6 +1,7 @@
 """The keys that a replica knows: followed in the storage, and asked about every request.
 
-What was known stays while the storage cannot be read, so that its failure is not the service's; keys that expire do so all the same.
+What was known stays while the storage cannot be read, so that its failure is not the service's; keys that expire do so all the same. A
+storage that does not even say that it cannot be read is another thing: see `KeyRing.require_followed`.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from cluster.errors import StorageError
 from serving.errors import Forbidden, KeyringError, TooManyRequests, Unauthorized
 from serving.keys.key import Key, read_key
 from serving.keys.store import KeyStore
+from serving.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class KeyRing:
         self._wrong: OrderedDict[str, Bucket] = OrderedDict()
         self._damaged: set[str] = set()
         self._unreadable: set[str] = set()
+        self._watchdog = Watchdog("keys that were made or revoked are not followed")
 
     async def start(self) -> None:
         """Read all keys.
@@ -77,9 +80,18 @@ class KeyRing:
         while True:
             await asyncio.sleep(every_s)
             refreshed = loop.run_in_executor(self._thread, self.refresh)
-            await asyncio.wait([refreshed])
+            await self._watchdog.wait(refreshed)
             if error := refreshed.exception():
                 log.warning("keys cannot be read, those that were known stay: %s", type(error).__name__)
+
+    def require_followed(self) -> None:
+        """Pass where revoked keys are heard of, or the storage says that it cannot be read.
+
+        Raises:
+            NotReady: It has not answered for minutes. The thread that asks it may wait for ever, even where others are answered again, and
+                as long as it does a revoked key stays good here.
+        """
+        self._watchdog.require_answers()
 
     def refresh(self) -> None:
         """Take in what was made, and leave out what was revoked.
