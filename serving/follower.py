@@ -20,7 +20,7 @@ from cluster.errors import TwoheadError
 from serving.errors import NotReady, without_words
 from serving.messages import Failure
 from serving.predictor import Predictor
-from serving.watchdog import Watchdog
+from serving.watchdog import watched
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,6 @@ class Follower:
         self._reference = reference
         self._load = load
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="follower")
-        self._watchdog = Watchdog(f"the name {reference!r} is not followed")
         self._current: Predictor | None = None
         self._failed_at = -RETRY_S
         self.last_failure: Failure | None = None
@@ -108,7 +107,7 @@ class Follower:
         loop = asyncio.get_running_loop()
         resolved = loop.run_in_executor(self._thread, self._versions.resolve, self._reference)
         # It takes no error out of a future, so that whatever went wrong is looked at below. Loading may take long, and is not watched.
-        await self._watchdog.wait(resolved)
+        await watched(resolved, f"the name {self._reference!r} is not followed")
         if error := resolved.exception():
             self._fail(None, error)
             return

@@ -92,7 +92,7 @@ class Replica:
         """Tell Serve whether this replica works; Serve replaces it when this raises.
 
         Raises:
-            NotReady: A loop ended, or keys are not followed.
+            NotReady: A loop ended.
         """
         # Of one that was lost in the moment in which its version was taken into service nobody is told.
         self._ending.look()
@@ -100,8 +100,6 @@ class Replica:
         for lost, loop in self._loops.items():
             if loop.done():
                 raise NotReady(f"{lost} any more")
-        if self._ring is not None:
-            self._ring.require_followed()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell Serve what `serving.scaling.policy` decides by."""

@@ -1,7 +1,6 @@
 """The keys that a replica knows: followed in the storage, and asked about every request.
 
-What was known stays while the storage cannot be read, so that its failure is not the service's; keys that expire do so all the same. A
-storage that does not even say that it cannot be read is another thing: see `KeyRing.require_followed`.
+What was known stays while the storage cannot be read, so that its failure is not the service's; keys that expire do so all the same.
 """
 
 import asyncio
@@ -16,7 +15,7 @@ from cluster.errors import StorageError
 from serving.errors import Forbidden, KeyringError, TooManyRequests, Unauthorized
 from serving.keys.key import Key, read_key
 from serving.keys.store import KeyStore
-from serving.watchdog import Watchdog
+from serving.watchdog import watched
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,6 @@ class KeyRing:
         self._wrong: OrderedDict[str, Bucket] = OrderedDict()
         self._damaged: set[str] = set()
         self._unreadable: set[str] = set()
-        self._watchdog = Watchdog("keys that were made or revoked are not followed")
 
     async def start(self) -> None:
         """Read all keys.
@@ -80,18 +78,9 @@ class KeyRing:
         while True:
             await asyncio.sleep(every_s)
             refreshed = loop.run_in_executor(self._thread, self.refresh)
-            await self._watchdog.wait(refreshed)
+            await watched(refreshed, "keys that were made or revoked are not followed")
             if error := refreshed.exception():
                 log.warning("keys cannot be read, those that were known stay: %s", type(error).__name__)
-
-    def require_followed(self) -> None:
-        """Pass where revoked keys are heard of, or the storage says that it cannot be read.
-
-        Raises:
-            NotReady: It has not answered for minutes. The thread that asks it may wait for ever, even where others are answered again, and
-                as long as it does a revoked key stays good here.
-        """
-        self._watchdog.require_answers()
 
     def refresh(self) -> None:
         """Take in what was made, and leave out what was revoked.

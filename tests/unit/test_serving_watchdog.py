@@ -11,12 +11,10 @@ import pytest
 
 from cluster.storage import Storage
 from serving import watchdog as module
-from serving.errors import NotReady
 from serving.follower import Follower
 from serving.keys.key import Key
 from serving.keys.ring import KeyRing
 from serving.keys.store import KeyStore
-from serving.replica import Replica
 
 LONG_S = 30.0
 
@@ -43,7 +41,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [message.partition(" since ")[0] for message in caplog.messages]
 
 
-async def test_keys_that_are_not_followed_are_told_once_and_fail_the_health_check(
+async def test_keys_that_are_not_followed_are_told_once_and_those_that_were_known_stay(
     tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = KeyStore(Storage(str(tmp_path)))
@@ -52,14 +50,8 @@ async def test_keys_that_are_not_followed_are_told_once_and_fail_the_health_chec
     ring, names = KeyRing(store), store.names
     await ring.start()
     monkeypatch.setattr(store, "names", lambda: (gate.wait(LONG_S), names())[1])
-    replica = object.__new__(Replica)
-    healthy: Any = SimpleNamespace(look=lambda: None, stop=lambda: None, require_health=lambda: None)
-    replica._ending = replica._answerer = healthy
-    replica._loops, replica._ring = {"keys are not followed": asyncio.create_task(ring.follow(0.0))}, ring
+    following = asyncio.create_task(ring.follow(0.0))
     await logged(caplog, "the storage does not answer")
-    with pytest.raises(NotReady, match=r"keys that were made or revoked are not followed since 20.*: the storage does not answer"):
-        replica.check_health()
-    # What was known stays until Serve has replaced it.
     assert ring.admit(held, "predict", "") == key
     assert told(caplog) == ["keys that were made or revoked are not followed"]
     monkeypatch.setattr(module, "STALLED_S", LONG_S)
@@ -68,9 +60,8 @@ async def test_keys_that_are_not_followed_are_told_once_and_fail_the_health_chec
     async with asyncio.timeout(LONG_S):
         while ring._keys:
             await asyncio.sleep(0.01)
-    replica.check_health()
-    assert len(caplog.messages) == 1
-    replica._loops["keys are not followed"].cancel()
+    assert [message.endswith(", has answered") for message in caplog.messages] == [False, True]
+    following.cancel()
     ring.stop()
 
 
@@ -95,5 +86,5 @@ async def test_a_name_that_is_not_followed_is_told_and_changes_nothing(gate: thr
     assert follower.current.version == 1
     gate.set()
     await refreshed
-    assert (follower.current.version, len(caplog.messages)) == (2, 1)
+    assert (follower.current.version, len(caplog.messages)) == (2, 2)
     follower.stop()
