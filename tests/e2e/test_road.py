@@ -76,7 +76,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, make_encoder_in: Callable[..
             "encoder": {"name": str(make_encoder_in(tmp_path / "encoder", "bert")), "max_tokens": 16},
             "fit": {"epochs": 10, "patience": 10, "encoder_learning_rate": 5e-3, "head_learning_rate": 2e-2, "batch_texts": 4},
             "search_space": {"encoder_learning_rate": {"low": 1e-3, "high": 1e-2, "log": True}},
-            "tuning": {"num_samples": 5, "grace_period": 10, "max_concurrent_trials": 2},
+            # Which trainings confirm, `integration/test_search.py` asks.
+            "tuning": {"num_samples": 5, "grace_period": 10, "max_concurrent_trials": 2, "confirm_top": 1, "confirm_seeds": 1},
         },
         "serving": {
             "port": free_port(18_400 + port_shift()),
