@@ -55,6 +55,26 @@ ASK = """
     print(json.dumps({"version": prediction.version, "heads": sorted(prediction.answers[0].heads)}))
 """
 
+# How many nodes live, as the head's dashboard tells whoever has the token; none where it does not answer just now.
+NODES = """
+    import http.client, json, sys
+    from contextlib import closing
+    from pathlib import Path
+
+    def listed(address, token):
+        try:
+            with closing(http.client.HTTPConnection(address, timeout=10)) as connection:
+                connection.request("GET", "/api/v0/nodes", headers={"Authorization": f"Bearer {token}"})
+                told = json.loads(connection.getresponse().read())
+        except (OSError, http.client.HTTPException, ValueError):
+            return []
+        # Where what it asks does not answer, there is a message in the list's place.
+        return ((told.get("data") or {}).get("result") or {}).get("result") or []
+
+    address, token_file = sys.argv[1:]
+    print(sum(node["state"] == "ALIVE" for node in listed(address, Path(token_file).read_text())))
+"""
+
 # Asks so often, by several addresses, until it is told to end, and prints what became of every request.
 TRAFFIC = """
     import asyncio, collections, json, signal, sys, time

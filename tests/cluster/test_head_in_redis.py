@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster.conftest import Cluster, started
 from tests.cluster.hosts import NETWORK
-from tests.cluster.traffic import RATE, Traffic, door, lose_the_head, nodes, raylets
+from tests.cluster.traffic import RATE, Traffic, are_in, door, lose_the_head, raylets
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -61,7 +61,7 @@ def test_the_redis_lost_for_a_while_costs_no_answer_and_nobody_has_to_bring_the_
         assert "Ray's control service does not answer" in refused.stderr
         time.sleep(max(AWAY_S - (time.monotonic() - began), 0.0))  # so long the Redis is away
         start_redis(cluster)
-        until("both hosts are in again", lambda: cluster.run("cluster", "status").returncode == 0 and nodes(cluster) == 2, 120)
+        until("both hosts are in again", lambda: are_in(cluster, 2), 120)
         print(f"both in after {time.monotonic() - began:.0f} s")
         cluster.must(*DEPLOY)
         # The autoscaler, which begins anew with it, leaves a host that was there all the time as it is.

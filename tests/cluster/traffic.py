@@ -13,11 +13,13 @@ from typing import Any
 
 from tests.cluster.conftest import DOOR_PORT, Cluster
 from tests.cluster.hosts import SOURCE, Host
-from tests.cluster.programs import TRAFFIC, UNFINISHED
+from tests.cluster.programs import NODES, TRAFFIC, UNFINISHED
 from tests.running import running
 from tests.waiting import until
 
 RATE = 20
+# Where `cluster up` keeps it, on the laptop.
+TOKEN = "/root/.twohead/clusters/lab/token"
 SERVE_LOGS = "/tmp/ray/session_latest/logs/serve/{controller,proxy}_*.log"
 
 
@@ -86,9 +88,17 @@ def unfinished(host: Host) -> Iterator[None]:
 
 
 def nodes(cluster: Cluster) -> int:
-    """Return how many there are; none where the cluster does not answer just now."""
-    done = cluster.run("cluster", "status", "--json")
-    return int(json.loads(done.stdout)["nodes"]) if done.returncode == 0 else 0
+    """Return how many there are; none where the cluster does not answer just now.
+
+    It asks what `cluster status` asks, without the seconds of a processor that importing Ray takes at every look.
+    """
+    found: int = cluster.python(NODES, f"{cluster.nodes['one'].address}:8265", TOKEN)
+    return found
+
+
+def are_in(cluster: Cluster, count: int) -> bool:
+    """Tell whether so many are there, and `cluster status` answers; the cheap question goes first."""
+    return nodes(cluster) == count and cluster.run("cluster", "status").returncode == 0
 
 
 def door(cluster: Cluster, name: str) -> str:
