@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import psutil
 import pytest
 
+from cluster.errors import ClusterError
 from cluster.facts import Facts
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
@@ -115,10 +116,18 @@ def test_every_state_file_may_be_cut_short(
     assert not [name for name in ended if f"{name}      training  epoch 1" in resumed.stdout]
 
 
-def test_changed_data_is_not_resumed(attached: Callable[..., Path]) -> None:
-    settings = attached(tuning={"num_samples": 1, "ladder": False, "confirm_top": 0})
+def nowhere(_: ClusterSettings) -> NoReturn:
+    raise ClusterError("no Ray")
+
+
+def test_changed_data_is_not_resumed(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = project(tuning={"num_samples": 1, "ladder": False, "confirm_top": 0})
     storage = settings.parent / "storage/searches/one"
-    assert training_here(settings, "tune", "--name", "one").returncode == 0
+    with monkeypatch.context() as patched:
+        # Begun is enough: the data are compared before anybody looks at what trained.
+        patched.setattr(tuning, "connect", nowhere)
+        begun = training_here(settings, "tune", "--name", "one")
+    assert (begun.returncode, "error: no Ray" in begun.stderr) == (2, True)
     assert (storage / "search.json").is_file()
     table = settings.parent / "table.csv"
     table.write_text(table.read_text() + "the nurse z,nurse,a\n")
