@@ -7,9 +7,12 @@ import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+from cluster.dashboard import ask
 from cluster.facts import Facts, read_facts
+from cluster.session import applied_to_ray, client_environment
 from cluster.settings import ClusterSettings
 
 SOURCE = Path(__file__).parents[1]
@@ -43,3 +46,9 @@ def request(facts: Facts, method: str, path: str, body: str = "", **headers: str
     with closing(connection):
         connection.request(method, path, body, {"Content-Type": "application/json"} | headers)
         return connection.getresponse().status
+
+
+def told_with_token(facts: Facts, path: str) -> Any:
+    """Return the JSON that the dashboard answers to whoever has the token, without a command of its own for it."""
+    with applied_to_ray(client_environment(facts.session.token_path)):
+        return ask(facts.dashboard_url, path)

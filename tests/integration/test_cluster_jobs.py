@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.dashboard import ask
 from cluster.facts import Facts, read_facts
 from cluster.jobs import open_jobs
 from cluster.processes import name_of
 from cluster.runtime_env import survey
-from cluster.session import applied_to_ray, client_environment, free_port
+from cluster.session import free_port
 from cluster.settings import ClusterSettings
 from tests.ports import port_shift
 from tests.waiting import until
+from tests.working_folder import told_with_token
 
 pytestmark = pytest.mark.slow
 
@@ -71,11 +71,6 @@ class Place:
         found = read_facts(self.settings)
         assert found
         return found
-
-    def ask(self, path: str) -> Any:
-        facts = self.facts()
-        with applied_to_ray(client_environment(facts.session.token_path)):
-            return ask(facts.dashboard_url, path)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +157,7 @@ def test_twenty_jobs_in_a_row_leave_nothing(place: Place) -> None:
         return {str(path) for path in kept} | {str(path) for path in session.folder.iterdir()}
 
     def groups() -> list[Any]:
-        told = place.ask("/api/v0/placement_groups")["data"]["result"]["result"]
+        told = told_with_token(place.facts(), "/api/v0/placement_groups")["data"]["result"]["result"]
         return [group for group in told if group["state"] != "REMOVED"]
 
     until("the first job has left", lambda: groups() == [] and not any("Supervisor" in name for name in processes()))

@@ -21,7 +21,7 @@ from cluster.session import free_port
 from tests.ports import port_shift
 from tests.running import running
 from tests.unit.test_cluster_watching import TOLD
-from tests.working_folder import SMALL, SOURCE, Place, request
+from tests.working_folder import SMALL, SOURCE, Place, request, told_with_token
 
 pytestmark = pytest.mark.slow
 
@@ -72,18 +72,15 @@ def test_strangers_are_kept_out(place: Place) -> None:
 
 @pytest.mark.parametrize("name", ["evil.example", "127.0.0.1.evil.example:8265", "169.254.169.254"])
 def test_a_page_whose_name_leads_here_gets_nothing(place: Place, name: str) -> None:
-    facts, before, from_a_page = (
-        place.facts(),
-        place.run("jobs").stdout,
-        {"Host": name, "Origin": f"http://{name}", "User-Agent": "Mozilla/5.0"},
-    )
+    facts, from_a_page = place.facts(), {"Host": name, "Origin": f"http://{name}", "User-Agent": "Mozilla/5.0"}
+    before = told_with_token(facts, "/api/jobs/")
     job = json.dumps({"entrypoint": "true"})
     for method, path, body in (("POST", "/api/jobs/", job), ("PUT", "/api/serve/applications/", "{}"), ("GET", "/api/jobs/", "")):
         assert request(facts, method, path, body, **from_a_page) in (401, 403)
     # With the token too: a page does not start jobs, whoever it made its reader.
     token = f"Bearer {Path(facts.token_path).read_text().strip()}"
     assert request(facts, "POST", "/api/jobs/", job, **from_a_page, Authorization=token) in (401, 403, 405)
-    assert place.run("jobs").stdout == before
+    assert told_with_token(facts, "/api/jobs/") == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
