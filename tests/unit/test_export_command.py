@@ -22,10 +22,10 @@ EQUAL = HeadParity(largest=1e-7, mean=1e-8, equal_answers=1.0, clear_changes=0)
 
 
 @pytest.fixture
-def command(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., int]:
-    """Run the verb on a storage with one version, which is in production."""
+def command(make_checkpoint_in: Callable[..., Path], tmp_path: Path) -> Callable[..., int]:
+    """Run the verb on a storage with one version, of one layer, which is in production."""
     registry = Registry(Storage(str(tmp_path / "store")))
-    registry.promote(registry.publish(tiny_checkpoint))
+    registry.promote(registry.publish(make_checkpoint_in(tmp_path / "checkpoint", num_hidden_layers=1)))
     settings = tmp_path / "settings.yaml"
     settings.write_text(f"cluster: {{storage: {tmp_path / 'store'}}}\ntraining: {{data: {{files: [{tmp_path / 'ads.csv'}]}}}}\n")
     return lambda *words: run_command(make_parser(), ["export", *map(str, words), "--config", str(settings)])
