@@ -13,7 +13,7 @@ from cluster.session import free_port
 from cluster.storage import Storage
 from tests.ports import port_shift
 from tests.s3 import new_folder
-from tests.small_searches import CLUSTER, ROOT, training, write_table
+from tests.small_searches import CLUSTER, ROOT, training, training_here, write_table
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def test_a_search_its_version_and_an_answer_need_no_shared_disk(bucket: str, tmp
     path.write_text(yaml.safe_dump(settings))
     searched = training(path, "tune", "--name", "one")
     assert searched.returncode == 0, searched.stdout + searched.stderr
-    published = training(path, "publish", "--promote")
+    published = training_here(path, "publish", "--promote")
     assert "production → version 1" in published.stdout, published.stderr
     words = [sys.executable, "-m", "serving", "run", "--config", str(path), "--ask", "the nurse a", "--once"]
     served = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
