@@ -21,7 +21,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2]
 NETWORK = "10.77.0"
 START_TIMEOUT_S = 20.0
-PROGRAMS = ("ip", "unshare", "nsenter", "sshd", "ssh", "rsync", "redis-server")
+PROGRAMS = ("ip", "unshare", "nsenter", "sshd", "ssh", "rsync", "redis-server", "redis-cli")
 _PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
 # Its disk holds /root and /tmp, and outlives its power. The source and Python's own folder are put

@@ -1,4 +1,7 @@
-"""A head that keeps what it must know in a Redis: it loses its power, or the Redis goes; both come back, and no answer is lost."""
+"""A head that keeps what it must know in a Redis: it loses its power, or the Redis goes; both come back, and no answer is lost.
+
+The last test ends the cluster.
+"""
 
 import os
 import time
@@ -16,6 +19,8 @@ pytestmark = pytest.mark.slow
 
 # The laptop is the third host, and has the Redis.
 REDIS = f"{NETWORK}.3"
+# With what Ray begins the name of all that it keeps there for the cluster of this name.
+KEPT = "RAYlab@"
 AWAY_S = 30
 # `TIMES=20` measures the figure of docs/RELIABILITY.md again.
 TIMES = int(os.environ.get("TIMES", "1"))
@@ -75,3 +80,18 @@ def test_the_redis_lost_for_a_while_costs_no_answer_and_nobody_has_to_bring_the_
 
 def _runs(cluster: Cluster, part: str) -> bool:
     return cluster.nodes["one"].run("pgrep", "-f", part).returncode == 0
+
+
+def test_down_leaves_nothing_in_redis(cluster: Cluster) -> None:
+    before = _keys(cluster)
+    assert any(key.startswith(KEPT) for key in before), before
+    cluster.must("cluster", "down")
+    after = _keys(cluster)
+    # Else the next cluster of that name would begin with the work of this one.
+    assert not any(key.startswith(KEPT) for key in after), after
+
+
+def _keys(cluster: Cluster) -> list[str]:
+    done = cluster.laptop.run("redis-cli", "-h", REDIS, "--scan")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
