@@ -72,7 +72,7 @@ NODES = """
         return ((told.get("data") or {}).get("result") or {}).get("result") or []
 
     address, token_file = sys.argv[1:]
-    print(sum(node["state"] == "ALIVE" for node in listed(address, Path(token_file).read_text())))
+    print(sum(node["state"] == "ALIVE" for node in listed(address, Path(token_file).read_text().strip())))
 """
 
 # Asks so often, by several addresses, until it is told to end, and prints what became of every request.
