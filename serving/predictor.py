@@ -145,6 +145,11 @@ class Predictor:
         """Whether its engine can compute at all."""
         return self.engine.is_alive
 
+    @property
+    def known_good(self) -> list[TokenizedText]:
+        """A short text of those that `warm` computes: an engine that fails on it is broken."""
+        return self.tokenize(["a " * min(_WARM_TOKENS, self.manifest.max_tokens)])
+
     def end(self) -> None:
         """End its engine's process, if it has one, in the middle of whatever that does."""
         self.engine.end()
@@ -158,8 +163,7 @@ class Predictor:
         Raises:
             ServingError: A head is missing, has another number of classes, or answers something that is no number.
         """
-        longest = min(_WARM_TOKENS, self.manifest.max_tokens)
-        tokens = self.tokenize(["a " * longest] * _WARM_TEXTS)
+        tokens = self.known_good * _WARM_TEXTS
         self.compute(tokens)
         if self._kept and (found := self._kept.read([self.engine.dtype])):
             self.batch_tokens = found.batch_tokens

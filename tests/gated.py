@@ -12,7 +12,13 @@ LONG_S = 60.0
 
 
 class GatedModel:
-    """Answers each payload with its upper case; waits in the engine thread until it is let through."""
+    """Answers each payload with its upper case; waits in the engine thread until it is let through.
+
+    Attributes:
+        is_broken: It fails on everything from now on, and lives on.
+    """
+
+    known_good = ("good",)
 
     def __init__(self, *, is_open: bool = False, breaks_on: str = "", pads: bool = True) -> None:
         self.pads, self.batch_tokens = pads, 6
@@ -20,6 +26,7 @@ class GatedModel:
         self.entered = threading.Event()
         self.gate = threading.Event()
         self.breaks_on = breaks_on
+        self.is_broken = False
         self.has_ended = False
         if is_open:
             self.gate.set()
@@ -28,7 +35,7 @@ class GatedModel:
         self.batches.append(list(texts))
         self.entered.set()
         assert self.gate.wait(LONG_S)
-        if self.breaks_on and self.breaks_on in texts:
+        if self.is_broken or (self.breaks_on and self.breaks_on in texts):
             raise RuntimeError(f"cannot compute {self.breaks_on}")
         return [text.upper() for text in texts]
 

@@ -14,12 +14,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence, Sized
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError, without_words
 from serving.scheduling.composing import compose
 from serving.scheduling.counted import Counters, Demand, Speed
+from serving.scheduling.engine_thread import EngineThread
 from serving.scheduling.queued import Job, Model, Request, Scheduled, Text
 from serving.scheduling.turns import Turns
 
@@ -51,11 +51,10 @@ class Scheduler:
         self._next_order = 0
         self._turns = Turns()
         self._arrival = asyncio.Event()
-        self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._engine = EngineThread()
         self._loop_task: asyncio.Task[None] | None = None
         self._speed, self._full_speed = Speed(), Speed()
         self._demand = Demand()
-        self._jobs: set[Job] = set()
         self._free_at = 0.0
         self._last_s = 0.0
         self.counters, self._uncounted = Counters(), (uncounted, Counters())
@@ -71,7 +70,7 @@ class Scheduler:
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.wait([self._loop_task])
-        self._engine.shutdown(wait=False)
+        self._engine.stop()
 
     @property
     def is_alive(self) -> bool:
@@ -82,15 +81,11 @@ class Scheduler:
         """Check that batches are composed and computed.
 
         Raises:
-            NotReady: The loop does not run, or the engine stands still, as a process that was stopped or waits for a GPU's driver.
+            NotReady: The loop does not run, or the engine stands still; see `EngineThread.require_moving`.
         """
         if not self.is_alive:
             raise NotReady("the scheduler does not run")
-        for job in self._jobs:
-            if job.stands_still(self._speed.seconds(job.tokens)):
-                # Else its process would outlive this one: it never sees that nobody is left.
-                job.model.end()
-                raise NotReady("the engine stands still: it has computed one batch for many times as long as that takes")
+        self._engine.require_moving(self._speed.seconds)
 
     @property
     def queued_texts(self) -> int:
@@ -105,7 +100,7 @@ class Scheduler:
     @property
     def open_tokens(self) -> int:
         """Tokens that wait or are being computed."""
-        return self.queued_tokens + sum(job.tokens for job in self._jobs)
+        return self.queued_tokens + self._engine.tokens
 
     @property
     def asked_tokens(self) -> float:
@@ -278,19 +273,12 @@ class Scheduler:
                 self._expire(request)
 
     async def _compute(self, batch: list[Text]) -> None:
-        """Compute a batch; where that fails, halve it until only the text that breaks the engine fails."""
+        """Compute a batch; where that fails, halve it until only the text that breaks the engine fails, or the engine is found broken."""
         batch = [text for text in batch if not text.request.done.done()]
         if not batch:
             return
         job = Job(batch[0].request.model, [text.payload for text in batch], sum(text.tokens for text in batch))
-        self._jobs.add(job)
-        computed = asyncio.get_running_loop().run_in_executor(self._engine, job.run)
-        try:
-            # wait() takes no error out of the future, so that whatever the engine raises is looked at below.
-            await asyncio.wait([computed])
-        finally:
-            self._jobs.discard(job)
-        error = computed.exception()
+        error = (computed := await self._engine.run(job)).exception()
         for request in {text.request for text in batch}:
             request.note_batch(len(batch), job.tokens, job.seconds)
         if error is None and len(answers := computed.result()) == len(batch):
@@ -303,8 +291,10 @@ class Scheduler:
         elif len(batch) > 1:
             await self._compute(batch[: len(batch) // 2])
             await self._compute(batch[len(batch) // 2 :])
-        else:
+        elif await self._engine.works(job.model):
             self._give_up(batch[0], error)
+        else:
+            self._fail(batch[0].request, NotReady("the engine fails on every text"))
 
     def _count(self, batch: list[Text], compute_s: float) -> None:
         tokens = sum(text.tokens for text in batch)

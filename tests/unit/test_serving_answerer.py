@@ -48,6 +48,7 @@ class FakePredictor:
     """Answers with its version's number; can be held in the engine."""
 
     pads, batch_tokens, is_alive = True, 4_096, True
+    known_good = ("good",)
 
     def __init__(self, version: int) -> None:
         self.version = version

@@ -25,6 +25,7 @@ from serving.errors import NotReady
 from serving.follower import Follower
 from serving.predictor import Predictor
 from serving.replica import Replica
+from serving.scheduling.scheduler import Scheduler
 
 LONG_S = 60.0
 ROWS = [np.array([2, 5, 6, 3], np.int32)]
@@ -106,6 +107,30 @@ async def test_a_version_that_was_swapped_out_ends_nothing(house: House) -> None
     assert not house.ended.is_set()
     house.lose(1)
     assert house.ended.is_set()
+
+
+async def test_it_ends_with_an_engine_that_fails_on_every_text_though_its_process_lives(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one on a GPU does after an illegal access; it would be given nearly all requests, because it fails sooner than others answer."""
+    await house.follower.start()
+    predictor = house.follower.current
+    texts = predictor.tokenize(["nurse"])
+    scheduler = Scheduler(None, 100.0)
+    scheduler.start()
+    try:
+        assert (await scheduler.submit(predictor, texts, LONG_S)).answers[0].heads.keys() == {"category", "education"}
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("AcceleratorError")
+
+        monkeypatch.setattr(OwnProcess, "forward", fail)
+        assert not house.ended.is_set()
+        with pytest.raises(NotReady, match="the engine fails on every text"):
+            await scheduler.submit(predictor, texts, LONG_S)
+        assert (house.ended.is_set(), predictor.is_alive) == (True, False)
+    finally:
+        await scheduler.stop()
 
 
 async def test_nothing_ends_before_a_version_answers_nor_while_it_can(house: House) -> None:
