@@ -58,7 +58,7 @@ class Remembered:
             compute: Answers about the keys at these places.
             deadline: On the monotonic clock.
             client: Who asks; see `Scheduler.submit`.
-            counters: Where hits are counted.
+            counters: Where hits are counted, and who leaves or is late while somebody else's answer is waited for.
 
         Raises:
             DeadlineExceeded: It passed while somebody else's answer was waited for.
@@ -74,7 +74,7 @@ class Remembered:
             if mine := [key for key in missing if key not in others]:
                 found |= await self._compute(mine, [places[key] for key in mine], compute, client)
             for key, coming in others.items():
-                if (answer := await _wait(coming.answer, deadline)) is not None:
+                if (answer := await _wait(coming.answer, deadline, counters)) is not None:
                     counters.shared += 1
                     found[key] = answer
         return [found[key] for key in keys]
@@ -130,9 +130,14 @@ def key(version: int, text: str, *asked: object) -> bytes:
     return blake2b(f"{version} {asked} {text}".encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
 
 
-async def _wait(coming: "asyncio.Future[Answer | None]", deadline: float) -> Answer | None:
-    # wait() leaves the future as it is when this request is cancelled: others wait for it too.
-    await asyncio.wait({coming}, timeout=max(deadline - time.monotonic(), 0.0))
+async def _wait(coming: "asyncio.Future[Answer | None]", deadline: float, counters: Counters) -> Answer | None:
+    try:
+        # wait() leaves the future as it is when this request is cancelled: others wait for it too.
+        await asyncio.wait({coming}, timeout=max(deadline - time.monotonic(), 0.0))
+    except asyncio.CancelledError:
+        counters.cancelled += 1
+        raise
     if not coming.done():
+        counters.expired += 1
         raise DeadlineExceeded("the deadline passed before the answer was there")
     return coming.result()

@@ -199,6 +199,7 @@ async def test_who_is_cancelled_while_waiting_leaves_the_others_alone() -> None:
     asking.gate.set()
     assert (await first)[0].tokens == (await third)[0].tokens == 1
     assert asking.computed == ["a"]
+    assert (asking.counters.cancelled, asking.counters.expired) == (1, 0)
 
 
 async def test_a_deadline_ends_the_waiting() -> None:
@@ -208,8 +209,20 @@ async def test_a_deadline_ends_the_waiting() -> None:
     await settled()
     with pytest.raises(DeadlineExceeded):
         await asking.ask("a", deadline_s=0.01)
+    assert (asking.counters.cancelled, asking.counters.expired) == (0, 1)
     asking.gate.set()
     await first
+
+
+async def test_who_leaves_or_is_late_without_waiting_for_another_is_counted_where_he_is_computed() -> None:
+    """The scheduler counts those whom it computes for; twice would be once too often."""
+    asking = Asking()
+    asking.gate.clear()
+    first = asyncio.ensure_future(asking.ask("a"))
+    await settled()
+    first.cancel()
+    await asyncio.wait([first])
+    assert (asking.counters.cancelled, asking.counters.expired) == (0, 0)
 
 
 def test_whatever_decides_about_an_answer_is_in_its_key() -> None:
