@@ -7,6 +7,6 @@ for `answerer`; `keys` stands on `errors` and `watchdog` and below `routes`, but
 `routes`, `loading` above `client`; `scoring` answers about tables instead, with a `predictor` and no HTTP.
 
 Files in floor order: `errors`, `settings`, `messages`, `promised`, `reading`, `watchdog`, `predictor`, `follower`, `ending`, `explaining`,
-`remembered`, `spent`, `answerer`, `door`, `leaving`, `unforeseen`, `reference`, `playground`, `routes`, `app`, `listening`, `replica`,
-`status`, `rollout`, `kubernetes`, `public_door`, `retrying`, `lost_hosts`, `client`.
+`remembered`, `tokenizer_thread`, `spent`, `answerer`, `door`, `leaving`, `unforeseen`, `reference`, `playground`, `routes`, `app`,
+`listening`, `replica`, `status`, `rollout`, `kubernetes`, `public_door`, `retrying`, `lost_hosts`, `client`.
 """

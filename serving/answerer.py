@@ -8,8 +8,8 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -26,6 +26,7 @@ from serving.remembered import Remembered, key
 from serving.scheduling.scheduler import Scheduler
 from serving.settings import ServingSettings
 from serving.spent import Spent
+from serving.tokenizer_thread import TokenizerThread
 
 log = logging.getLogger(__name__)
 
@@ -82,11 +83,11 @@ class Answerer:
         self._settings = settings
         self._follower = follower
         self._known_limits: dict[int, Limits] = {}
-        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._following: asyncio.Task[None] | None = None
         self.abstained: Counter[str] = Counter()
         self.seen = Seen()
         self.scheduler = Scheduler(settings.batch_tokens, settings.max_queue_s, uncounted=CLIENT)
+        self._tokenizing = TokenizerThread(settings.max_queue_s, self.scheduler.demand)
         self.candidate = make_candidate(settings.canary, settings.shadow, follow, self._copy, trial) if follow is not None else None
         self._remembered = Remembered(settings.cache_answers)
 
@@ -112,7 +113,7 @@ class Answerer:
             await self.candidate.stop()
         self._follower.stop()
         await self.scheduler.stop()
-        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+        self._tokenizing.stop()
 
     def require_ready(self) -> None:
         """Check that a version is loaded and can compute, and that batches are composed.
@@ -143,7 +144,7 @@ class Answerer:
             promised: What a canary must keep to, if it is to answer.
 
         Raises:
-            ServingError: See `Scheduler.submit` and `finished_texts`; or the engine failed on all of the texts.
+            ServingError: See `Scheduler.submit`, `TokenizerThread.run` and `finished_texts`; or the engine failed on all of the texts.
         """
         current, deadline = self._follower.current, self._deadline(request)
         chosen = self._chosen(client, current, promised)
@@ -192,7 +193,7 @@ class Answerer:
     async def _copy(self, predictor: Predictor, request: PredictRequest) -> Sequence[Answer]:
         return (await self._answer(predictor, request, self._deadline(request), CLIENT))[0]
 
-    def _deadline(self, request: PredictRequest) -> float:
+    def _deadline(self, request: PredictRequest | ExplainRequest) -> float:
         return time.monotonic() + (request.deadline_ms or self._settings.deadline_ms) / 1000
 
     async def _compute(
@@ -202,7 +203,7 @@ class Answerer:
         started = time.monotonic()
         # Refused before it costs anything.
         self.scheduler.admit(client)
-        pieces = await self._tokenize(predictor, texts, whole=windows is not None)
+        pieces = await self._tokenize(predictor, texts, deadline, client, whole=windows is not None)
         tokenize_s = time.monotonic() - started
         done = await self.scheduler.submit(predictor, list(chain(*pieces)), deadline - time.monotonic(), client)
         answered = iter(done.answers)
@@ -224,13 +225,13 @@ class Answerer:
         if reason := text_reason(text, self._settings.max_characters):
             raise InvalidFields([("text", reason)])
         self.scheduler.admit(client)
-        loop = asyncio.get_running_loop()
-        readable = await loop.run_in_executor(self._tokenizing, predictor.readable, text)
+        deadline, counters = self._deadline(request), self.scheduler.counters_of(client)
+        readable = await self._tokenizing.run(partial(predictor.readable, text), len(text), deadline, counters)
         spans = find_spans(readable)
-        tokens = await loop.run_in_executor(self._tokenizing, predictor.tokenize, [text, *without_each(readable, spans)])
+        texts = [text, *without_each(readable, spans)]
+        tokens = await self._tokenizing.run(partial(predictor.tokenize, texts), sum(map(len, texts)), deadline, counters)
         tokenize_s = time.monotonic() - started
-        deadline_s = (request.deadline_ms or self._settings.deadline_ms) / 1000
-        done = await self.scheduler.submit(predictor, tokens, deadline_s - tokenize_s, client)
+        done = await self.scheduler.submit(predictor, tokens, deadline - time.monotonic(), client)
         whole, *others = done.answers
         if isinstance(whole, ServingError):
             raise ServingError("the engine failed on this text")
@@ -246,15 +247,18 @@ class Answerer:
         )
         return Explained(explanation, Spent.on(tokenize_s, done))
 
-    async def _tokenize(self, predictor: Predictor, texts: Sequence[str], *, whole: bool) -> Sequence[Sequence[TokenizedText]]:
+    async def _tokenize(
+        self, predictor: Predictor, texts: Sequence[str], deadline: float, client: str, *, whole: bool
+    ) -> Sequence[Sequence[TokenizedText]]:
         """Turn each text into one piece, or all of it into as many as it needs."""
 
         def pieces() -> Sequence[Sequence[TokenizedText]]:
             return [predictor.cut(text) for text in texts] if whole else [[one] for one in predictor.tokenize(texts)]
 
-        if sum(map(len, texts)) <= _SHORT_CHARACTERS:
+        characters = sum(map(len, texts))
+        if characters <= _SHORT_CHARACTERS:
             return pieces()
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, pieces)
+        return await self._tokenizing.run(pieces, characters, deadline, self.scheduler.counters_of(client))
 
     def limits(self) -> Limits:
         """Tell what a request may ask for now.

@@ -54,7 +54,7 @@ class Counters:
 
 
 class Speed:
-    """Tokens a second, the last batches counting most."""
+    """Tokens (or whatever is counted) a second, the last batches counting most."""
 
     def __init__(self) -> None:
         self._tokens = 0.0

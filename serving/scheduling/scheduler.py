@@ -40,6 +40,11 @@ class Scheduler:
         max_queue_s: Refuse requests before which more work comes than this.
         age_bound_s: A text that has waited so long goes in its turn, before any of better-fitting length.
         uncounted: A client who is nobody's caller: its batches are counted as work, its requests are not counted as requests.
+
+    Attributes:
+        counters: What was done.
+        demand: What was asked for; whoever refuses a request that never gets here tells it.
+        queued_tokens: Tokens that wait for a batch.
     """
 
     def __init__(self, batch_tokens: int | None, max_queue_s: float, age_bound_s: float = 1.0, uncounted: str | None = None) -> None:
@@ -54,7 +59,7 @@ class Scheduler:
         self._engine = EngineThread()
         self._loop_task: asyncio.Task[None] | None = None
         self._speed, self._full_speed = Speed(), Speed()
-        self._demand = Demand()
+        self.demand = Demand()
         self._free_at = 0.0
         self._last_s = 0.0
         self.counters, self._uncounted = Counters(), (uncounted, Counters())
@@ -105,7 +110,7 @@ class Scheduler:
     @property
     def asked_tokens(self) -> float:
         """Tokens that were asked for since the start, answered or refused."""
-        return self._demand.tokens
+        return self.demand.tokens
 
     @property
     def tokens_per_s(self) -> float:
@@ -129,7 +134,7 @@ class Scheduler:
         try:
             self._require_room(client)
         except Overloaded:
-            self._demand.note_unread()
+            self.demand.note_unread()
             raise
 
     def _require_room(self, client: str) -> None:
@@ -167,7 +172,7 @@ class Scheduler:
             NotReady: See `require_running`; or the engine ended meanwhile.
         """
         tokens = [len(payload) for payload in payloads]
-        self._demand.note(sum(tokens))
+        self.demand.note(sum(tokens))
         self._require_room(client)
         loop, now = asyncio.get_running_loop(), time.monotonic()
         request = Request(model, client, now, now + deadline_s, [None] * len(payloads), loop.create_future(), len(payloads))

@@ -10,6 +10,7 @@ import pytest
 
 from serving.answerer import Answerer
 from serving.errors import DeadlineExceeded, InvalidFields, NotReady, ServingError
+from serving.explaining import ExplainRequest
 from serving.follower import Follower
 from serving.messages import Answer, PredictRequest
 from serving.scheduling import queued
@@ -219,6 +220,32 @@ def test_only_long_texts_are_tokenised_in_another_thread() -> None:
         await answerer.predict(PredictRequest(texts=["a" * 1_000, "b" * 1_000]))
         await answerer.predict(PredictRequest(texts=["a" * 1_000, "b" * 1_001]))
         assert [name.rpartition("_")[0] for name in loaded[1].tokenized_in] == ["", "tokenizer"]
+
+    run(test)
+
+
+@pytest.mark.parametrize("how", ["predict", "explain"])
+def test_a_deadline_counts_while_a_long_text_waits_to_be_tokenised(how: str) -> None:
+    async def test(answerer: Answerer, _: FakeVersions, loaded: dict[int, Any]) -> None:
+        gate, entered, tokenize = threading.Event(), threading.Event(), loaded[1].tokenize
+
+        def slow(texts: list[str]) -> list[FakeTokens]:
+            entered.set()
+            assert gate.wait(LONG_S)
+            return tokenize(texts)
+
+        loaded[1].tokenize, loaded[1].readable = slow, lambda text: text
+        first = asyncio.create_task(answerer.predict(PredictRequest(texts=["a" * 2_001])))
+        assert await asyncio.to_thread(entered.wait, LONG_S)
+        late: dict[str, Callable[[], Awaitable[Any]]] = {
+            "predict": lambda: answerer.predict(PredictRequest(texts=["b" * 2_001], deadline_ms=20)),
+            "explain": lambda: answerer.explain(ExplainRequest(text="b", deadline_ms=20)),
+        }
+        with pytest.raises(DeadlineExceeded, match="before the texts were tokenised"):
+            await late[how]()
+        gate.set()
+        await first
+        assert (answerer.scheduler.counters.expired, len(loaded[1].tokenized_in)) == (1, 1)
 
     run(test)
 
