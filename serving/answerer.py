@@ -21,7 +21,7 @@ from serving.messages import Answer, EngineTrial, HeadFacts, Limits, Pooling, Pr
 from serving.observing.seen import Seen
 from serving.predictor import Predictor, TokenizedText
 from serving.promised import Promised
-from serving.reading import finished_texts, text_reason
+from serving.reading import check_windows, finished_texts, text_reason
 from serving.remembered import Remembered, key
 from serving.scheduling.scheduler import Scheduler
 from serving.settings import ServingSettings
@@ -144,7 +144,8 @@ class Answerer:
             promised: What a canary must keep to, if it is to answer.
 
         Raises:
-            ServingError: See `Scheduler.submit`, `TokenizerThread.run` and `finished_texts`; or the engine failed on all of the texts.
+            ServingError: See `Scheduler.submit`, `TokenizerThread.run`, `finished_texts` and `check_windows`; or the engine failed on all
+                of the texts.
         """
         current, deadline = self._follower.current, self._deadline(request)
         chosen = self._chosen(client, current, promised)
@@ -204,6 +205,8 @@ class Answerer:
         # Refused before it costs anything.
         self.scheduler.admit(client)
         pieces = await self._tokenize(predictor, texts, deadline, client, whole=windows is not None)
+        if windows is not None:
+            check_windows(sum(map(len, pieces)), self._limits(predictor))
         tokenize_s = time.monotonic() - started
         done = await self.scheduler.submit(predictor, list(chain(*pieces)), deadline - time.monotonic(), client)
         answered = iter(done.answers)

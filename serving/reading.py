@@ -16,6 +16,9 @@ from training.template import is_blank, template_columns, template_parts
 
 # Telling each takes longer than reading the body did, on the loop that answers everybody.
 _MOST_MISTAKES = 100
+# For each text that a request may have. Whoever composes a batch looks at all that waits, on the loop that answers everybody. The largest
+# body of ordinary words makes 3,300 pieces of 192 tokens, for which this leaves room by default; of signs that are a token each, 14,000.
+_WINDOWS_PER_TEXT = 16
 
 Finding = tuple[str, str]
 MessageT = TypeVar("MessageT", bound=Message)
@@ -47,6 +50,18 @@ def check_limits(request: PredictRequest, limits: Limits) -> None:
     """
     if findings := [*_count_findings(request, limits), *_deadline_findings(request, limits)]:
         raise InvalidFields(findings)
+
+
+def check_windows(count: int, limits: Limits) -> None:
+    """Check how many pieces the texts of a request were cut into.
+
+    Raises:
+        InvalidFields: 422; they are too many.
+    """
+    most = _WINDOWS_PER_TEXT * limits.max_texts
+    if count > most:
+        found = f"cuts these texts into {count} pieces, but at most {most} are allowed"
+        raise InvalidFields([("windows", f"{found}; send fewer of them in a request, or without windows")])
 
 
 def finished_texts(request: PredictRequest, template: str, limits: Limits) -> list[str]:
