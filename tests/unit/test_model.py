@@ -49,6 +49,26 @@ def test_every_architecture_loads_its_weights_and_trains(model_type: str, make_e
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in top if gradient is None or gradient.dim() > 1)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("depth", [0, 2])
+def test_an_encoder_that_was_saved_in_half_precision_is_trained_in_float32(
+    dtype: str, depth: int, make_encoder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_encoder("bert")
+    AutoModel.from_pretrained(str(folder), dtype=getattr(torch, dtype)).save_pretrained(str(folder))
+    assert AutoConfig.from_pretrained(str(folder)).dtype == getattr(torch, dtype)
+    model, tokenizer = loaded_model(folder)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    freeze(model, depth)
+    inputs = compute_prefix(model, tokenizer.encode(TEXTS), tokenizer.pad_id, depth, batch_tokens=40)
+    remove_prefix(model, depth)
+    sum(logits.square().sum() for logits in model.train()(**inputs.batch(np.arange(len(TEXTS)))).logits.values()).backward()
+    # What is saved of it is loaded so, too.
+    model.save_pretrained(str(tmp_path / "saved"))
+    again = TwoHeadBert.from_pretrained(str(tmp_path / "saved"))
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize("model_type", SUPPORTED_TYPES)
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_a_prefix_computed_once_changes_no_logit(model_type: str, depth: int, make_encoder: Callable[..., Path]) -> None:

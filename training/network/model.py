@@ -240,6 +240,10 @@ def make_config(encoder_config: Any, pooling: str, heads: Sequence[Mapping[str, 
     encoder = encoder_config.to_dict()
     # Where the encoder lay on the training machine is nobody's business.
     encoder.pop("_name_or_path", None)
+    # Saved in half precision or not, it is trained in float32: updates of half weights round to nothing. What is computed in less decides
+    # `fit.precision`.
+    if encoder.get("dtype"):
+        encoder["dtype"] = "float32"
     return TwoHeadConfig(encoder=encoder, heads=[dict(head) for head in heads], pooling=pooling, letters=letters)
 
 
