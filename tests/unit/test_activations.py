@@ -1,11 +1,14 @@
 """Activations are computed once, by whoever has time; half a shard counts as none; the bound holds."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import pytest
@@ -164,6 +167,37 @@ def test_the_least_recently_used_goes_when_room_is_needed(tmp_path: Path) -> Non
     ActivationCache(tmp_path, bound).open(every[2], Computer(every[2]))
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {one.name for one in every[1:]}
     assert sum(json.loads(path.read_text())["bytes"] for path in tmp_path.glob("*/facts.json")) <= bound
+
+
+def test_the_least_recently_used_goes_on_nfs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove, lock = shutil.rmtree, fcntl.flock
+
+    def remove_on_nfs(path: Path, *, ignore_errors: bool = False) -> None:
+        # What is open there keeps a name of its own, and its folder.
+        for file in path.iterdir() if path.exists() else ():
+            if file.name == "in-use":
+                file.rename(path / ".nfs0001")
+            elif not file.name.startswith(".nfs"):
+                file.unlink()
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        if path.exists() and not any(path.iterdir()):
+            remove(path)
+
+    def lock_on_nfs(file: IO[str], how: int) -> None:
+        if how & fcntl.LOCK_SH and not file.readable():
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        lock(file, how)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_on_nfs)
+    monkeypatch.setattr(fcntl, "flock", lock_on_nfs)
+    every = [wanted(seed=seed) for seed in range(2)]
+    bound = every[0].size_bytes + every[1].size_bytes - 1
+    for one in every:
+        cache = ActivationCache(tmp_path, bound)
+        assert cache.open(one, Computer(one)) is not None
+        cache.close()
+    assert not (tmp_path / every[0].name / "facts.json").exists()
 
 
 @pytest.mark.parametrize("facts", [None, "", "{", '{"bytes": null}', "[]"])

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +17,12 @@ from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from training.data.dataset import load_dataset
 from training.data.tokens import Tokenizer
 from training.errors import CheckpointError
+from training.fitting.workers import OneWorker
 from training.network import products
 from training.network.encoder import find_encoder
 from training.network.inputs import ActivationInputs, PooledInputs, ScoredInputs, TokenInputs
 from training.network.model import TwoHeadBert
+from training.network.prefix import has_prefix
 from training.search.prepared import make_assignment
 from training.search.proposing.search_space import trial_settings
 from training.search.trials import reading
@@ -73,6 +75,25 @@ def test_what_does_not_fit_is_computed_anew(
     assert isinstance(validation, ScoredInputs)
     assert type(training.inputs) is type(validation.inputs) is expected
     assert next(iter(fit.epochs())).is_last
+
+
+@pytest.mark.parametrize(("others", "expected"), [(1, ActivationInputs), (0, TokenInputs)])
+def test_all_workers_read_token_ids_where_one_of_them_has_no_room(
+    others: int, expected: type, make_encoder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OfTwo(OneWorker):
+        count = 2
+
+        def sum(self, tensors: Sequence[torch.Tensor]) -> None:
+            for tensor in tensors:
+                tensor += others
+
+    monkeypatch.setattr(reading, "_mapped", {})
+    assignment = make(make_encoder("bert"), tmp_path, 2, 10**9)
+    fit = prepare_fit(assignment, trial_settings(assignment.settings, {}), workers=OfTwo())
+    assert isinstance(fit._training.inputs, ScoredInputs)
+    assert type(fit._training.inputs.inputs) is expected
+    assert has_prefix(fit.model) is (expected is TokenInputs)
 
 
 def test_a_trials_model_computes_by_the_faster_library(

@@ -20,6 +20,7 @@ from training.search.proposing.search_space import TrialSettings, distributions,
 from training.search.trials import heads_alone
 from training.search.trials.assignment import Assignment, Order
 from training.search.trials.build import build_model, prepare_fit
+from training.search.trials.first_rung import _explore
 from training.search.trials.found_heads import FirstRung, join, kind, read_rung, write_rung
 from training.search.trials.heads_alone import begin_heads, encode, explore_head
 from training.search_settings import Choices
@@ -180,6 +181,8 @@ def test_without_room_there_is_no_first_rung(assignment: Assignment, monkeypatch
     none = assignment.settings.activations.model_copy(update={"most_bytes": 0})
     own = replace(assignment, settings=assignment.settings.model_copy(update={"activations": none}))
     assert encode(own, build_model(own, trial_settings(own.settings, {}))) is None
+    # Who explores may stand on another machine than who encoded.
+    assert _explore(own, ("job",)) is None
 
 
 def test_when_every_candidate_diverges_heads_begin_at_random(assignment: Assignment, tmp_path: Path) -> None:

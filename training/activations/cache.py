@@ -124,7 +124,8 @@ class ActivationCache:
                 break
             with locked(entry / _IN_USE, wait=False) as is_free:
                 if is_free:
-                    shutil.rmtree(entry)
+                    # On NFS the lock's own file, which is open, keeps a name until it is closed, and the folder with it.
+                    shutil.rmtree(entry, ignore_errors=True)
                     total -= sizes[entry]
         return total + needed <= self._most_bytes
 

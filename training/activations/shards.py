@@ -148,7 +148,8 @@ def locked(path: Path, *, wait: bool = True, shared: bool = False) -> Iterator[b
     Yields:
         Whether it is held.
     """
-    with path.open("a") as file:
+    # For reading too: NFS refuses to share a lock on a file that is not open for it.
+    with path.open("a+") as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

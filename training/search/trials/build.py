@@ -5,6 +5,7 @@ The encoder is verified once a process, not once a trial; nothing that trains is
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 import torch
 from safetensors.torch import load
@@ -22,7 +23,7 @@ from training.fitting.predict import predict_logits
 from training.fitting.workers import Workers
 from training.judging.metrics import Logits
 from training.network.encoder import EncoderSource, find_encoder, load_encoder_weights
-from training.network.inputs import TokenInputs
+from training.network.inputs import Inputs, TokenInputs
 from training.network.model import TwoHeadBert, make_config
 from training.network.prefix import freeze, load_trainable_state, remove_prefix
 from training.network.products import compute_faster
@@ -30,7 +31,7 @@ from training.search.proposing.search_space import TrialSettings
 from training.search.trials.assignment import Assignment, EarlierWeights
 from training.search.trials.found_heads import FirstRung, read_rung
 from training.search.trials.heads_alone import begin_heads
-from training.search.trials.reading import read, read_again, scored
+from training.search.trials.reading import read, read_again, scored, tokens_of
 
 
 def prepare_fit(
@@ -53,6 +54,8 @@ def prepare_fit(
     freeze(model, depth)
     splits = [split for split in ("training", "validation", *(["test"] if with_test else [])) if len(assignment.tokens[split])]
     inputs = read(assignment, model, depth, splits, trial.fit.micro_batches)
+    if workers is not None and not _all_read_activations(inputs, workers):
+        inputs = {split: tokens_of(assignment, split) for split in splits}
     if not isinstance(inputs["training"], TokenInputs):
         remove_prefix(model, depth)
     inputs = {split: scored(assignment, model, split, one) for split, one in inputs.items()}
@@ -69,6 +72,13 @@ def prepare_fit(
     fit = Fit(model, training, validation, trial.fit, objective, device, workers)
     fit.is_begun = is_begun
     return fit
+
+
+def _all_read_activations(inputs: Mapping[str, Inputs], workers: Workers) -> bool:
+    # Their machines need not have as much room, and models that kept other layers would wait for each other's for ever.
+    reading = torch.tensor([0.0 if isinstance(inputs["training"], TokenInputs) else 1.0])
+    workers.sum([reading])
+    return int(reading) == workers.count
 
 
 def _first_rung(assignment: Assignment) -> FirstRung:

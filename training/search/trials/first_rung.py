@@ -75,6 +75,8 @@ def _explored(assignment: Assignment, ledger: Ledger) -> FirstRung | None:
     if None in spent:
         return None
     found = ray.get([exploring.remote(shared, heads) for heads in _groups(assignment)])
+    if None in found:
+        return None
     return join([rung for some in found for rung in some], sum(spent) + looked)
 
 
@@ -102,11 +104,10 @@ def _encode(assignment: Assignment) -> float | None:
     return None if _pooled(assignment) is None else time.process_time() - begun
 
 
-def _explore(assignment: Assignment, heads: Sequence[str]) -> list[FirstRung]:
+def _explore(assignment: Assignment, heads: Sequence[str]) -> list[FirstRung] | None:
     pooled = _pooled(assignment)
-    if pooled is None:
-        raise RuntimeError("what was encoded a moment ago is gone")
-    return [explore_head(assignment, head, pooled) for head in heads]
+    # Another machine than the one that encoded need not have as much room.
+    return None if pooled is None else [explore_head(assignment, head, pooled) for head in heads]
 
 
 def _pooled(assignment: Assignment) -> torch.Tensor | None:
