@@ -13,7 +13,7 @@ from ray.tune.search import Searcher
 
 from cluster.storage import Storage
 from training.search.agenda import Agenda, Exploration
-from training.search.deciding.budget import Budget
+from training.search.deciding.budget import Budget, used_by
 from training.search.deciding.contest import confirmations, group_heads, refit
 from training.search.deciding.group_scheduler import GroupScheduler
 from training.search.proposing.ledger import Ledger
@@ -90,6 +90,16 @@ def test_what_confirms_waits_for_every_exploration(tmp_path: Path) -> None:
     assert not agenda.is_handed_out
     assert agenda.suggest("t7") == Searcher.FINISHED
     assert agenda.is_handed_out
+
+
+def test_epochs_that_a_population_trains_again_count_as_used_here_and_when_the_search_goes_on(tmp_path: Path) -> None:
+    agenda = make(tmp_path)
+    agenda.suggest("t0")
+    for number, cpu_s in ((1, 10.0), (2, 20.0), (3, 30.0), (2, 25.0)):
+        agenda.heard("t0", report(0.5, epoch=number, epoch_s=cpu_s, epoch_cpu_s=cpu_s, is_last=False))
+    assert [one["epoch"] for one in agenda.live["t0"].epochs] == [1, 2]
+    assert agenda.used.cpu_s == 85.0
+    assert sum(used_by(one).cpu_s for one in agenda.ledger.histories().values()) == 85.0
 
 
 def test_the_ledger_holds_everything_that_was_heard(tmp_path: Path) -> None:

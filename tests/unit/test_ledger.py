@@ -10,6 +10,7 @@ import pytest
 from cluster.storage import Storage
 from tests.careless import careless_storage, refuse
 from training.errors import TuningError
+from training.search.deciding.budget import Cost, spent_on, used_by
 from training.search.proposing.ledger import Ledger, TrialHistory, sound, trial_facts
 
 POINT = {"rate": 0.1}
@@ -90,6 +91,18 @@ def test_a_repeated_epoch_replaces_the_older_report(ledger: Ledger) -> None:
     ledger.append("epoch", {"trial": trial_facts(history(1)), "report": epoch(2, 0.7)})
     ledger.append("epoch", {"trial": trial_facts(history(1)), "report": epoch(1, 0.45)})
     assert [one["score"] for one in ledger.histories()["trial-1"].epochs] == [0.45, 0.7]
+
+
+def test_what_an_epoch_took_that_is_trained_again_was_taken(ledger: Ledger) -> None:
+    for number, cpu_s in ((1, 10.0), (2, 20.0), (3, 30.0), (2, 25.0), (3, 35.0)):
+        ledger.append(
+            "epoch", {"trial": trial_facts(history(1)), "report": epoch(number, 0.5) | {"epoch_cpu_s": cpu_s, "epoch_s": 2 * cpu_s}}
+        )
+    last = ledger.histories()["trial-1"].last
+    ledger.append("ended", {"trial": trial_facts(history(1)), "state": "finished", "error": "", "report": last})
+    found = ledger.histories()["trial-1"]
+    assert [one["epoch_cpu_s"] for one in found.epochs] == [10.0, 25.0, 35.0]
+    assert (spent_on(found), used_by(found)) == (Cost(140.0, 70.0), Cost(240.0, 120.0))
 
 
 def test_two_processes_cannot_go_on_with_the_same_search(ledger: Ledger, tmp_path: Path) -> None:

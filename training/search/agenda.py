@@ -14,7 +14,7 @@ from typing import Any
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
-from training.search.deciding.budget import Budget, Cost, one_after_other, spent_on
+from training.search.deciding.budget import Budget, Cost, one_after_other, used_by
 from training.search.deciding.forecast import Forecast
 from training.search.deciding.ladder import Ladder
 from training.search.proposing.ledger import PASSED_OVER, Ledger, TrialHistory, trial_facts
@@ -141,7 +141,7 @@ class Agenda(Searcher):
     @property
     def used(self) -> Cost:
         """What the search has used so far."""
-        return Cost(self.elapsed_s, self.beforehand_cpu_s + sum(spent_on(one).cpu_s for one in self.histories.values()))
+        return Cost(self.elapsed_s, self.beforehand_cpu_s + sum(used_by(one).cpu_s for one in self.histories.values()))
 
     @property
     def is_spent(self) -> bool:
@@ -313,7 +313,8 @@ class Agenda(Searcher):
             return
         # As the trial says: a population may have changed the configuration of what comes next already.
         history.point = dict(report.get("point", history.point))
-        history.epochs[:] = [*(one for one in history.epochs if one["epoch"] < report["epoch"]), report]
+        history.forget([one for one in history.epochs if one["epoch"] >= report["epoch"]])
+        history.epochs.append(report)
         self.ledger.append("epoch", {"trial": trial_facts(history), "report": report, "elapsed_s": self.elapsed_s})
         if self._is_told(history) and not report.get(HAS_DIVERGED):
             self._groups[history.group].proposer.heard(history.number, report)

@@ -50,8 +50,14 @@ class Budget:
         return max(min(found), 0.0) if found else None
 
 
+def used_by(history: TrialHistory) -> Cost:
+    """Return what a trial has used so far, with epochs that it trained again."""
+    spent = spent_on(history)
+    return Cost(spent.wall_s + history.repeated_s, spent.cpu_s + history.repeated_cpu_s)
+
+
 def spent_on(history: TrialHistory) -> Cost:
-    """Return what a trial has used so far."""
+    """Return what the epochs took that a trial has come to: by these, not by what it trained twice, is told how long others will take."""
     return Cost(_sum(history, "epoch_s"), _sum(history, "epoch_cpu_s"))
 
 

@@ -41,6 +41,8 @@ class TrialHistory:
         error: Class of the error that ended it.
         depths: Frozen layers of what it trains one after the other; see `Order`.
         planned: Epochs of each of them, on training and validation texts together; see `Order.epochs`.
+        repeated_s: Seconds that epochs took which were trained again since, from an older checkpoint or another trial's weights.
+        repeated_cpu_s: The same in CPU seconds.
     """
 
     name: str
@@ -54,6 +56,14 @@ class TrialHistory:
     error: str = ""
     depths: tuple[int, ...] = ()
     planned: tuple[int, ...] = ()
+    repeated_s: float = 0.0
+    repeated_cpu_s: float = 0.0
+
+    def forget(self, epochs: Sequence[dict[str, Any]]) -> None:
+        """Take epochs out that are trained again; what they took was taken."""
+        self.repeated_s += sum(float(one.get("epoch_s", 0.0)) for one in epochs)
+        self.repeated_cpu_s += sum(float(one.get("epoch_cpu_s", 0.0)) for one in epochs)
+        self.epochs[:] = [one for one in self.epochs if one not in epochs]
 
     @property
     def identity(self) -> tuple[str, int, int, tuple[int, ...], tuple[int, ...]]:
@@ -168,12 +178,12 @@ class Ledger:
                 history.state = ""
             history.point, history.depths, history.planned = facts["point"], tuple(facts["depths"]), tuple(facts["planned"])
             if event["kind"] == "epoch":
-                _remember(history.epochs, event["report"])
+                _remember(history, event["report"])
             elif event["kind"] == "ended":
                 history.state, history.error = event["state"], event["error"]
                 # An epoch whose own event was lost.
                 if event["report"]:
-                    _remember(history.epochs, event["report"])
+                    _remember(history, event["report"])
         return histories
 
     def _names(self) -> list[str]:
@@ -190,9 +200,12 @@ class Ledger:
         return events
 
 
-def _remember(epochs: list[dict[str, Any]], report: dict[str, Any]) -> None:
-    # A trial that goes on from an older checkpoint reports an epoch a second time; the newer report replaces the older.
-    epochs[:] = sorted([*(one for one in epochs if one["epoch"] != report["epoch"]), report], key=lambda one: int(one["epoch"]))
+def _remember(history: TrialHistory, report: dict[str, Any]) -> None:
+    # A trial that goes on from an older checkpoint reports an epoch a second time; the newer report replaces the older. Its end repeats
+    # the last report, which is the same.
+    history.forget([one for one in history.epochs if one["epoch"] == report["epoch"] and one != report])
+    others = [one for one in history.epochs if one["epoch"] != report["epoch"]]
+    history.epochs[:] = sorted([*others, report], key=lambda one: int(one["epoch"]))
 
 
 def trial_facts(history: TrialHistory) -> dict[str, Any]:

@@ -96,6 +96,7 @@ class Proposer:
         self.study = optuna.create_study(directions=["maximize"] * max(1, len(self._heads)), sampler=sampler, storage=storage)
         self._trials: dict[int, Trial] = {}
         self._used: set[int] = set()
+        self._reported: set[tuple[int, int]] = set()
 
     @property
     def left(self) -> int:
@@ -120,7 +121,9 @@ class Proposer:
 
     def heard(self, number: int, report: Mapping[str, Any]) -> None:
         """Note an epoch; Optuna takes such values for a single score only."""
-        if not self._heads:
+        # Of an epoch that is trained again Optuna keeps what it was told first, and warns on the terminal.
+        if not self._heads and (number, report["epoch"]) not in self._reported:
+            self._reported.add((number, report["epoch"]))
             self._trials[number].report(report[SCORE], report["epoch"])
 
     def ended(self, number: int, state: str, report: Mapping[str, Any]) -> None:
