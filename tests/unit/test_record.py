@@ -12,7 +12,7 @@ from training.search.deciding.ladder import Agreement
 from training.search.prepared import trials_so_far
 from training.search.proposing.ledger import TrialHistory
 from training.search.proposing.search_space import trial_settings
-from training.search.record import _climbs, _cut_short, _equal_weights, _head, _not_refitted, _spare, _unreached
+from training.search.record import _climbs, _cut_short, _equal_weights, _head, _less_than_named, _not_refitted, _spare, _unreached
 from training.settings import TrainingSettings
 
 
@@ -40,6 +40,28 @@ def test_a_head_that_answers_nothing_is_named() -> None:
 def test_the_missing_baseline_is_named_as_what_it_is(changes: dict[str, Any], said: str) -> None:
     assert _equal_weights(settings(**changes), [history("trial", 0, "default")])[0].startswith(said)
     assert _equal_weights(settings(**changes), [history("trial", 1, "equal weights")]) == []
+
+
+@pytest.mark.parametrize(
+    ("frozen", "change", "said"),
+    [
+        (0, {"depths": (5,)}, "trained its top layers alone"),
+        (0, {"depths": (5, 0)}, ""),
+        (5, {"depths": (5,)}, ""),
+        (0, {"state": "stopped"}, "was stopped before its last epoch"),
+        (0, {"state": "finished"}, ""),
+    ],
+)
+@pytest.mark.parametrize("origin", ["default", "equal weights"])
+def test_a_baseline_that_came_to_less_than_its_name_says_is_named(frozen: int, change: dict[str, Any], said: str, origin: str) -> None:
+    own, best = settings(fit={"frozen_layers": frozen}), Standing(1, "sampler", history("trial", 1), ())
+    side = Standing(0, origin, replace(history("trial", 0, origin), **change), ())
+    notes = _less_than_named(own, [best, side], best)
+    assert [said in note for note in notes] == ([True] if said else [])
+    # What confirmed it counts, where there is any; the winner is compared with nothing of its own.
+    confirmed = replace(side, confirmed=(replace(history("confirm-trial", 0), depths=(5, 0), state="finished"),))
+    assert _less_than_named(own, [best, confirmed], best) == []
+    assert _less_than_named(own, [best, side], side) == []
 
 
 def test_a_head_is_told_with_what_was_chosen_for_it() -> None:

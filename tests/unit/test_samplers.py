@@ -143,7 +143,13 @@ def test_grid_note_tells_how_much_is_visited() -> None:
     assert grid_note(SPACE, 84) == "the grid has 81 points; all are visited, and 3 more trials are random"
 
 
-def test_a_large_grid_is_not_listed() -> None:
-    space: dict[str, BaseDistribution] = {f"heads/h{number}/dropout": FloatDistribution(0.0, 0.5) for number in range(30)}
+@pytest.mark.parametrize("dimensions", [30, 60])
+def test_a_large_grid_is_not_listed(dimensions: int) -> None:
+    # 3 to the power of 60 is more than Python's own ranges can count.
+    space: dict[str, BaseDistribution] = {f"heads/h{number}/dropout": FloatDistribution(0.0, 0.5) for number in range(dimensions)}
     study = optuna.create_study(sampler=GridSampler(space, 4, SEED))
-    assert set(study.ask(space).params.values()) <= {0.0, 0.25, 0.5}
+    asked = [study.ask(space).params for _ in range(3)]
+    assert {value for one in asked for value in one.values()} <= {0.0, 0.25, 0.5}
+    assert asked[0] != asked[1] != asked[2]
+    again = optuna.create_study(sampler=GridSampler(space, 4, SEED))
+    assert again.ask(space).params == asked[0]

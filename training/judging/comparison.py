@@ -85,8 +85,9 @@ def headline(record: Mapping[str, Any], split: str) -> str:
     said = [_said(overall[name], name) for name in (DEFAULT, EQUAL, SINGLE, WORD_COUNTS) if name in overall]
     if said:
         sentences.append(_sentence(said))
-    if any(entry["runs"][0] == 1 for entry in overall.values()):
-        sentences.append("With one training a side, the noise of seeds is not in these intervals.")
+    # Word counts are the same each time.
+    if any(1 in entry["runs"][: 1 if name == WORD_COUNTS else 2] for name, entry in overall.items()):
+        sentences.append("Where a side has one training, the noise of seeds is not in these intervals.")
     return " ".join(sentences)
 
 

@@ -146,8 +146,9 @@ def _comparisons(summary: Summary) -> list[str]:
         return ["## Is it real?", "The record holds no comparisons."]
     return [
         "## Is it real?",
-        "Each side is the mean over its trainings with other seeds (their numbers stand last). The published checkpoint, whose figures "
-        "stand above, is the one of the winner's trainings with the best validation score.",
+        "Each side is the mean over its trainings with other seeds (their numbers stand last) or, where it has none, the search's own "
+        "training. The published checkpoint, whose figures stand above, is one training: the winner's with the best validation score, or "
+        "the one on all texts where that was wanted.",
         _table(["against", "head", "metric", "ours", "theirs", "difference", "verdict", "trainings"], rows, "lllrrrlr"),
     ]
 

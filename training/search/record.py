@@ -13,7 +13,7 @@ from training.judging.comparison import WORDS_ALONE, headline
 from training.judging.judge import HeadCalibration, reported_split
 from training.judging.metrics import head_scores, selection_score
 from training.manifest import EncoderFacts, HeadFacts, ModelFacts
-from training.search.deciding.budget import spent_on
+from training.search.deciding.budget import used_by
 from training.search.deciding.contest import (
     EQUAL_WEIGHTS,
     MAIN_GROUP,
@@ -63,7 +63,7 @@ def make_record(
         "name": prepared.name,
         "created": prepared.plan.begun,
         "seconds": elapsed_s,
-        "cpu_seconds": sum(spent_on(one).cpu_s for one in histories) + (rung.cpu_s if rung else 0.0),
+        "cpu_seconds": sum(used_by(one).cpu_s for one in histories) + (rung.cpu_s if rung else 0.0),
         "worker_bytes": max((int(epoch.get("worker_bytes", 0)) for one in histories for epoch in one.epochs), default=0),
         "first_rung": {head: {"scores": one.scores, "candidates": one.candidates} for head, one in rung.heads.items()} if rung else {},
         "rungs": [asdict(one) for one in agreements],
@@ -87,6 +87,7 @@ def make_record(
         "code_revision": code_revision(),
     }
     unfinished = [*_cut_short(settings, histories, early), *_not_refitted(settings, histories, best, early), *_spare(table)]
+    unfinished += _less_than_named(settings, table, best)
     record["notes"] += [*_unreached(judged), *_equal_weights(settings, main), *unfinished]
     record["notes"] += [*_words(prepared), *_heads_alone(rung, best), *_climbs(histories, agreements)]
     return record | {"headline": headline(record, reported_split(dataset))}
@@ -182,6 +183,23 @@ def _cut_short(settings: TrainingSettings, histories: Sequence[TrialHistory], ea
     ]
 
 
+def _less_than_named(settings: TrainingSettings, table: Sequence[Standing], best: Standing) -> list[str]:
+    """Say where a baseline came to less than its name says: it was stopped, or the ladder did not let it train all its layers."""
+    named = {"default": "the default configuration", EQUAL_WEIGHTS: "the default with equal loss weights"}
+    notes = []
+    for side in table:
+        if side.origin not in named or side.number == best.number:
+            continue
+        if any(one.depths and one.depths[-1] > settings.fit.frozen_layers for one in side.judged):
+            how = "trained its top layers alone, as the ladder let others go on"
+        elif any(one.state == "stopped" for one in side.judged):
+            how = "was stopped before its last epoch"
+        else:
+            continue
+        notes.append(f"{named[side.origin]} {how}: the comparison with it is with what that came to")
+    return notes
+
+
 def _not_refitted(settings: TrainingSettings, histories: Sequence[TrialHistory], best: Standing, early: str = "") -> list[str]:
     """Say that the published model has not learned the validation texts, where that was wanted."""
     if not settings.tuning.refit or best.origin == WORDS_ALONE or refit_of(best.best, histories) is not None:
@@ -221,8 +239,8 @@ def _trial(history: TrialHistory, tuning: TuningSettings) -> dict[str, Any]:
         "score": last["score"] if history.is_sound else None,
         "epoch": last.get("epoch", 0),
         "best_epoch": last.get("best_number", 0),
-        "seconds": spent_on(history).wall_s,
-        "cpu_seconds": spent_on(history).cpu_s,
+        "seconds": used_by(history).wall_s,
+        "cpu_seconds": used_by(history).cpu_s,
         "point": history.best_point,
         "origin": history.origin,
         "metrics": last.get("best_metrics", {}),

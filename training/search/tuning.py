@@ -20,7 +20,7 @@ from cluster.storage import Storage
 from training.data.dataset import load_dataset
 from training.errors import TuningError
 from training.search.agenda import Agenda
-from training.search.deciding.budget import spent_on
+from training.search.deciding.budget import used_by
 from training.search.deciding.group_scheduler import GroupScheduler
 from training.search.deciding.pareto import parse_pick
 from training.search.explorations import make_agenda
@@ -176,7 +176,7 @@ def _run(course: _Course, ledger: Ledger) -> None:
 def _used(prepared: Prepared, ledger: Ledger) -> dict[str, float]:
     """Return what earlier processes used, under the names of the settings that limit it."""
     rung = read_rung(prepared.storage, prepared.folder, prepared.settings.heads)
-    trained = sum(spent_on(one).cpu_s for one in ledger.histories().values())
+    trained = sum(used_by(one).cpu_s for one in ledger.histories().values())
     return {"time_budget_s": ledger.elapsed_s, "cpu_budget_s": trained + (rung.cpu_s if rung else 0.0)}
 
 
@@ -196,7 +196,9 @@ def _finish_early(course: _Course, ledger: Ledger) -> SearchResult:
     if not found and words is None:
         raise _nothing_yet(prepared)
     early = f"stopped before its end, with {trials_so_far(prepared.settings.tuning, found)}; the test texts are unseen; {_go_on(prepared)}"
-    histories = [*found, *others, *([words] if words else [])]
+    # As in a whole search: a rule over several heads is not asked about them, where it has anything else.
+    is_asked = words is not None and not (found and prepared.settings.tuning.mode == "pareto")
+    histories = [*found, *others, *([words] if words and is_asked else [])]
     return finish(without_test(prepared), histories, course.elapsed_s, ledger.require_own, early)
 
 

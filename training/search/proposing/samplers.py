@@ -8,6 +8,7 @@ Bengio 2012 (random).
 
 import math
 import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -91,6 +92,17 @@ class RepeatableSampler(BaseSampler):
         """Do nothing: what a trial brought stands in the study."""
 
 
+def _drawn(total: int, most: int, chance: random.Random) -> list[int]:
+    """Draw that many different numbers below a total; all, where there are no more."""
+    if total <= sys.maxsize:
+        return chance.sample(range(total), min(total, most))
+    # Python counts no longer range, and among so many none comes twice but by a miracle.
+    drawn: dict[int, None] = {}
+    while len(drawn) < most:
+        drawn[chance.randrange(total)] = None
+    return list(drawn)
+
+
 class GridSampler(BaseSampler):
     """Proposes the points of a grid in an order shuffled by seed, each once; when all are visited, random points.
 
@@ -109,8 +121,7 @@ class GridSampler(BaseSampler):
         levels = {path: grid_levels(distribution) for path, distribution in self._distributions.items()}
         total = math.prod(len(values) for values in levels.values())
         # Trials may already stand on as many points as there are trials, so twice as many are enough.
-        order = random.Random(seed).sample(range(total), min(total, 2 * num_samples))  # noqa: S311 - no secret
-        self._points = [_grid_point(levels, index) for index in order]
+        self._points = [_grid_point(levels, index) for index in _drawn(total, 2 * num_samples, random.Random(seed))]  # noqa: S311 - no secret
         self._random = RepeatableSampler(lambda own, _: RandomSampler(seed=own), seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
