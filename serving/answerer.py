@@ -206,7 +206,7 @@ class Answerer:
         self.scheduler.admit(client)
         pieces = await self._tokenize(predictor, texts, deadline, client, whole=windows is not None)
         if windows is not None:
-            check_windows(sum(map(len, pieces)), self._limits(predictor))
+            check_windows(sum(map(len, pieces)))
         tokenize_s = time.monotonic() - started
         done = await self.scheduler.submit(predictor, list(chain(*pieces)), deadline - time.monotonic(), client)
         answered = iter(done.answers)

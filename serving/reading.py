@@ -16,9 +16,9 @@ from training.template import is_blank, template_columns, template_parts
 
 # Telling each takes longer than reading the body did, on the loop that answers everybody.
 _MOST_MISTAKES = 100
-# For each text that a request may have. Whoever composes a batch looks at all that waits, on the loop that answers everybody. The largest
-# body of ordinary words makes 3,300 pieces of 192 tokens, for which this leaves room by default; of signs that are a token each, 14,000.
-_WINDOWS_PER_TEXT = 16
+# Whoever composes a batch looks at all that waits, on the loop that answers everybody. The largest body of ordinary words makes 3,300
+# pieces of 192 tokens; of signs that are a token each, 14,000.
+_MOST_WINDOWS = 4_096
 
 Finding = tuple[str, str]
 MessageT = TypeVar("MessageT", bound=Message)
@@ -52,16 +52,15 @@ def check_limits(request: PredictRequest, limits: Limits) -> None:
         raise InvalidFields(findings)
 
 
-def check_windows(count: int, limits: Limits) -> None:
+def check_windows(count: int) -> None:
     """Check how many pieces the texts of a request were cut into.
 
     Raises:
         InvalidFields: 422; they are too many.
     """
-    most = _WINDOWS_PER_TEXT * limits.max_texts
-    if count > most:
-        found = f"cuts these texts into {count} pieces, but at most {most} are allowed"
-        raise InvalidFields([("windows", f"{found}; send fewer of them in a request, or without windows")])
+    if count > _MOST_WINDOWS:
+        found = f"cuts the texts into {count} pieces, but at most {_MOST_WINDOWS} are allowed"
+        raise InvalidFields([("windows", f"{found}; send less text in a request, or without windows")])
 
 
 def finished_texts(request: PredictRequest, template: str, limits: Limits) -> list[str]:

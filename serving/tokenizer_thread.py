@@ -15,6 +15,9 @@ from serving.scheduling.counted import Counters, Demand, Speed
 
 DoneT = TypeVar("DoneT")
 
+# What is shorter takes as long as handing it to the thread and back does, whatever its length, and would tell nothing of a long text.
+_MEASURED_CHARACTERS = 2_000
+
 
 class TokenizerThread:
     """Does what is asked, one after another; asked from one event loop.
@@ -91,7 +94,7 @@ class TokenizerThread:
     def _note(self, done: "asyncio.Future[tuple[DoneT, float]]", characters: int) -> None:
         self.waiting_characters -= characters
         # Asked for also where nobody waits any more: asyncio would log an error's own words, which may quote a text.
-        if not done.cancelled() and done.exception() is None:
+        if not done.cancelled() and done.exception() is None and characters >= _MEASURED_CHARACTERS:
             self._speed.note(characters, done.result()[1])
 
 

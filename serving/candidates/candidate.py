@@ -91,7 +91,7 @@ class Candidate:
             role=self.role,
             version=self.version,
             trial=self.trial,
-            ready=self._predictor is not None,
+            ready=self._predictor is not None and self._predictor.is_alive,
             failure=self._failure,
             errors=self.errors,
             compared=compared,

@@ -168,12 +168,14 @@ def test_a_text_fails_with_any_of_its_windows_and_is_named_by_its_place(cache_an
 
 
 @pytest.mark.parametrize("cache_answers", [0, 100])
-def test_a_request_of_more_windows_than_sixteen_times_the_texts_it_may_have_is_refused(cache_answers: int) -> None:
+def test_a_request_of_too_many_windows_is_refused(cache_answers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.reading._MOST_WINDOWS", 32)
+
     async def test(answerer: Answerer, _: FakeVersions, __: dict[int, FakePredictor]) -> None:
         await answerer.predict(PredictRequest(texts=["a " * 16, "b " * 16], windows="mean"))
         with pytest.raises(InvalidFields) as refused:
             await answerer.predict(PredictRequest(texts=["c " * 16, "d " * 17], windows="mean"))
-        reason = "cuts these texts into 33 pieces, but at most 32 are allowed; send fewer of them in a request, or without windows"
+        reason = "cuts the texts into 33 pieces, but at most 32 are allowed; send less text in a request, or without windows"
         assert (refused.value.status, refused.value.findings) == (422, [("windows", reason)])
         # Nothing of it was queued, and cut to what the version reads it is answered.
         assert answerer.scheduler.counters.texts == 32

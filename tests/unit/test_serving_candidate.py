@@ -22,7 +22,7 @@ from serving.promised import Promised
 from serving.settings import CanarySettings, CandidateSettings, ServingSettings, ShadowSettings
 
 REQUEST = PredictRequest(texts=["a", "b"])
-OLD, NEW = SimpleNamespace(version=1), SimpleNamespace(version=2)
+OLD, NEW = SimpleNamespace(version=1, is_alive=True), SimpleNamespace(version=2, is_alive=True)
 
 
 def answer(job: str | None, level: str | None) -> Answer:
@@ -93,6 +93,13 @@ async def test_a_canary_takes_its_share_and_a_named_client_always_gets_the_same_
     assert 0.15 < unknown < 0.25
     same: Any = NEW
     assert not any(candidate.takes(f"client {number}", same) for number in range(100))
+
+
+async def test_a_version_on_trial_whose_engine_was_ended_is_not_told_as_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    candidate, _ = await make("canary", 0.2)
+    assert candidate.facts(1).ready
+    monkeypatch.setattr(NEW, "is_alive", False)
+    assert not candidate.facts(1).ready
 
 
 async def test_all_who_use_one_key_are_not_one_client() -> None:

@@ -56,6 +56,7 @@ async def test_keys_that_are_not_followed_are_told_once_and_those_that_were_know
     assert told(caplog) == ["keys that were made or revoked are not followed"]
     monkeypatch.setattr(module, "STALLED_S", LONG_S)
     gate.set()
+    await logged(caplog, "has answered")
     store.revoke(key.id)
     async with asyncio.timeout(LONG_S):
         while ring._keys:
