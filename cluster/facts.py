@@ -77,7 +77,7 @@ def alone(folder: Path, hint: str) -> Iterator[None]:
     try:
         lock = _locked(folder)
     except OSError as error:
-        raise ClusterError(f"{error.filename}: {error.strerror}", hint) from None
+        raise ClusterError(f"{error.filename or folder}: {error.strerror}", hint) from None
     with lock:
         yield
 
@@ -85,7 +85,11 @@ def alone(folder: Path, hint: str) -> Iterator[None]:
 def _locked(folder: Path) -> TextIO:
     while True:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (folder / LOCK_FILE).open("w")
+        try:
+            lock = (folder / LOCK_FILE).open("w")
+        except FileNotFoundError:
+            # Taken away in between.
+            continue
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Whoever had it until now may have taken the folder away, and the file with it: then another process makes itself a new one.
         with suppress(FileNotFoundError):

@@ -202,7 +202,7 @@ class Registry:
         if expected is not None and pointed != expected:
             raise RegistryError(f"{name!r} points to version {pointed}, but {expected} was expected", "look at it again before you promote")
         # Not their count: of an old name the first moves may have been tidied away, and the last one is what everybody reads.
-        following = current[-1].sequence + 1 if current else 1
+        following = int(Path(self._moves(name)[-1]).stem) + 1 if current else 1
         move = Move(following, version, datetime.now(UTC).isoformat(timespec="seconds"), user_name())
         try:
             written = self.storage.claim(f"{_NAMES}/{name}/{move.sequence:06d}.json", asdict(move))

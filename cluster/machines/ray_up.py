@@ -294,12 +294,14 @@ class _Machines:
         # The launcher copies the key it logs in with to the head. A token that was not made by `up` may be somebody's own.
         is_ours = self.launcher["file_mounts"][TOKEN_PLACE].startswith(str(self.folder))
         tidy = f"rm -f ~/ray_bootstrap_key.pem {TOKEN_PLACE if is_ours else ''}"
-        heads = f"{tidy}; {forgetting}" if forgetting else tidy
-        commands = dict.fromkeys(workers, f"ray stop; {tidy}") | {str(provider["head_ip"]): heads}
+        head = str(provider["head_ip"])
+        commands = dict.fromkeys(workers, f"ray stop; {tidy}") | {head: tidy}
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for address, why in zip(commands, pool.map(self._over_ssh, commands, commands.values()), strict=True):
                 if why:
                     say(f"{address}: {why}; Ray may still run there")
+        if forgetting and (why := self._over_ssh(head, forgetting)):
+            say(f"{head}: {why}; what this cluster kept in its head store may be there still, and the next one of its name begins with it")
 
     @property
     def is_local(self) -> bool:

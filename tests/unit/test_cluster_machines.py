@@ -468,7 +468,8 @@ def test_down_ends_the_keeper_first(calls: Calls) -> None:
     _up(settings)
     calls.clear()
     assert ray_up.down(settings, lambda _: None)
-    assert calls == ["ssh", "down", "ssh", "ssh"]
+    # The keeper, Ray, what was brought to both hosts, and what the head kept.
+    assert calls == ["ssh", "down", "ssh", "ssh", "ssh"]
 
 
 def test_a_host_that_cannot_be_ended_is_named(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
