@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.drills.asking import Asking
-from benchmarks.drills.drills import DRILLS, RATE_PER_S, Drill, Told, is_kept, run
+from benchmarks.drills.drills import DRILLS, RATE_PER_S, Drill, change_settings, is_kept, run
 from benchmarks.drills.house import FRONT, PATIENCE_S, House, house, until
 from cluster.errors import ClusterError
 from serving.status import deployed
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 # Swaps, failed versions and scaling are tested in `integration/test_serving.py`.
 IDS = {
+    "settings rolled out": "d1_rolling_update",
     "replica killed": "d5_replica_killed",
     "engine killed": "d5_engine_killed",
     "replica stopped": "d6_replica_stands_still",
@@ -26,8 +27,6 @@ IDS = {
     "HAProxy's keeper killed": "d8_front_begins_anew",
     "controller killed": "d9_controller_killed",
 }
-# Of a rolling update the front is asked too.
-(ROLLOUT,) = [drill for drill in DRILLS if drill.name == "settings rolled out"]
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +36,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, make_checkpoint_in: Callable[
 
 
 @pytest.mark.parametrize("drill", [pytest.param(drill, id=IDS[drill.name]) for drill in DRILLS if drill.name in IDS])
-def test_d5_d6_d7_d8_d9_what_is_asked_meanwhile_is_answered(home: House, drill: Drill) -> None:
-    require_answered(drill, run(drill, home))
-
-
-def require_answered(drill: Drill, told: Told) -> None:
+def test_d1_d5_d6_d7_d8_d9_what_is_asked_meanwhile_is_answered(home: House, drill: Drill) -> None:
+    told = run(drill, home)
     assert len(told.again.done) == told.again.begun > 20
     assert is_kept(drill, told), [one.error for one in [*told.once.failed, *told.again.failed]]
     # A door that has just come back does not know yet what is behind it, and says so.
@@ -63,22 +59,23 @@ def test_d12_of_two_deployments_the_last_one_wins_and_the_first_is_told(home: Ho
     assert len(asking.done) == asking.begun > 20
 
 
-def test_d1_what_is_asked_meanwhile_is_answered_and_the_front_has_replicas_all_the_while(home: House) -> None:
+def test_d1_the_front_has_replicas_all_the_while(home: House) -> None:
     # Serve names none while it builds the application anew; its own proxy would answer, eight times as dear.
     command = home.processes(FRONT)[-1].cmdline()
     # As `cluster.front` names it, beside the configuration.
     place = Path(command[command.index("-f") + 1]).with_name("a")
-    with ThreadPoolExecutor(1) as elsewhere:
-        rollout = elsewhere.submit(run, ROLLOUT, home)
+    with Asking(home.settings.url, RATE_PER_S, 5) as asking, ThreadPoolExecutor(1) as elsewhere:
+        rollout = elsewhere.submit(change_settings, home)
         seen = []
         while not rollout.done():
             seen.append(servers(place))
             wait([rollout], 0.05)
-        require_answered(ROLLOUT, rollout.result())
+        rollout.result()
     replicas = [{name for name in one if name.startswith("SERVE_REPLICA_")} for one in seen]
     assert all(replicas)
     assert len(set.union(*replicas)) >= 2 * home.settings.min_replicas
     assert [one for one in seen if sum(asked for name, asked in one.items() if not name.startswith("SERVE_REPLICA_"))] == []
+    assert asking.failed == []
 
 
 def servers(place: Path) -> dict[str, int]:
