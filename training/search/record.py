@@ -87,8 +87,7 @@ def make_record(
         "code_revision": code_revision(),
     }
     unfinished = [*_cut_short(settings, histories, early), *_not_refitted(settings, histories, best, early), *_spare(table)]
-    unfinished += _less_than_named(settings, table, best)
-    record["notes"] += [*_unreached(judged), *_equal_weights(settings, main), *unfinished]
+    record["notes"] += [*_unreached(judged), *_equal_weights(settings, main), *unfinished, *_less_than_named(settings, table, best)]
     record["notes"] += [*_words(prepared), *_heads_alone(rung, best), *_climbs(histories, agreements)]
     return record | {"headline": headline(record, reported_split(dataset))}
 
