@@ -106,7 +106,8 @@ def store_removal(settings: ClusterSettings) -> str:
     """
     store = _head_store(settings)
     if settings.head_store == "embedded":
-        return f"rm -rf {store['RAY_gcs_storage_path']}"
+        # In quotes: a home may have a space in its name, and half of it would be another folder.
+        return f'rm -rf "{store["RAY_gcs_storage_path"]}"'
     if settings.head_store == "redis":
         host, _, port = store["RAY_REDIS_ADDRESS"].rpartition(":")
         password = "os.environ.get('RAY_REDIS_PASSWORD', '')"  # noqa: S105  # where the head has it from

@@ -403,7 +403,7 @@ def test_down_ends_every_host_and_forgets_the_token(calls: Calls, home: Path) ->
 @pytest.mark.parametrize(
     ("store", "expected"),
     [
-        ({"head_store": "embedded"}, "rm -rf $HOME/.twohead/head-lab"),
+        ({"head_store": "embedded"}, 'rm -rf "$HOME/.twohead/head-lab"'),
         ({"head_store": "redis", "redis_address": "10.0.0.9:6379"}, "cleanup_redis_storage"),
         ({}, None),
     ],
