@@ -176,10 +176,10 @@ def _print_doors(cluster: "ClusterSettings", settings: "ServingSettings", argume
     else:
         # It would be `production`'s even if no key were at hand that may read.
         version = arguments.version or Registry.of(cluster).resolve(settings.name)
-    body = json.dumps({"texts": [text or "Nurse for our intensive care unit, completed training required."]}, ensure_ascii=False)
-    quoted = body.replace("'", "'\\''")
+    texts = [text or "Nurse for our intensive care unit, completed training required."]
+    quoted = json.dumps({"texts": texts}, ensure_ascii=False).replace("'", "'\\''")
     key = f'-H "authorization: Bearer ${KEY_VARIABLE}" ' if settings.require_keys else ""
-    say(f"version {version} answers at {url}, its API is described at {url}/docs")
+    say(f"version {version} answers at {url}, people ask at {url}/, and {url}/docs describes its API")
     say(f"curl {url}/v1/predict {key}-H 'content-type: application/json' -d '{quoted}'")
     return version
 

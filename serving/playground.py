@@ -11,7 +11,7 @@ from string import Template
 
 _FOLDER = Path(__file__).parent / "page"
 # One after the other they are one script.
-_PARTS = ("elements", "csv", "requests", "explanation", "answers", "figures", "asking", "playground")
+_PARTS = ("elements", "csv", "key", "requests", "explanation", "answers", "figures", "asking", "playground")
 
 
 def _read(name: str) -> str:

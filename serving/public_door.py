@@ -10,7 +10,7 @@ import re
 
 from cluster.errors import SettingsError
 from serving.door import CLIENT_ID_HEADER
-from serving.keys.scopes import OPEN, SCOPE_OF
+from serving.keys.scopes import PROBES, SCOPE_OF
 from serving.settings import ServingSettings
 
 # A replica tells by then that it is too late.
@@ -66,7 +66,7 @@ def write_public_door(settings: ServingSettings) -> str:
             "serving.require_keys is false: whoever reaches the door could ask",
             "set serving.require_keys to true, make keys with `python -m serving keys create`, and deploy",
         )
-    public = [path for path, scope in SCOPE_OF.items() if scope in (OPEN, "predict")]
+    public = [path for path, scope in SCOPE_OF.items() if path in PROBES or scope == "predict"]
     url = settings.url_from_here
     return _CONFIGURATION.format(
         url=url,

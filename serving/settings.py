@@ -87,7 +87,8 @@ class ServingSettings(Section):
 
     Attributes:
         name: The registry's name whose version is served; replicas follow it when it moves.
-        require_keys: Answer only who has a key of `python -m serving keys create`; health checks need none.
+        require_keys: Answer only who has a key of `python -m serving keys create`; health checks need none, nor the page at `/`, which
+            asks for one.
         host: Address the proxies listen on; others than loopback only with `require_keys`.
         port: Port the proxies listen on.
         min_replicas: Replicas that are always there; 0 lets the last one go when nobody asks.

@@ -9,10 +9,13 @@ from typing import Literal, Protocol, get_args
 
 Scope = Literal["predict", "read", "admin"]
 SCOPES: tuple[str, ...] = get_args(Scope)
-# Asked by load balancers and by Kubernetes, which have no keys; they tell nothing but "yes" or "not now".
+# No key is wanted.
 OPEN = "open"
 
-_OPEN = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
+# Asked by load balancers and by Kubernetes, which have no keys; they tell nothing but "yes" or "not now".
+PROBES = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
+# The page for people is the same whoever opens it and whatever is served; what it shows, it asks for with a key that it is given.
+_OPEN = (*PROBES, "/")
 _PREDICT = (
     "/v1/predict",
     "/v1/explain",
@@ -23,7 +26,6 @@ _PREDICT = (
     "/v2/models/{model}/versions/{version}/infer",
 )
 _READ = (
-    "/",
     "/docs",
     "/openapi.json",
     "/metrics",

@@ -85,23 +85,31 @@ function watch(told) {
     if (document.hidden || isAsking) return;
     clearTimeout(timer);
     isAsking = true;
+    const sent = heldKey;
     const asked = [readFacts(), send("metrics", (response) => response.text())];
     const [facts, text] = await Promise.allSettled(asked);
     isAsking = false;
+    const answers = [facts, text];
+    const isRefused = answers.some(({ status, reason }) => status === "rejected" && isLocked(reason));
+    if (!isRefused && answers.some(({ status }) => status === "fulfilled")) unlocked(sent);
     if (facts.status === "fulfilled") {
       told(facts.value);
       version = versionRows(facts.value);
       failureIn(find("failure"), facts.value);
     }
     if (text.status === "fulfilled") pairs = figures.read(text.value, performance.now());
-    find("facts").replaceChildren(...listed([...version, ...pairs]));
-    const lost = [facts, text].find(({ status }) => status === "rejected");
+    find("facts").replaceChildren(...(isRefused ? [] : listed([...version, ...pairs])));
+    if (isRefused) show(find("failure"), false);
+    const lost = answers.find(({ status }) => status === "rejected");
     find("figures-note").textContent = lost
       ? `No new figures: ${sentence(lost.reason.message)}`
       : "Figures of all replicas, rates over half a minute. They arrive some seconds late.";
-    timer = setTimeout(look, EVERY_MS);
+    // Wrong keys are counted, and one that never was good will not become so.
+    if (isRefused && sent === heldKey && sent !== goodKey) return;
+    timer = setTimeout(look, sent === heldKey ? EVERY_MS : 0);
   }
   document.addEventListener("visibilitychange", look);
+  takeKeys(look);
   return look();
 }
 

@@ -9,6 +9,8 @@ const BY_REQUESTS = 429;
 const TOO_MUCH = [413, 504];
 const ADVICE = {
   0: "Is it running, and is this machine connected?",
+  401: "Give a key above, and go on.",
+  403: "Give another key above, and go on.",
   413: "Ask about shorter texts.",
   422: "Change what is named, and ask again.",
   500: "Ask again. If it goes on, tell who runs the server the number of the request.",
@@ -37,11 +39,14 @@ async function readRefusal(response) {
 }
 
 async function send(path, read, options = {}) {
+  const sent = heldKey;
   try {
-    const response = await fetch(path, options);
+    const response = await fetch(path, withKey(options));
     if (!response.ok) throw await readRefusal(response);
     return await read(response);
   } catch (error) {
+    // Where many wrong keys come from here, who has none is told only that.
+    if (isLocked(error) || (!sent && error instanceof Refusal && error.status === BY_REQUESTS)) wantKey(error, sent);
     if (error.name === "AbortError" || error instanceof Refusal) throw error;
     throw new Refusal(0, { title: "no connection", detail: "the server was not reached" });
   }

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,13 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
-@pytest.fixture
-def open_page(browser: Browser, served: Served) -> Iterator[Callable[..., Page]]:
-    """Open the page; whatever a browser complains about fails the test, but what the server refused on purpose."""
+@contextmanager
+def pages_of(browser: Browser, url: str, refusals: str) -> Iterator[Callable[..., Page]]:
+    """Make pages; whatever a browser complains about fails the test, but what the server refused on purpose."""
     complaints: list[str] = []
     contexts = []
 
-    def open_it(**options: Any) -> Page:
+    def make_page(**options: Any) -> Page:
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
@@ -50,17 +51,31 @@ def open_page(browser: Browser, served: Served) -> Iterator[Callable[..., Page]]
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on(
             "request",
-            lambda request: complaints.append(request.url) if not request.url.startswith((served.url, "data:", "blob:")) else None,
+            lambda request: complaints.append(request.url) if not request.url.startswith((url, "data:", "blob:")) else None,
         )
-        page.goto(served.url)
-        expect(page.locator("#served")).to_have_text("version 3 · float32", timeout=PATIENCE_MS)
         return page
 
-    served.answerer.refusals = 0
-    yield open_it
-    for context in contexts:
-        context.close()
-    assert [one for one in complaints if not re.search(r"responded with a status of (422|429|503|504)", one)] == []
+    try:
+        yield make_page
+    finally:
+        for context in contexts:
+            context.close()
+    assert [one for one in complaints if not re.search(rf"responded with a status of ({refusals})", one)] == []
+
+
+@pytest.fixture
+def open_page(browser: Browser, served: Served) -> Iterator[Callable[..., Page]]:
+    """Open the page, and wait until it has found the version."""
+    with pages_of(browser, served.url, "422|429|503|504") as make_page:
+
+        def open_it(**options: Any) -> Page:
+            page = make_page(**options)
+            page.goto(served.url)
+            expect(page.locator("#served")).to_have_text("version 3 · float32", timeout=PATIENCE_MS)
+            return page
+
+        served.answerer.refusals = 0
+        yield open_it
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import uvicorn
 from serving.answerer import Answered, Answerer
 from serving.errors import Overloaded
 from serving.follower import Follower
+from serving.keys.ring import KeyRing
 from serving.messages import PredictRequest
 from serving.observing.names import COUNTED
 from serving.predictor import Predictor
@@ -51,13 +52,14 @@ class OneVersion:
 class Served:
     """A small version behind the real application, on a port of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ring: KeyRing | None = None) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
         self.settings = ServingSettings(max_texts=3, max_characters=400, follow_s=3_600.0)
         self.follower = Follower(OneVersion(folder), "production", load)
         self.answerer = Busy(self.settings, self.follower)
-        self._server = uvicorn.Server(uvicorn.Config(build_app(self.answerer, self.metrics), log_level="error", lifespan="off", ws="none"))
+        app = build_app(self.answerer, self.metrics, ring=ring)
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", ws="none"))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()

@@ -20,6 +20,7 @@ from serving.keys.key import Key
 from serving.keys.ring import KeyRing
 from serving.keys.scopes import OPEN, SCOPE_OF
 from serving.keys.store import KeyStore
+from serving.playground import PAGE
 from serving.routes import build_app
 
 
@@ -306,7 +307,9 @@ def test_g19_documents_and_figures_want_a_key_and_say_so(store: KeyStore) -> Non
         ]
 
     found = ask(ring_of(store), calls)
-    assert [response.status_code for response in found] == [401, 403, 200] * 3
+    # The page itself is the same for everybody.
+    assert [response.status_code for response in found] == [401, 403, 200] * 2 + [200] * 3
+    assert {response.text for response in found[6:]} == {PAGE}
     document = json.loads(found[2].text)
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     wanted = {path: [one.get("security") for one in operations.values()] for path, operations in document["paths"].items()}
