@@ -81,6 +81,8 @@ def runtime_env(settings: ClusterSettings, shipment: Shipment, job_id: str = "")
             STORAGE_VARIABLE: Storage(settings.storage).uri,
             JOB_VARIABLE: job_id,
             "PYTHONUNBUFFERED": "1",
+            # What asks for no GPU sees none, also on a Ray that others started: else all of it would go to the first one.
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
             "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_PATIENCE_S),
         },
     }

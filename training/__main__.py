@@ -293,7 +293,7 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--allow-failed", type=int, default=0, metavar="N", help="exit with 0 although N trials died or diverged (default: %(default)s)"
     )
-    verb.add_argument("--minutes", type=_positive, metavar="N", help="take at most so long; with --resume from now on")
+    verb.add_argument("--minutes", type=_positive, metavar="N", help="explore and confirm for at most so long; with --resume from now on")
     verb.add_argument("--cpu-hours", type=_positive, metavar="N", help="use at most so many CPU hours; with --resume from now on")
     verb.add_argument(
         "--trials", type=_count, metavar="N", help="try so many configurations (default: as many as fit, or tuning.num_samples)"

@@ -118,8 +118,9 @@ class TuningSettings(Section):
         max_concurrent_trials: Trials at once; null means as many as the resources allow.
         resources_per_trial: CPUs and GPUs of one worker of a trial.
         workers_per_trial: Processes that train one trial together, each on a share of every batch.
-        time_budget_s: Seconds the search may take, with what confirms its best; what trains then stops at its next epoch. Null means no
-            limit.
+        time_budget_s: Seconds the search may take, reading its tables and what confirms its best included; what trains then stops at its
+            next epoch, and judging and the report come after. Where words are a model, it holds before the first trial too: texts that are
+            encoded by then stay so. Elsewhere a first score is waited for. Null means no limit.
         cpu_budget_s: CPU seconds that what trains and encodes may use, likewise.
         sampler: Who proposes: `tpe`, `gp` (Gaussian process), `random` or `grid` (a range becomes its ends and its middle).
         scheduler: Who stops early: `asha`, `hyperband` (asynchronous, several brackets), `pbt` (population based training) or `none`.

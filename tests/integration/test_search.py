@@ -151,12 +151,28 @@ def test_where_training_spoils_what_words_say_they_are_published(attached: Calla
 
 def test_a_budget_ends_the_search_in_time_and_says_so(attached: Callable[..., Path]) -> None:
     settings = attached(tuning=ONE_BY_ONE | {"confirm_top": 0})
-    ended = training_here(settings, "tune", "--name", "one", "--minutes", "0.05")
+    ended = training_here(settings, "tune", "--name", "one", "--cpu-hours", "0.008")
     assert ended.returncode == 0, ended.stderr
-    assert "as many trials as fit into 0.05 minutes, at most 1000" in ended.stdout
+    assert "as many trials as fit into 0.008 CPU hours, at most 1000" in ended.stdout
     assert "best so far trial-" in ended.stdout
-    assert 1 <= len(result_of(storage_of(settings))["trials"]) < 20
+    assert 1 <= len(result_of(storage_of(settings))["trials"]) < 1_000
     refused = training_here(settings, "tune", "--minutes", "0")
     assert (refused.returncode, "must be above 0" in refused.stderr) == (2, True)
     refused = training_here(settings, "tune", "--resume", "one", "--trials", "0")
     assert (refused.returncode, "must be at least 1" in refused.stderr) == (2, True)
+
+
+def test_a_budget_that_is_used_up_before_a_trial_begins_leaves_what_words_say_and_what_was_done(attached: Callable[..., Path]) -> None:
+    settings = attached(tuning=ONE_BY_ONE | {"confirm_top": 0})
+    # Of those that trials and encoding use.
+    ended = training_here(settings, "tune", "--name", "one", "--cpu-hours", "1e-9")
+    assert ended.returncode == 0, ended.stderr
+    assert "the budget is used up before a trial could begin" in ended.stdout
+    result = result_of(storage_of(settings))
+    assert [trial["origin"] for trial in result["trials"]] == ["words alone"]
+    assert "no training has come to a score" in result["headline"]
+    assert "test" in result["metrics"]
+    assert training_here(settings, "publish").returncode == 0
+    went_on = training_here(settings, "tune", "--resume", "one", "--trials", "1", "--cpu-hours", "1")
+    assert went_on.returncode == 0, went_on.stderr
+    assert "default" in {trial["origin"] for trial in result_of(storage_of(settings))["trials"]}

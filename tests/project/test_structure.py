@@ -58,7 +58,7 @@ def test_only_the_seams_of_training_know_ray() -> None:
     seams = {
         "trials": ("slots", "first_rung", "together", "trial"),
         "deciding": ("schedulers", "group_scheduler"),
-        "": ("agenda", "recorder", "progress", "tuning"),
+        "": ("agenda", "recorder", "progress", "experiment", "tuning"),
     }
     allowed = {f"training.search.{room}.{name}".replace("..", ".") for room, names in seams.items() for name in names}
     sources = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == "training"]

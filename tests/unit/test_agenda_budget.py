@@ -107,6 +107,27 @@ def test_a_limit_is_not_spent_on_models_of_one_head_while_there_is_none_to_publi
     assert agenda.suggest("t4")["name"] == "single-a-1"
 
 
+def test_a_limit_holds_before_the_first_score_where_words_are_a_model(tmp_path: Path) -> None:
+    agenda = exploring(tmp_path, Budget(200.0))
+    agenda.spent_s = 250.0
+    # Without them, nothing could be published.
+    assert not agenda.is_spent
+    agenda.ledger.append("look", {"look": {"score": 0.4}, "is_model": True, "elapsed_s": 1.0})
+    assert agenda.is_spent
+    assert agenda.suggest("t0") == Searcher.FINISHED
+
+
+def test_a_limit_waits_for_a_score_where_a_trial_has_failed_and_words_would_hide_it(tmp_path: Path) -> None:
+    agenda = exploring(tmp_path, Budget(200.0))
+    agenda.ledger.append("look", {"look": {"score": 0.4}, "is_model": True, "elapsed_s": 1.0})
+    agenda.suggest("t0")
+    agenda.spent_s = 250.0
+    assert agenda.is_spent
+    failed(agenda, "t0")
+    assert not agenda.is_spent
+    assert agenda.suggest("t1")["name"] == "trial-1"
+
+
 def test_within_a_limit_no_model_of_one_head_begins_in_the_time_that_a_slow_first_trial_needs(tmp_path: Path) -> None:
     agenda = exploring(tmp_path, Budget(200.0), ("trial", "single-a"))
     agenda.suggest("t0"), agenda.suggest("t1")

@@ -79,6 +79,8 @@ def test_a_job_gets_the_absolute_storage(tmp_path: Path, monkeypatch: pytest.Mon
     assert environment["working_dir"] == str(tmp_path)
     assert environment["env_vars"]["TWOHEAD_STORAGE"] == f"{tmp_path}/here"
     assert environment["env_vars"]["PYTHONUNBUFFERED"] == "1"
+    # What reserves no GPU sees none, on a Ray that others started too.
+    assert environment["env_vars"]["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "1"
     assert runtime_env(ClusterSettings(storage="memory://b/p"), Shipment(tmp_path, {}))["env_vars"]["TWOHEAD_STORAGE"] == "memory://b/p"
 
 

@@ -53,6 +53,15 @@ def test_changed_weights_are_refused(make_encoder: Callable[..., Path]) -> None:
         find(folder, sha256="0" * 64)
 
 
+def test_what_says_how_weights_are_put_together_has_a_digest_of_its_own(make_encoder: Callable[..., Path]) -> None:
+    folder = make_encoder("bert")
+    before = find(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-5}))
+    after = find(folder)
+    assert (after.sha256, after.config_sha256 == before.config_sha256) == (before.sha256, False)
+
+
 def test_pickled_weights_are_refused(make_encoder: Callable[..., Path]) -> None:
     folder = make_encoder("bert")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")

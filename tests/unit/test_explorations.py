@@ -66,7 +66,6 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         explorations._study_storage(prepared)
         return make(tmp_path / "other").explorations[0]
 
-    monkeypatch.setattr(explorations, "slots", lambda _: 2)
     monkeypatch.setattr(explorations, "most_concurrent", lambda _: 2)
     monkeypatch.setattr(explorations, "_exploration", exploration)
     monkeypatch.setattr(explorations, "checkpoints", lambda *_: [])

@@ -134,6 +134,10 @@ def test_the_headline_says_what_is_not_real() -> None:
     default = headline(record | {"trials": [{"position": number, "origin": "default"} for number in (0, 3)]}, "test")
     assert "It is the default configuration: the search found nothing better." in default
     assert "nothing else was tried" in headline(record | {"trials": [{"position": 3, "origin": "default"}]}, "test")
+    words = {"position": 3, "origin": "words alone", "score": 0.5}
+    for score, why in ((0.4, "nothing that trained was better"), (None, "no training has come to a score")):
+        tried = [words, {"position": 0, "origin": "default", "score": score}]
+        assert f"what words say by themselves: {why}." in headline(record | {"trials": tried}, "test")
     # Two trainings against one: ours alone would hide the noise of seeds.
     assert "the noise of seeds is not in these intervals" not in said
     alone = compare(settings(), DATASET.test, DEFAULT, sides(0.8), sides(0.7))

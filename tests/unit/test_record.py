@@ -12,7 +12,18 @@ from training.search.deciding.ladder import Agreement
 from training.search.prepared import trials_so_far
 from training.search.proposing.ledger import TrialHistory
 from training.search.proposing.search_space import trial_settings
-from training.search.record import _climbs, _cut_short, _equal_weights, _head, _less_than_named, _not_refitted, _spare, _unreached
+from training.search.record import (
+    _climbs,
+    _cut_short,
+    _equal_weights,
+    _frozen_layers,
+    _head,
+    _heads_alone,
+    _less_than_named,
+    _not_refitted,
+    _spare,
+    _unreached,
+)
 from training.settings import TrainingSettings
 
 
@@ -81,6 +92,42 @@ def test_a_correlation_is_told_as_it_was_measured_and_over_whom() -> None:
     told = "over the 15 configurations that were let through: -0.08, so the lower one was no longer asked"
     assert doubted == f"rank correlation between heads alone and top layers, {told}"
     assert kept.endswith("over the 5 configurations that were let through: +0.10")
+    assert _climbs([], [Agreement("top layers", "all its layers", 4, None)]) == [
+        "how top layers and all its layers agree is not known: 4 configurations have a score on both, too few"
+    ]
+    # Enough of them, and all alike; and where nobody climbs.
+    assert _climbs([], [Agreement("top layers", "all its layers", pairs, None) for pairs in (6, 0)]) == []
+
+
+def climbed(number: int, best: int) -> TrialHistory:
+    """One that trained two top layers in its first epoch and all layers in its second."""
+    epochs = [{"epoch": 1, "depth": 4, "best_number": 1}, {"epoch": 2, "depth": 0, "best_number": best}]
+    return replace(history("trial", number), depths=(4, 0), state="finished", epochs=epochs)
+
+
+def test_whether_climbing_paid_is_told_and_how_deep_the_winner_is() -> None:
+    assert _climbs([climbed(0, best=1), climbed(1, best=2), climbed(2, best=1)], []) == [
+        "3 configurations went on to train all the layers they may, 1 of them with a gain"
+    ]
+    prepared: Any = SimpleNamespace(source=SimpleNamespace(layers=6))
+    chosen = trial_settings(settings(fit={"frozen_layers": 1}), {})
+    found = [_frozen_layers(prepared, one, chosen) for one in (climbed(0, best=1), climbed(0, best=2))]
+    assert found == [4, 0]
+    # Heads alone, then a search without a ladder.
+    frozen = replace(history("trial", 0), epochs=[{"epoch": 0, "best_number": 0, "depth": 4}])
+    whole = replace(history("trial", 0), epochs=[{"epoch": 1, "best_number": 1}])
+    assert [_frozen_layers(prepared, one, chosen) for one in (frozen, whole)] == [6, 1]
+
+
+@pytest.mark.parametrize(("number", "origin", "won"), [(0, "sampler", True), (1, "sampler", False), (0, "words alone", False)])
+def test_a_cheaper_rung_that_wins_is_said_to(number: int, origin: str, won: bool) -> None:
+    heads = {"a": SimpleNamespace(best=[0], scores=[0.7131], candidates=16), "b": SimpleNamespace(best=[], scores=[], candidates=16)}
+    best = replace(history("trial", 0, origin), epochs=[{"epoch": 1, "best_number": number, "score": 0.7}])
+    rung: Any = SimpleNamespace(heads=heads)
+    said = _heads_alone(rung, Standing(0, origin, best, ()))
+    assert said[0] == "heads on the frozen encoder reach, by cross-validation over the training texts: a 0.713 (best of 16)"
+    assert [one.startswith("training the encoder brought nothing on the validation texts") for one in said[1:]] == ([True] if won else [])
+    assert _heads_alone(None, Standing(0, origin, best, ())) == []
 
 
 def sound(group: str, number: int) -> TrialHistory:

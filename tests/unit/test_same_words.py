@@ -94,7 +94,7 @@ def test_it_is_asked_before_anything_is_done_with_words(words: WordWeights, tmp_
     search: Any = SimpleNamespace(name="one", storage=storage, folder="", assignment=SimpleNamespace(words=None))
     require_same_words(of(words), Ledger(storage, "/ledger"))
     monkeypatch.setattr(tuning, "with_budget", lambda prepared, *_: prepared)
-    for name in ("_quieten", "announce", "note_job", "_used"):
+    for name in ("quieten", "announce", "note_job", "_used"):
         monkeypatch.setattr(tuning, name, lambda *_: None)
     with pytest.raises(TuningError, match="what words say for job"):
-        tuning._see_through(search, search)
+        tuning._see_through(search, search, 0.0)

@@ -7,7 +7,7 @@ import ray
 from ray._private.state import state
 
 from training.errors import TuningError
-from training.search.trials.slots import at_once, most_concurrent, slots
+from training.search.trials.slots import at_once, most_concurrent, side_by_side, slots
 from training.search_settings import TuningSettings
 
 
@@ -37,6 +37,14 @@ def test_machines_that_come_with_work_count_before_they_are_there(cluster: dict[
     cluster |= {"now": {"CPU": 0.0}, "most": {"CPU": 64, "GPU": 16, "trials": 16}}
     assert slots(make(resources_per_trial={"cpu": 2, "gpu": 1})) == 16
     assert slots(make(resources_per_trial={"cpu": 2, "gpu": 1}, workers_per_trial=4)) == 4
+
+
+def test_tasks_of_the_first_rung_have_room_of_their_own(cluster: dict[str, Any]) -> None:
+    cluster["now"] = {"CPU": 16.0, "GPU": 4.0}
+    # Whoever encodes has what one worker of a trial has, however many a trial has; whoever tries heads needs no GPU.
+    assert (side_by_side(1, 1), side_by_side(1, 0.5), side_by_side(2, 0)) == (4, 8, 8)
+    cluster["now"] = {"CPU": 1.0}
+    assert side_by_side(2, 1) == 1
 
 
 def test_a_trial_that_has_no_room_anywhere_is_refused_with_what_there_is(cluster: dict[str, Any]) -> None:

@@ -91,7 +91,9 @@ def test_words_win_where_no_configuration_is_better_in_the_mean(assignment: Assi
     words = words_alone(assignment, [])
     assert words is not None
     own = float(words.last["score"])
-    assert words_if_better(assignment, []) == []
+    # Where nothing trained they are all there is; what failed is to be told instead.
+    assert [one.origin for one in words_if_better(assignment, [])] == [WORDS_ALONE]
+    assert words_if_better(assignment, [replace(trial(0, 0.0), state="died", epochs=[])]) == []
     assert words_if_better(assignment, [trial(0, own + 0.01)]) == []
     assert [one.origin for one in words_if_better(assignment, [trial(0, own - 0.01)])] == [WORDS_ALONE]
     # Its luck in the search is not what it is judged by.

@@ -25,12 +25,14 @@ class Source:
         pooling: How tokens become one vector.
         start: SHA-256 of the weights that are used instead, of an earlier version; "" for none.
         depth: So many layers are frozen.
+        config_sha256: Of the file that says how the weights are put together.
     """
 
     encoder_sha256: str
     pooling: str
     start: str
     depth: int
+    config_sha256: str = ""
 
 
 @dataclass(frozen=True)

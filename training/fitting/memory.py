@@ -13,6 +13,8 @@ import torch
 from training.errors import TuningError
 from training.fitting.fit import Epoch, Fit
 
+_SAID = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 class MemoryExhausted(TuningError):
     """A training ran out of memory, and again with its batches in twice as many parts."""
@@ -22,8 +24,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory ran out: a GPU's, torch's on the CPU, or Python's own."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # On the CPU torch has no class for it.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    # On the CPU torch has no class for it, nor on a GPU for what libraries and the driver allocate beside torch.
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
 
 
 def epochs_within_memory(make_fit: Callable[[int], Fit], restore: Callable[[Fit], None]) -> Iterator[tuple[Fit, Epoch]]:

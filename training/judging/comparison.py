@@ -81,7 +81,9 @@ def headline(record: Mapping[str, Any], split: str) -> str:
     if origin == DEFAULT:
         sentences.append(_about_the_default(record))
     if origin == WORDS_ALONE:
-        sentences.append("It is what words say by themselves: nothing that trained was better.")
+        is_alone = all(trial["score"] is None for trial in record["trials"] if trial["origin"] != WORDS_ALONE)
+        why = "no training has come to a score" if is_alone else "nothing that trained was better"
+        sentences.append(f"It is what words say by themselves: {why}.")
     said = [_said(overall[name], name) for name in (DEFAULT, EQUAL, SINGLE, WORD_COUNTS) if name in overall]
     if said:
         sentences.append(_sentence(said))

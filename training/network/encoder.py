@@ -55,6 +55,7 @@ class EncoderSource:
         max_tokens: The token limit that applies: the setting, or the encoder's own.
         layers: How many it has.
         vocabulary: How many token ids.
+        config_sha256: Digest of its config.json.
     """
 
     name: str
@@ -65,6 +66,7 @@ class EncoderSource:
     max_tokens: int
     layers: int
     vocabulary: int
+    config_sha256: str = ""
 
 
 def pooled_as_before(settings: EncoderSettings) -> EncoderSettings:
@@ -109,7 +111,8 @@ def find_encoder(settings: EncoderSettings) -> EncoderSource:
         raise EncoderError(f"encoder {settings.name!r}: its config.json names no vocab_size", "save it with save_pretrained(folder)")
     # DistilBERT has a name of its own for it.
     layers = int(config.get("num_hidden_layers") or config["n_layers"])
-    return EncoderSource(settings.name, folder, digest, model_type, pooling, max_tokens, layers, vocabulary)
+    config_sha256 = sha256_file(folder / "config.json")
+    return EncoderSource(settings.name, folder, digest, model_type, pooling, max_tokens, layers, vocabulary, config_sha256)
 
 
 def _locate(settings: EncoderSettings) -> Path:

@@ -170,16 +170,26 @@ class TwoHeadBert(PreTrainedModel):
             ValueError: They are missing.
         """
         packing = packing or (pack(attention_mask) if pooled is None and self.packs and attention_mask is not None else None)
-        if pooled is None and packing is not None:
-            pooled = self._pooled_without_padding(input_ids, inputs_embeds, packing)
         if pooled is None:
-            output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds)
-            pooled = self.pool(output, attention_mask)
+            pooled = self.read(input_ids, attention_mask, inputs_embeds, packing)
         logits = {name: head(pooled) for name, head in zip(self.head_names, self.heads, strict=True)}
         if self.word_pieces is not None:
             scores = self._scores(input_ids, attention_mask, packing) if piece_scores is None else piece_scores
             logits |= {name: logits[name] + scores[:, place] for name, place in self.scored.items()}
         return TwoHeadOutput(logits=logits, pooled=pooled)
+
+    def read(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> torch.Tensor:
+        """Return each text's pooled vector, (texts, width), for whoever asks no head; see `forward`."""
+        if packing is not None:
+            return self._pooled_without_padding(input_ids, inputs_embeds, packing)
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds)
+        return self.pool(output, attention_mask)
 
     def _scores(self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, packing: Packing | None) -> torch.Tensor:
         pieces: Any = self.word_pieces

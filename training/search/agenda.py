@@ -147,7 +147,8 @@ class Agenda(Searcher):
     def is_spent(self) -> bool:
         """Whether exploring has to end, so that its best can still be confirmed; not before it can be published, unless all fail."""
         if not self._has_score:
-            return self._failed >= _ALL_FAIL and not self.budget.leaves(self.used, Cost(0.0, 0.0))
+            may_end = self._failed >= _ALL_FAIL or (self.ledger.has_model and not self._failed)
+            return may_end and not self.budget.leaves(self.used, Cost(0.0, 0.0))
         if self._to_confirm is not None:
             # What has begun to confirm leaves `_confirming` before it is in `used`; who is confirmed does not change any more.
             return True

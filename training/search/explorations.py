@@ -25,7 +25,7 @@ from training.search.proposing.samplers import grid_note
 from training.search.proposing.search_space import dimensions, distributions, first_points
 from training.search.proposing.searcher import FirstPoint, Proposer
 from training.search.trials.found_heads import FirstRung
-from training.search.trials.slots import at_once, most_concurrent, slots
+from training.search.trials.slots import at_once, most_concurrent
 from training.search.winner import last_checkpoint
 from training.settings import TrainingSettings, of_heads
 
@@ -39,12 +39,10 @@ def make_agenda(prepared: Prepared, ledger: Ledger, rung: FirstRung | None) -> A
         rung: What heads reached by themselves, if they were searched.
 
     Raises:
-        TuningError: There is no room for a trial, or another process goes on with this search.
+        TuningError: Another process goes on with this search.
     """
     settings = prepared.settings
     tuning, heads = settings.tuning, tuple(settings.heads)
-    # A search that could not run a single trial says so now.
-    slots(tuning)
     _claim(ledger)
     groups = {MAIN_GROUP: heads}
     if tuning.compare_single and len(heads) > 1:
@@ -60,7 +58,7 @@ def make_agenda(prepared: Prepared, ledger: Ledger, rung: FirstRung | None) -> A
         most_concurrent=lambda: most_concurrent(tuning),
         at_once=lambda: at_once(tuning),
         budget=Budget(tuning.time_budget_s, tuning.cpu_budget_s),
-        beforehand_cpu_s=rung.cpu_s if rung else 0.0,
+        beforehand_cpu_s=(rung.cpu_s if rung else 0.0) + ledger.cut_cpu_s,
     )
     _remember(prepared, agenda)
     return agenda

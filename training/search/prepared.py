@@ -142,6 +142,7 @@ def make_assignment(
     assignment = Assignment(
         settings=settings,
         encoder_sha256=source.sha256,
+        encoder_config_sha256=source.config_sha256,
         classes=dataset.classes,
         pad_id=tokenizer.pad_id,
         tokens={split: tokenizer.encode(examples.texts) for split, examples in splits.items()},

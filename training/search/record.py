@@ -145,6 +145,8 @@ def _climbs(histories: Sequence[TrialHistory], agreements: Sequence[Agreement]) 
                 f"rank correlation between {one.lower} and {one.higher}, "
                 f"over the {one.pairs} configurations that were let through: {one.correlation:+.2f}{doubt}"
             )
+        elif one.pairs and one.is_unknown:
+            said.append(f"how {one.lower} and {one.higher} agree is not known: {one.pairs} configurations have a score on both, too few")
     main = [one for one in histories if one.group == MAIN_GROUP]
     if passed := sum(one.state == PASSED_OVER for one in main):
         said.append(f"{passed} of {len(main)} configurations were passed over for what their heads did on the frozen encoder")

@@ -65,7 +65,7 @@ def _cost(record: Mapping[str, Any]) -> str:
         return ""
     return (
         f"took {record['seconds'] / 60:.1f} minutes, {record['cpu_seconds'] / 60:.1f} CPU minutes in trials and encoding, "
-        f"at most {record['worker_bytes'] / 1e9:.1f} GB in one worker"
+        f"at most {record['worker_bytes'] / 1e9:.1f} GB in one worker at the end of an epoch"
     )
 
 

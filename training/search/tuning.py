@@ -3,13 +3,10 @@
 It does not know how one trial trains (`trial`), what a search writes down (`ledger`, `plan`), or how its winner is judged (`winner`).
 """
 
-import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from cluster.connection import connect
 from cluster.console import say
@@ -19,27 +16,25 @@ from cluster.settings import ClusterSettings
 from cluster.storage import Storage
 from training.data.dataset import load_dataset
 from training.errors import TuningError
-from training.search.agenda import Agenda
 from training.search.deciding.budget import used_by
-from training.search.deciding.group_scheduler import GroupScheduler
 from training.search.deciding.pareto import parse_pick
+from training.search.experiment import fit, make_trackers, quieten
 from training.search.explorations import make_agenda
-from training.search.plan import LEDGER_FOLDER, Plan, Start, check_name, default_name, next_attempt, note_job, pin, read_plan
+from training.search.plan import LEDGER_FOLDER, Plan, Start, check_name, default_name, note_job, pin, read_plan
 from training.search.prepared import Prepared, announce, prepare, trials_so_far, with_budget, without_test
 from training.search.proposing.ledger import Ledger, TrialHistory
 from training.search.proposing.search_space import check_depth, check_space
-from training.search.proposing.searcher import SCORE
-from training.search.recorder import OpenLogs, Recorder
 from training.search.same_words import require_same_words
 from training.search.stopping import ended_by_signals, is_stopped_by, report_goes_first
 from training.search.trials.first_look import look_at_words
-from training.search.trials.first_rung import first_rung
+from training.search.trials.first_rung import Allowance, BudgetSpentError, first_rung
 from training.search.trials.found_heads import read_rung
-from training.search.trials.trial import train
+from training.search.trials.slots import slots
 from training.search.winner import SearchResult, finish, found_so_far
 from training.search.words_alone import words_alone, words_if_better
-from training.search_settings import TuningSettings
 from training.settings import TrainingSettings
+
+_NOTHING_BEGAN = "note      the budget is used up before a trial could begin, so what words say by themselves is published"
 
 
 @dataclass
@@ -48,15 +43,22 @@ class _Course:
 
     Attributes:
         prepared: The search.
+        begun: When this process began to see to it, `time.monotonic()`: what is read and counted first takes its time, too.
         histories: Its trials.
-        elapsed_s: Wall seconds it took.
+        spent_s: Wall seconds that earlier processes took.
         is_whole: It came to its end.
     """
 
     prepared: Prepared
+    begun: float
     histories: Sequence[TrialHistory] = field(default_factory=list)
-    elapsed_s: float = 0.0
+    spent_s: float = 0.0
     is_whole: bool = False
+
+    @property
+    def elapsed_s(self) -> float:
+        """Wall seconds it took so far, without the time it lay interrupted."""
+        return self.spent_s + time.monotonic() - self.begun
 
 
 def search(settings: TrainingSettings, cluster: ClusterSettings, name: str | None = None, start: Start | None = None) -> SearchResult:
@@ -73,6 +75,7 @@ def search(settings: TrainingSettings, cluster: ClusterSettings, name: str | Non
         SettingsError: The search space reaches values that are not allowed.
         TuningError: The name is taken, or no trial brought a score.
     """
+    begun = time.monotonic()
     name = name or default_name(settings)
     check_name(name)
     check_space(settings)
@@ -82,9 +85,9 @@ def search(settings: TrainingSettings, cluster: ClusterSettings, name: str | Non
     plan = Plan(name, settings, dataset.digest, start=start)
     prepared = prepare(plan, storage, dataset)
     check_depth(settings, prepared.source.layers)
-    _trackers(prepared)
+    make_trackers(prepared)
     # Only now: a search that cannot begin leaves its name free.
-    return _see_through(replace(prepared, plan=pin(storage, prepared.plan)), cluster)
+    return _see_through(replace(prepared, plan=pin(storage, prepared.plan)), cluster, begun)
 
 
 def resume(name: str, cluster: ClusterSettings, budget: Mapping[str, float] | None = None) -> SearchResult:
@@ -100,6 +103,7 @@ def resume(name: str, cluster: ClusterSettings, budget: Mapping[str, float] | No
     Raises:
         TuningError: There is no such search, or its data changed.
     """
+    begun = time.monotonic()
     storage = Storage(cluster.storage)
     plan = read_plan(storage, name)
     dataset = load_dataset(plan.settings)
@@ -108,11 +112,11 @@ def resume(name: str, cluster: ClusterSettings, budget: Mapping[str, float] | No
             f"search {name!r}: its data changed since it began (digest {dataset.digest[:12]}, then {plan.data_digest[:12]})",
             "put the old tables back, or begin a new search",
         )
-    return _see_through(prepare(plan, storage, dataset), cluster, budget or {})
+    return _see_through(prepare(plan, storage, dataset), cluster, begun, budget or {})
 
 
-def _see_through(prepared: Prepared, cluster: ClusterSettings, budget: Mapping[str, float] | None = None) -> SearchResult:
-    _quieten()
+def _see_through(prepared: Prepared, cluster: ClusterSettings, begun: float, budget: Mapping[str, float] | None = None) -> SearchResult:
+    quieten()
     ledger = Ledger(prepared.storage, f"{prepared.folder}/{LEDGER_FOLDER}")
     note_job(prepared.storage, prepared.name)
     prepared = with_budget(prepared, budget or {}, _used(prepared, ledger))
@@ -120,7 +124,7 @@ def _see_through(prepared: Prepared, cluster: ClusterSettings, budget: Mapping[s
     for file in ledger.damaged:
         say(f"note      {ledger.path}/{file} is damaged and left out; the trial goes on from its last whole checkpoint")
     require_same_words(prepared, ledger)
-    course = _Course(prepared, list(ledger.histories().values()), ledger.elapsed_s)
+    course = _Course(prepared, begun, list(ledger.histories().values()), ledger.elapsed_s)
     try:
         with ended_by_signals():
             _look_at_words(course, ledger)
@@ -134,7 +138,7 @@ def _see_through(prepared: Prepared, cluster: ClusterSettings, budget: Mapping[s
         if not course.is_whole:
             return _finish_early(course, ledger)
         histories = [*course.histories, *words_if_better(course.prepared.assignment, course.histories)]
-        return finish(course.prepared, histories, course.elapsed_s, ledger.require_own)
+        return finish(course.prepared, histories, course.elapsed_s, ledger)
 
 
 def _connected(course: _Course, ledger: Ledger, cluster: ClusterSettings) -> None:
@@ -150,10 +154,9 @@ def _connected(course: _Course, ledger: Ledger, cluster: ClusterSettings) -> Non
 
 def _look_at_words(course: _Course, ledger: Ledger) -> None:
     """Tell what is known before anything is encoded."""
-    begun, assignment = time.monotonic(), course.prepared.assignment
+    assignment = course.prepared.assignment
     seen = None if ledger.elapsed_s else look_at_words(assignment)
     if seen is not None:
-        course.elapsed_s = time.monotonic() - begun
         # Whoever is stopped from here on has a model to publish: see `words_alone`.
         is_model = not assignment.start
         ledger.append("look", {"look": seen.to_dict(), "is_model": is_model, "elapsed_s": course.elapsed_s})
@@ -161,23 +164,42 @@ def _look_at_words(course: _Course, ledger: Ledger) -> None:
 
 
 def _run(course: _Course, ledger: Ledger) -> None:
-    begun, spent_s, prepared = time.monotonic(), ledger.elapsed_s, course.prepared
-    rung = first_rung(prepared.assignment, prepared.folder, ledger)
-    if rung is not None:
-        prepared = replace(prepared, assignment=replace(prepared.assignment, heads_from=prepared.folder))
-    agenda = make_agenda(prepared, ledger, rung)
-    agenda.begun, agenda.spent_s = begun, spent_s
+    prepared = course.prepared
+    # A search that could not run a single trial says so before anything waits for room.
+    slots(prepared.settings.tuning)
     try:
-        course.is_whole = _fit(prepared, agenda)
+        rung = first_rung(prepared.assignment, prepared.folder, ledger, _allowance(course, ledger), lambda: course.elapsed_s)
+    except BudgetSpentError:
+        say(_NOTHING_BEGAN)
+        course.is_whole = True
+        return
+    if rung is not None:
+        prepared = course.prepared = replace(prepared, assignment=replace(prepared.assignment, heads_from=prepared.folder))
+    agenda = make_agenda(prepared, ledger, rung)
+    agenda.begun, agenda.spent_s = course.begun, course.spent_s
+    nothing_begins = not agenda.histories and agenda.is_spent
+    if nothing_begins:
+        say(_NOTHING_BEGAN)
+    try:
+        course.is_whole = nothing_begins or fit(prepared, agenda)
     finally:
-        course.prepared, course.histories, course.elapsed_s = prepared, list(agenda.histories.values()), agenda.elapsed_s
+        course.histories = list(agenda.histories.values())
+
+
+def _allowance(course: _Course, ledger: Ledger) -> Allowance:
+    """Return what the first rung may use: no limit holds before there is something to publish, or where trials wait to go on."""
+    tuning = course.prepared.settings.tuning
+    if not ledger.has_model or course.histories:
+        return Allowance()
+    used = _used(course.prepared, ledger)["cpu_budget_s"]
+    return Allowance(tuning.time_budget_s, None if tuning.cpu_budget_s is None else tuning.cpu_budget_s - used)
 
 
 def _used(prepared: Prepared, ledger: Ledger) -> dict[str, float]:
     """Return what earlier processes used, under the names of the settings that limit it."""
     rung = read_rung(prepared.storage, prepared.folder, prepared.settings.heads)
     trained = sum(used_by(one).cpu_s for one in ledger.histories().values())
-    return {"time_budget_s": ledger.elapsed_s, "cpu_budget_s": trained + (rung.cpu_s if rung else 0.0)}
+    return {"time_budget_s": ledger.elapsed_s, "cpu_budget_s": trained + (rung.cpu_s if rung else 0.0) + ledger.cut_cpu_s}
 
 
 def _finish_early(course: _Course, ledger: Ledger) -> SearchResult:
@@ -199,7 +221,7 @@ def _finish_early(course: _Course, ledger: Ledger) -> SearchResult:
     # As in a whole search: a rule over several heads is not asked about them, where it has anything else.
     is_asked = words is not None and not (found and prepared.settings.tuning.mode == "pareto")
     histories = [*found, *others, *([words] if words and is_asked else [])]
-    return finish(without_test(prepared), histories, course.elapsed_s, ledger.require_own, early)
+    return finish(without_test(prepared), histories, course.elapsed_s, ledger, early)
 
 
 def _nothing_yet(prepared: Prepared) -> TuningError:
@@ -228,113 +250,3 @@ def _told_how_to_go_on(prepared: Prepared) -> Iterator[None]:
         cause = str(error).strip().splitlines()[-1]
         hint = f"see to the cause, then go on: python -m training tune --resume {prepared.name}"
         raise TuningError(f"search {prepared.name!r} cannot go on: {cause}", hint) from error
-
-
-def _fit(prepared: Prepared, agenda: Agenda) -> bool:
-    """Let Tune train everything; a trial that fails is an outcome, which the ledger has.
-
-    Returns:
-        Whether it came to its end; a signal ends it before.
-    """
-    _tuner(prepared, agenda).fit()
-    # Tune catches Ctrl-C and returns as if all were done.
-    return agenda.is_handed_out and not agenda.live
-
-
-def _tuner(prepared: Prepared, agenda: Agenda) -> Any:
-    from ray import tune
-    from ray.tune.logger import JsonLoggerCallback
-
-    from training.search.progress import Progress
-
-    settings = prepared.settings
-    tuning = settings.tuning
-    filesystem, path = _tune_storage(prepared)
-    trainable = tune.with_resources(tune.with_parameters(train, assignment=prepared.assignment), _resources(tuning))
-    progress = Progress(list(settings.heads), agenda.status)
-    loggers = [JsonLoggerCallback(), *_trackers(prepared)]
-    return tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            metric=SCORE,
-            mode="max",
-            search_alg=agenda,
-            scheduler=GroupScheduler({one.group: one.scheduler for one in agenda.explorations}, lambda: agenda.is_spent),
-            # As many as the agenda hands out.
-            num_samples=-1,
-            # A trial of several processes ends with them; a reused one would leave those of a stopped trial at work.
-            reuse_actors=tuning.workers_per_trial == 1,
-            trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
-        ),
-        run_config=tune.RunConfig(
-            name=next_attempt(prepared.storage, prepared.name),
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=tune.FailureConfig(max_failures=tuning.max_failures),
-            # Two: a crash between writing one and noting it must leave the one before. A population's members copy each other's.
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=4 if tuning.scheduler == "pbt" else 2),
-            callbacks=[Recorder(agenda), progress, *loggers, OpenLogs(loggers)],
-            verbose=0,
-        ),
-    )
-
-
-def _trial_name(trial: Any) -> str:
-    # Another folder for a trial that begins once more, to climb: `checkpoints` knows them as its own.
-    climbs = f".{len(trial.config['depths'])}" if trial.config["checkpoints"] and len(trial.config["depths"]) > 1 else ""
-    return f"{trial.config['name']}{climbs}"
-
-
-def _resources(tuning: TuningSettings) -> dict[str, float]:
-    if tuning.workers_per_trial > 1:
-        # Its processes reserve what they need beside the trial; Tune refuses a trial that reserves nothing at all.
-        return {"cpu": 0, "memory": 2**20}
-    return {"cpu": tuning.resources_per_trial.cpu, "gpu": tuning.resources_per_trial.gpu}
-
-
-def _trackers(prepared: Prepared) -> list[Any]:
-    """Make the callbacks that follow the search elsewhere.
-
-    Raises:
-        TuningError: The tracker's package is not installed.
-    """
-    made: list[Any] = []
-    for tracker in prepared.settings.tuning.trackers:
-        try:
-            if tracker == "tensorboard":
-                from ray.tune.logger import TBXLoggerCallback
-
-                made.append(TBXLoggerCallback())
-            else:
-                from ray.air.integrations.mlflow import MLflowLoggerCallback
-
-                made.append(MLflowLoggerCallback(experiment_name=prepared.name, save_artifact=False))
-        except (ImportError, RuntimeError) as error:
-            raise TuningError(f"training.tuning.trackers names {tracker!r}, but {error}", "pip install 'twohead[trackers]'") from None
-    return made
-
-
-def _quieten() -> None:
-    # Only ours: the loggers Tune adds by itself write each result three times.
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    # The older output obeys verbose=0; the newer one prints a banner all the same.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # A stopped trial's process gets this long before Tune gives it up, silently, with the trial after it: 2 s are few on a busy machine.
-    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
-    # A task that is ended for want of memory is begun again without end, if Ray is not told otherwise.
-    os.environ.setdefault("RAY_task_oom_retries", "1")
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-
-
-def _tune_storage(prepared: Prepared) -> tuple[Any, str]:
-    """Return Tune's file system (None for a local one) and the folder of a search in it."""
-    storage = prepared.storage
-    if storage.local_root is not None:
-        return None, str(storage.local_root / prepared.folder)
-    import fsspec
-    from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-    filesystem, root = fsspec.core.url_to_fs(storage.uri)
-    return PyFileSystem(FSSpecHandler(filesystem)), f"{root}/{prepared.folder}"

@@ -5,7 +5,7 @@ It does not know Ray: it reads the ledger's histories and the checkpoints the tr
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from training.search.deciding.contest import (
 )
 from training.search.plan import BEST_FOLDER, REPORT_FILE, RESULT_FILE, checkpoints
 from training.search.prepared import Prepared
-from training.search.proposing.ledger import PASSED_OVER, TrialHistory
+from training.search.proposing.ledger import PASSED_OVER, Ledger, TrialHistory
 from training.search.proposing.search_space import TrialSettings
 from training.search.record import describe, make_record
 from training.search.trials.assignment import Assignment, Order
@@ -70,16 +70,14 @@ class SearchResult:
     failed: tuple[TrialHistory, ...]
 
 
-def finish(
-    prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: float, require_own: Callable[[], None], early: str = ""
-) -> SearchResult:
+def finish(prepared: Prepared, histories: Sequence[TrialHistory], elapsed_s: float, ledger: Ledger, early: str = "") -> SearchResult:
     """Choose the winner, judge it, and write its checkpoint and the report into the search's folder.
 
     Args:
         prepared: The search.
         histories: All its trials, ended.
         elapsed_s: Wall seconds it took so far.
-        require_own: Raises where another process goes on with the search, whose best this one must not replace.
+        ledger: Of the search; where another process goes on with it, this one must not replace its best.
         early: What to say of a search that has not come to its end, and may go on.
 
     Raises:
@@ -104,6 +102,7 @@ def finish(
     refitted = "the published model learned from the validation texts too; their figures, temperatures and thresholds are those of before"
     record["notes"] += [said for said in (early, note, refitted if refit else "", *said_of_floor) if said]
     record["published"]["name"] = published.name
+    record["cpu_seconds"] += ledger.cut_cpu_s
     if early:
         # Before the version's own record and card are written.
         record["early"] = early
@@ -113,7 +112,7 @@ def finish(
         texts = {RECORD_FILE: json.dumps(record, indent=2), CARD_FILE: write_card(record)}
         write_checkpoint(Path(folder), model, prepared.tokenizer, facts, texts, make_golden(model, prepared))
         # Judging took a while.
-        require_own()
+        ledger.require_own()
         # A resumed search that had ended already writes the same folder again.
         storage.replace(Path(folder), f"{place}/{BEST_FOLDER}", last=MANIFEST_FILE)
     storage.write_bytes(f"{place}/{RESULT_FILE}", json.dumps(record, indent=2).encode())

@@ -43,14 +43,19 @@ def words_alone(assignment: Assignment, histories: Sequence[TrialHistory]) -> Tr
 def words_if_better(assignment: Assignment, histories: Sequence[TrialHistory]) -> list[TrialHistory]:
     """Return what words say by themselves where no configuration is better on the validation texts, in the mean over its trainings.
 
+    Where none has a score, that is better than none; not where trials failed, which is an error to be told.
+
     Args:
         assignment: What all trials share.
         histories: All trials, ended.
 
     Returns:
-        Nothing where a rule picks among several scores: it was made for what was searched.
+        Nothing where a rule picks among several scores of what trained: it was made for what was searched.
     """
     tuning = assignment.settings.tuning
     table = standings(histories, tuning)
-    words = words_alone(assignment, histories) if table and tuning.mode == "score" else None
+    if not table:
+        words = None if any(one.has_failed for one in histories) else words_alone(assignment, histories)
+        return [words] if words is not None else []
+    words = words_alone(assignment, histories) if tuning.mode == "score" else None
     return [words] if words is not None and words.last[SCORE] > winner(table, tuning)[0].score else []

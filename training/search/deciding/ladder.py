@@ -57,6 +57,11 @@ class Agreement:
     restriction: float = 1.0
 
     @property
+    def is_unknown(self) -> bool:
+        """Whether too few configurations have a score on both for a correlation to say anything."""
+        return self.pairs < _FEWEST_PAIRS
+
+    @property
     def is_doubtful(self) -> bool:
         """Whether the lower rung is known to say little of the higher one, over all configurations and not only those let through."""
         if self.correlation is None or self._unrestricted(self.correlation) >= _LEAST_CORRELATION:

@@ -21,6 +21,8 @@ from training.search.proposing.search_space import Point
 
 # A state: its heads did badly on the frozen encoder, so it was not trained at all.
 PASSED_OVER = "passed over"
+# An event: the first rung was cut short.
+CUT = "cut"
 _DIGITS = 6
 
 
@@ -159,6 +161,16 @@ class Ledger:
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Return all events of a kind, oldest first."""
         return [event for event in self._events if event["kind"] == kind]
+
+    @property
+    def has_model(self) -> bool:
+        """Whether what words say by themselves can be published: see `words_alone`."""
+        return any(event.get("is_model") for event in self.events("look"))
+
+    @property
+    def cut_cpu_s(self) -> float:
+        """CPU seconds that first rungs took which were cut short: what was encoded stays, and counts as used."""
+        return sum(float(event["cpu_s"]) for event in self.events(CUT))
 
     @property
     def elapsed_s(self) -> float:

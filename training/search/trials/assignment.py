@@ -56,6 +56,7 @@ class Assignment:
         start: Weights of an earlier version that every trial starts from; null starts from the pretrained encoder.
         heads_from: Folder in it of a first rung that heads start from; "" starts them at random.
         heads_again: Its heads are trained anew, on other texts than it had.
+        encoder_config_sha256: Of the encoder's config.json; what frozen layers say depends on it too.
     """
 
     settings: TrainingSettings
@@ -73,6 +74,7 @@ class Assignment:
     start: EarlierWeights | None = None
     heads_from: str = ""
     heads_again: bool = False
+    encoder_config_sha256: str = ""
 
     def first_depth(self, layers: int) -> int:
         """Return the frozen layers of what the default configuration trains first on the ladder.

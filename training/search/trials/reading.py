@@ -93,7 +93,7 @@ def tokens_of(assignment: Assignment, split: str) -> TokenInputs:
 
 def _wanted(assignment: Assignment, model: TwoHeadBert, depth: int, split: str) -> Wanted:
     start = assignment.start.weights_sha256 if assignment.start else ""
-    source = Source(assignment.encoder_sha256, str(model.config.pooling), start, depth)
+    source = Source(assignment.encoder_sha256, str(model.config.pooling), start, depth, assignment.encoder_config_sha256)
     is_pooled = depth == len(encoder_layers(model.encoder))
     return Wanted(source, assignment.tokens[split], int(model.config.encoder.hidden_size), is_pooled)
 

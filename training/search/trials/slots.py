@@ -22,6 +22,11 @@ def slots(tuning: TuningSettings) -> int:
     return room
 
 
+def side_by_side(cpu: float, gpu: float) -> int:
+    """Count the tasks that the cluster can run at once, each with so many CPUs and GPUs, when it has grown as far as it may; at least 1."""
+    return max(1, _fitting(cpu, gpu, _resources()))
+
+
 def most_concurrent(tuning: TuningSettings) -> int:
     """Return how many trials may be alive now; machines come and go while a search runs."""
     if tuning.scheduler == "pbt":
@@ -46,7 +51,10 @@ def _wanted(tuning: TuningSettings) -> tuple[float, float]:
 
 
 def _room(tuning: TuningSettings, total: dict[str, float]) -> int:
-    cpu, gpu = _wanted(tuning)
+    return _fitting(*_wanted(tuning), total)
+
+
+def _fitting(cpu: float, gpu: float, total: dict[str, float]) -> int:
     # Five fifths are one, whatever floating point says.
     by_cpu = int(total["CPU"] / cpu + _ROUNDING)
     return min(by_cpu, int(total["GPU"] / gpu + _ROUNDING)) if gpu else by_cpu
