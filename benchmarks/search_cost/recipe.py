@@ -1,6 +1,6 @@
 """What a Ray user writes today: Tune with OptunaSearch and ASHA over a Hugging Face Trainer whose model has two heads.
 
-    python benchmarks/search_cost/recipe.py --training TABLE --validation TABLE --template T --heads A B --max-tokens 256 --seed 0
+    python benchmarks/search_cost/recipe.py --encoder FOLDER --training TABLE --validation TABLE --template T --heads A B --seed 0
 
 Run by `search_cost.py`. Prints a line of JSON after every epoch of every trial: its number and its mean macro-F1 on the validation texts.
 Needs `pip install --no-deps accelerate` beside this project.

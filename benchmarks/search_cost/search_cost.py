@@ -4,10 +4,10 @@
     python benchmarks/search_cost/search_cost.py onet400 --data FOLDER --seeds 0 1 2 --out RESULTS
 
 FOLDER holds the real tables (`onet/occupations.csv`, `kldb/titles.csv`). For every seed the recipe (`recipe.py`) runs to its end, then our
-search until it has used as many CPU seconds. Measured are CPU seconds of all processes, Ray's own among them, and wall time. Prints, by
-seed: the recipe's final score and cost; CPU seconds until our search first held that score, and the ratio; the same until a model held it
-that can be published if the search is stopped, for a look at a sample is no model; our best model's score at the recipe's cost. RESULTS
-gets the readings as JSON and the curves as SVG. Scores are mean macro-F1 of both heads on the validation rows.
+search until it has used as many CPU seconds, or has tried its trials. Measured are CPU seconds of all processes, Ray's own among them, and
+wall time. Prints, by seed: the recipe's final score and cost; CPU seconds until our search first held that score, and the ratio; the same
+until a model held it that can be published if the search is stopped, for a look at a sample is no model; our best model's score at the
+recipe's cost. RESULTS gets the readings as JSON and the curves as SVG. Scores are mean macro-F1 of both heads on the validation rows.
 """
 
 import argparse
