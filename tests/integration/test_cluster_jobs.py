@@ -109,10 +109,13 @@ def test_a_search_whose_trials_all_fail_is_a_failed_job_that_says_why(place: Pla
 
 def test_a_stopped_job_is_resumed_where_it_was(place: Place) -> None:
     tune = ("python", "-m", "training", "tune")
-    more = ("--set", "training.fit.epochs=40", "--set", "training.fit.patience=40")
+    # So many that the first is not over by the time a slow and busy machine has told and stopped it.
+    more = ("--set", "training.fit.epochs=80", "--set", "training.fit.patience=80")
     job = place.run("submit", "--no-wait", "--", *tune, "--name", "one", *more).stdout.strip()
     until("an epoch is written down", lambda: any(event["kind"] == "epoch" for event in place.events("one")))
-    found = json.loads(place.run("status", "--json").stdout)
+    told = place.run("status", "--json")
+    assert told.returncode == 0, told.stderr
+    found = json.loads(told.stdout)
     search = next(one for one in found["searches"] if one["name"] == "one")
     assert (search["jobs"], search["is_running"]) == ([job], True)
     assert place.run("stop", job).stdout == f"job {job}: STOPPED\n"
