@@ -164,7 +164,7 @@ def test_a_budget_ends_the_search_in_time_and_says_so(attached: Callable[..., Pa
 
 def test_a_budget_that_is_used_up_before_a_trial_begins_leaves_what_words_say_and_what_was_done(attached: Callable[..., Path]) -> None:
     settings = attached(tuning=ONE_BY_ONE | {"confirm_top": 0})
-    # Of those that trials and encoding use.
+    # Used up before anything is encoded.
     ended = training_here(settings, "tune", "--name", "one", "--cpu-hours", "1e-9")
     assert ended.returncode == 0, ended.stderr
     assert "the budget is used up before a trial could begin" in ended.stdout

@@ -147,7 +147,7 @@ class Agenda(Searcher):
     def is_spent(self) -> bool:
         """Whether exploring has to end, so that its best can still be confirmed; not before it can be published, unless all fail."""
         if not self._has_score:
-            may_end = self._failed >= _ALL_FAIL or (self.ledger.has_model and not self._failed)
+            may_end = self._failed >= _ALL_FAIL or (self.ledger.words_score is not None and not self._failed)
             return may_end and not self.budget.leaves(self.used, Cost(0.0, 0.0))
         if self._to_confirm is not None:
             # What has begun to confirm leaves `_confirming` before it is in `used`; who is confirmed does not change any more.
@@ -201,15 +201,10 @@ class Agenda(Searcher):
         best = max(found, key=lambda one: (float(one.last[SCORE]), -one.number))
         low, high = best.last.get(INTERVAL, (math.nan, math.nan))
         ends = "" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"
-        left, words = self.left_s(), self._words_score
+        left, words = self.left_s(), self.ledger.words_score
         beside = f" (words by themselves {words:.3f})" if words is not None and words > best.last[SCORE] else ""
         time_left = "" if left is None else f", about {_minutes(left)} left"
         return f"best so far {best.name} {best.last[SCORE]:.3f}{ends}{beside}{time_left}"
-
-    @property
-    def _words_score(self) -> float | None:
-        """What words say by themselves has, where that is a model."""
-        return next((float(one["look"]["score"]) for one in self.ledger.events("look") if one.get("is_model")), None)
 
     def left_s(self) -> float | None:
         """Forecast the seconds until the end; nothing before the first trial has ended."""

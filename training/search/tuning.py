@@ -189,7 +189,7 @@ def _run(course: _Course, ledger: Ledger) -> None:
 def _allowance(course: _Course, ledger: Ledger) -> Allowance:
     """Return what the first rung may use: no limit holds before there is something to publish, or where trials wait to go on."""
     tuning = course.prepared.settings.tuning
-    if not ledger.has_model or course.histories:
+    if ledger.words_score is None or course.histories:
         return Allowance()
     used = _used(course.prepared, ledger)["cpu_budget_s"]
     return Allowance(tuning.time_budget_s, None if tuning.cpu_budget_s is None else tuning.cpu_budget_s - used)

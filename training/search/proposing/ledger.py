@@ -163,9 +163,9 @@ class Ledger:
         return [event for event in self._events if event["kind"] == kind]
 
     @property
-    def has_model(self) -> bool:
-        """Whether what words say by themselves can be published: see `words_alone`."""
-        return any(event.get("is_model") for event in self.events("look"))
+    def words_score(self) -> float | None:
+        """What words say by themselves has, where that is a model to publish: see `words_alone`."""
+        return next((float(one["look"]["score"]) for one in self.events("look") if one.get("is_model")), None)
 
     @property
     def cut_cpu_s(self) -> float:
