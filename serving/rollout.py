@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from cluster.errors import ClusterError
 from cluster.settings import ClusterSettings
@@ -21,9 +21,14 @@ from serving.settings import Arguments, ServingSettings
 from serving.status import Status, deployed, progress, read_status, reason
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 POLL_S = 0.25
 _TRIAL_BYTES = 4
+
+
+class _LateError(ClusterError):
+    """Serve's REST interface failed by itself (HTTP 5xx), which passes where something in the cluster was only late."""
 
 
 class ServeClient(Protocol):
@@ -94,13 +99,13 @@ class Rollout:
         place, trusted = Storage(self._cluster.storage).uri, self._cluster.trusted_keys
         trial = secrets.token_hex(_TRIAL_BYTES) if settings.canary or settings.shadow else ""
         arguments = Arguments(storage=place, version=version, trusted_keys=trusted, trial=trial, settings=settings)
+        started = time.monotonic()
         runtime_env = self._runtime_env(settings)
-        details = self._details()
+        details = self._in_time(self._details, settings, started)
         self._check_port(settings, details)
         config = render(self._with_bounds_of(details, settings) if trial else settings, arguments, runtime_env)
         _begin_with_what_runs(config, details)
-        self._put(_beside_others(config, details))
-        self._wait(settings, arguments.dump())
+        self._put_and_wait(_beside_others(config, details), settings, arguments.dump(), started)
 
     def end_trial(self, settings: ServingSettings) -> None:
         """Take the candidate out of what is deployed, change nothing else, and wait until it answers.
@@ -111,15 +116,15 @@ class Rollout:
         Raises:
             ClusterError: Nothing is deployed, or see `deploy`.
         """
-        details = self._details()
+        started = time.monotonic()
+        details = self._in_time(self._details, settings, started)
         # Not what the file says: it may have changed since, and the replicas' bounds too.
         application: Config = _required(details)["deployed_app_config"]
         args: Config = application["args"]
         application["args"] = args | {"trial": "", "settings": args["settings"] | {"canary": None, "shadow": None}}
         config = _same_doors(details) | {"applications": [application]}
         _begin_with_what_runs(config, details)
-        self._put(_beside_others(config, details))
-        self._wait(settings, application["args"])
+        self._put_and_wait(_beside_others(config, details), settings, application["args"], started)
 
     def scale(self, minimum: int, maximum: int) -> Status:
         """Change between how many replicas the application runs; none is restarted.
@@ -176,6 +181,25 @@ class Rollout:
         with _explained("Serve"):
             self._client.deploy_applications(config)
 
+    def _put_and_wait(self, config: Config, settings: ServingSettings, ours: Config, started: float) -> None:
+        self._in_time(lambda: self._put(config), settings, started)
+        self._wait(settings, ours, started)
+
+    def _in_time(self, call: Callable[[], T], settings: ServingSettings, started: float) -> T:
+        """Call again what failed since something was late, and say so; until `settings.ready_timeout_s` after `started`."""
+        told = ""
+        while True:
+            try:
+                return call()
+            except _LateError as error:
+                # Serve gives its proxies a minute to start, which a busy machine may exceed; they go on starting.
+                if time.monotonic() - started > settings.ready_timeout_s:
+                    raise
+                if error.message != told:
+                    self._say(f"{error.message}; asked again")
+                    told = error.message
+                time.sleep(POLL_S)
+
     def _runtime_env(self, settings: ServingSettings) -> dict[str, Any]:
         env: dict[str, Any] = {"working_dir": f"local://{CODE_ROOT}"}
         if not self._cluster.is_local:
@@ -208,14 +232,13 @@ class Rollout:
             self._say(f"replicas stay from {least} to {most}, as they are deployed: a trial does not change that, `scale` does")
         return settings.model_copy(update={"min_replicas": least, "max_replicas": most})
 
-    def _wait(self, settings: ServingSettings, ours: Config) -> None:
+    def _wait(self, settings: ServingSettings, ours: Config, started: float) -> None:
         import httpx
 
-        started = time.monotonic()
         told = ""
         with httpx.Client(base_url=settings.url, timeout=5.0, trust_env=False) as client:
             while True:
-                details = self._details()
+                details = self._in_time(self._details, settings, started)
                 application = _required(details)
                 _raise_if_replaced(application, ours)
                 status = read_status(application, details)
@@ -299,4 +322,6 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except (RuntimeError, ConnectionError, requests.RequestException) as error:
         found = reason(str(error)) or type(error).__name__
-        raise ClusterError(f"{what}: {found}", "`python -m cluster status` tells what is running") from error
+        # Ray's client tells a status by words only.
+        kind = _LateError if str(error).startswith("Request failed with status code 5") else ClusterError
+        raise kind(f"{what}: {found}", "`python -m cluster status` tells what is running") from error

@@ -74,5 +74,6 @@ def progress(status: Status) -> str:
 
 def reason(message: str) -> str:
     """Shorten what Serve says: of a traceback, what was raised."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    # Ray's client ends a server's whole answer with a full stop, which stands on a line of its own after a traceback.
+    lines = [line.strip() for line in message.splitlines() if line.strip(" .")]
     return re.sub(r"^(?:\w+\.)+\w+: ", "", lines[-1]) if "Traceback" in message else " ".join(lines)

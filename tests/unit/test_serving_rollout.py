@@ -1,9 +1,11 @@
 import copy
+import json
 import socket
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -23,6 +25,13 @@ training.errors.CheckpointError: weights.safetensors: has another SHA-256
 """
 
 
+# As Ray's client says what its server failed of, with a full stop after the whole answer.
+LATE = """Request failed with status code 500: Traceback (most recent call last):
+  File "ray/serve/_private/api.py", line 223, in serve_start_async
+TimeoutError: HTTP proxies not available after 60s.
+."""
+
+
 class FakeServe:
     """Serve's REST interface in memory; everything deployed runs at once, with `min_replicas` replicas."""
 
@@ -34,14 +43,21 @@ class FakeServe:
         self.is_ended = False
         self.wanted = 0
         self.error: Exception | None = None
+        self.late = {"get": 0, "put": 0}
 
     def get_serve_details(self) -> dict[str, Any]:
         if self.error is not None:
             raise self.error
+        self._be_late("get")
         details: dict[str, Any] = {"applications": {name: self._described(config) for name, config in self.applications.items()}}
         if self.http_options:
             details |= {"proxies": {"node": {}}, "proxy_location": "EveryNode", "http_options": self.http_options, "grpc_options": {}}
         return copy.deepcopy(details)
+
+    def _be_late(self, method: str) -> None:
+        if self.late[method]:
+            self.late[method] -= 1
+            raise RuntimeError(LATE)
 
     def _described(self, config: dict[str, Any]) -> dict[str, Any]:
         running = sum(deployment["autoscaling_config"]["min_replicas"] for deployment in config.get("deployments", ()))
@@ -51,6 +67,7 @@ class FakeServe:
 
     def deploy_applications(self, config: dict[str, Any]) -> None:
         self.puts.append(copy.deepcopy(config))
+        self._be_late("put")
         self.http_options = self.http_options or config["http_options"]
         self.applications = {application["name"]: application for application in config["applications"]}
 
@@ -293,3 +310,42 @@ def test_what_serve_says_is_our_error() -> None:
     serve.error = RuntimeError("Request failed with status code 503: GCS is down.")
     with pytest.raises(ClusterError, match="Serve: Request failed with status code 503: GCS is down"):
         made(serve).status()
+
+
+def test_what_a_servers_traceback_ends_with_is_said() -> None:
+    serve = FakeServe()
+    serve.error = RuntimeError(LATE)
+    with pytest.raises(ClusterError) as caught:
+        made(serve).status()
+    assert caught.value.message == "Serve: TimeoutError: HTTP proxies not available after 60s."
+
+
+def test_what_was_only_late_is_asked_again_and_said_once(settings: ServingSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL_S", 0.0)
+    serve = FakeServe()
+    said: list[str] = []
+    serve.late = {"get": 0, "put": 3}
+    Rollout(serve, ClusterSettings(storage="/registry"), said.append).deploy(settings, 7)
+    assert (len(serve.puts), len({json.dumps(put) for put in serve.puts})) == (4, 1)
+    assert said == ["Serve: TimeoutError: HTTP proxies not available after 60s.; asked again"]
+    serve.late = {"get": 2, "put": 0}
+    made(serve).deploy(settings, 7)
+    assert serve.late["get"] == 0
+
+
+@pytest.mark.parametrize("late", ["get", "put"])
+def test_what_stays_late_is_told_in_the_end(late: str, settings: ServingSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL_S", 0.0)
+    serve = FakeServe()
+    serve.late[late] = 1_000_000
+    with pytest.raises(ClusterError, match=r"HTTP proxies not available after 60s"):
+        made(serve).deploy(settings.model_copy(update={"ready_timeout_s": 0.01}), 7)
+
+
+def test_what_serve_refuses_is_not_asked_again(settings: ServingSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = FakeServe()
+    put = MagicMock(side_effect=RuntimeError("Request failed with status code 400: no route."))
+    monkeypatch.setattr(serve, "deploy_applications", put)
+    with pytest.raises(ClusterError, match="status code 400: no route"):
+        made(serve).deploy(settings, 7)
+    assert put.call_count == 1
