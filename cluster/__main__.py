@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.console import Verb, run_command, say, settings_options
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, TwoheadError
 from cluster.screen import ago, job_table, screen
 from cluster.settings import ClusterSettings, load_settings
 
@@ -166,19 +166,20 @@ def _status(options: argparse.Namespace) -> int:
 
     settings = _settings(options)
     searches = Searches(Storage(settings.storage))
+    found = state(settings, searches)
+    if options.watch is None:
+        say(json.dumps(found, indent=2) if options.json else screen(found))
+        return 0
+    shown = screen(found)
     while True:
-        found = state(settings, searches)
-        if options.json:
-            say(json.dumps(found, indent=2))
-        elif options.watch is None:
-            say(screen(found))
-        else:
-            # Home, and each line and what is below it cleared as it is written: no flicker.
-            lines = screen(found).splitlines()
-            say("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
-        if options.watch is None:
-            return 0
+        # Home, and each line and what is below it cleared as it is written: no flicker.
+        say("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in shown.splitlines()) + "\x1b[J")
         time.sleep(options.watch)
+        try:
+            shown = screen(state(settings, searches))
+        except TwoheadError as error:
+            # It may answer the next time, and the storage too.
+            shown = "\n".join([error.message, *([f"hint: {error.hint}"] if error.hint else [])])
 
 
 def _submit(options: argparse.Namespace) -> int:

@@ -148,14 +148,18 @@ def _driver(**options: Any) -> Iterator[None]:
 def _init(options: dict[str, Any]) -> None:
     import ray
 
-    try:
-        ray.init(logging_level=logging.WARNING, **options)
-    except Exception as error:
-        # Ray gives its own processes 30 s to start, which a busy machine may need, and says so with a bare Exception.
-        if type(error) is not Exception:
-            raise
-        ray.shutdown(wait_for_processes=True)
-        ray.init(logging_level=logging.WARNING, **options)
+    for is_last in (False, True):
+        try:
+            ray.init(logging_level=logging.WARNING, **options)
+        except Exception as error:
+            # Ray gives its own processes 30 s to start, which a busy machine may need, and says so with a bare Exception.
+            if type(error) is not Exception:
+                raise
+            if is_last:
+                raise RuntimeError(str(error)) from error
+            ray.shutdown(wait_for_processes=True)
+        else:
+            return
 
 
 def _described(*, is_private: bool) -> Connection:

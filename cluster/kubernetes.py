@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.errors import SettingsError
-from cluster.session import BETWEEN_MACHINES, SETTLED
+from cluster.session import BETWEEN_MACHINES, LOOPBACK_VARIABLE, SETTLED
 from cluster.settings import STORAGE_VARIABLE, ClusterSettings, GroupSettings, PodSettings
 
 Manifest = dict[str, Any]
@@ -168,8 +168,8 @@ def _group(name: str, group: GroupSettings, settings: ClusterSettings) -> Manife
 
 def _environment(settings: ClusterSettings) -> dict[str, str]:
     # The token and its mode are KubeRay's.
-    kept = ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_JOB_START_TIMEOUT_SECONDS")
-    return {name: SETTLED[name] for name in kept} | BETWEEN_MACHINES | {STORAGE_VARIABLE: settings.storage}
+    left = {"RAY_AUTH_MODE", LOOPBACK_VARIABLE, "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES"}
+    return {name: value for name, value in SETTLED.items() if name not in left} | BETWEEN_MACHINES | {STORAGE_VARIABLE: settings.storage}
 
 
 def _pod(role: str, pod: PodSettings, settings: ClusterSettings) -> Manifest:

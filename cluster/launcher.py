@@ -6,6 +6,7 @@ not know what runs on the cluster.
 """
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -25,8 +26,9 @@ START_TIMEOUT_S = 120.0
 TOKEN_FILE = "token"  # noqa: S105  # the name of a file
 _POLL_S = 0.2
 _FOLDER_HINT = "cluster.storage must be a folder that you can write"
-# What Ray says of a node that was not up after 30 s, a figure that nobody can set (2.60).
-_TOO_SLOW = "The current node timed out during startup"
+# What Ray says of a node that was not up after 30 s, a figure that nobody can set (2.60), and of a dashboard after its minute. Of one that
+# ended by itself it says the return code, too; the dashboard's log follows.
+_TOO_SLOW = re.compile(r"The current node timed out during startup.*|Failed to start the dashboard\s*$", re.MULTILINE)
 _LASTING = ("gcs_server", "raylet")
 
 
@@ -72,7 +74,7 @@ def up(settings: ClusterSettings, say: Callable[[str], None] = print) -> Launch:
         try:
             return Launch(_begin(settings, say), is_new=True)
         except _SlowStartError:
-            say("Ray was not up after the 30 s that it gives itself; trying once more …")
+            say("Ray was not up in the time that it gives itself; trying once more …")
             return Launch(_begin(settings, say), is_new=True)
 
 
@@ -166,9 +168,11 @@ def _run_ray_start(settings: ClusterSettings, session: Session, port: int) -> No
     except subprocess.TimeoutExpired:
         raise ClusterError(f"`ray start` did not end within {START_TIMEOUT_S:.0f} s", "is the machine overloaded?") from None
     if done.returncode != 0:
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no output"]
-        kind = _SlowStartError if _TOO_SLOW in last[0] else ClusterError
-        raise kind(f"`ray start` ended with exit code {done.returncode}: {last[0]}", "see README.md, or start it by hand")
+        said = (done.stderr or done.stdout).strip()
+        slow = _TOO_SLOW.search(said)
+        why = slow[0].strip() if slow else (said.splitlines() or ["no output"])[-1]
+        kind = _SlowStartError if slow else ClusterError
+        raise kind(f"`ray start` ended with exit code {done.returncode}: {why}", "see README.md, or start it by hand")
 
 
 def _wait_for_node(url: str, deadline: float) -> None:

@@ -59,6 +59,9 @@ SETTLED = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     # A job waits for room as long as a day; Ray's own patience is a quarter of an hour.
     "RAY_JOB_START_TIMEOUT_SECONDS": "86400",
+    # Serve's controller ends a proxy that is not ready after three looks of so many seconds and begins another. With its own 5 s a busy
+    # machine's is ended while it starts; three times 20 s are the minute that Serve gives its first proxies.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
     # What is not shipped stands in cluster.exclude, and only there.
     "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": "",
 }

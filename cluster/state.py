@@ -7,7 +7,7 @@ cluster is started.
 from typing import Any
 
 from cluster.connection import reach
-from cluster.dashboard import ask, list_nodes
+from cluster.dashboard import PATIENCE_S, ask, list_nodes
 from cluster.facts import read_facts
 from cluster.machines.known import read_known
 from cluster.runtime_env import shown_bytes
@@ -36,11 +36,11 @@ def state(settings: ClusterSettings, searches: Searches) -> dict[str, Any]:
     """
     started_at_s = _started_at_s(settings)
     with reach(settings) as url:
-        known_nodes = list_nodes(url)
-        usage = ask(url, "/api/cluster_status")["data"]["clusterStatus"] or {}
-        jobs = ask(url, "/api/jobs/")
-        applications = ask(url, "/api/serve/applications/")["applications"]
-        summaries = ask(url, "/nodes?view=summary")["data"]["summary"]
+        known_nodes = list_nodes(url, PATIENCE_S)
+        usage = ask(url, "/api/cluster_status", PATIENCE_S)["data"]["clusterStatus"] or {}
+        jobs = ask(url, "/api/jobs/", PATIENCE_S)
+        applications = ask(url, "/api/serve/applications/", PATIENCE_S)["applications"]
+        summaries = ask(url, "/nodes?view=summary&nocache=1", PATIENCE_S)["data"]["summary"]
         figures = _figures(summaries, applications)
     alive = [node for node in known_nodes if node["state"] == "ALIVE"]
     told_jobs = sorted((_job(job) for job in jobs if job["submission_id"]), key=lambda job: -(job["started_at_s"] or 0))

@@ -8,5 +8,5 @@ for `answerer`; `keys` stands on `errors` and `watchdog` and below `routes`, but
 
 Files in floor order: `errors`, `settings`, `messages`, `promised`, `reading`, `watchdog`, `predictor`, `follower`, `ending`, `explaining`,
 `remembered`, `tokenizer_thread`, `spent`, `answerer`, `door`, `leaving`, `unforeseen`, `reference`, `playground`, `routes`, `app`,
-`listening`, `replica`, `status`, `rollout`, `kubernetes`, `public_door`, `retrying`, `lost_hosts`, `client`.
+`listening`, `replica`, `status`, `serve_rest`, `rollout`, `kubernetes`, `public_door`, `retrying`, `lost_hosts`, `client`.
 """

@@ -149,7 +149,7 @@ def _run(arguments: argparse.Namespace) -> int:
             if not arguments.once:
                 _wait_for_signal()
         finally:
-            rollout.stop()
+            rollout.stop_at_last()
     return 0
 
 

@@ -9,52 +9,29 @@ import json
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol, Self, TypeVar
+from contextlib import suppress
+from typing import Any, Self
 
 from cluster.errors import ClusterError
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
-from serving.app import APPLICATION, CODE_ROOT, DEPLOYMENT, Config, render, replica_environment
+from serving.app import APPLICATION, CODE_ROOT, DEPLOYMENT, render, replica_environment
+from serving.serve_rest import PATIENCE_S, Config, Say, ServeClient, ServeRest, client_at
 from serving.settings import Arguments, ServingSettings
-from serving.status import Status, deployed, progress, read_status, reason
-
-Say = Callable[[str], None]
-T = TypeVar("T")
+from serving.status import Status, closed_doors, deployed, is_there, progress, read_status
 
 POLL_S = 0.25
 _TRIAL_BYTES = 4
 
 
-class _LateError(ClusterError):
-    """Serve's REST interface failed by itself (HTTP 5xx), which passes where something in the cluster was only late."""
-
-
-class ServeClient(Protocol):
-    """What is used of Ray's client of Serve's REST interface."""
-
-    def get_serve_details(self) -> Config:
-        """Describe what runs."""
-        ...
-
-    def deploy_applications(self, config: Config) -> None:
-        """Make these applications, and no others, run."""
-        ...
-
-    def delete_applications(self) -> None:
-        """End Serve."""
-        ...
-
-    def _upload_working_dir_if_needed(self, runtime_env: Config) -> None:
-        """Upload a local folder, and put its URI in its place."""
-        ...
+class _NothingThereError(ClusterError):
+    """Our application is not in this cluster."""
 
 
 def _required(details: Config) -> Config:
     application = deployed(details)
     if application is None:
-        raise ClusterError("nothing is deployed on this cluster", "python -m serving deploy")
+        raise _NothingThereError("nothing is deployed on this cluster", "python -m serving deploy")
     return application
 
 
@@ -68,7 +45,7 @@ class Rollout:
     """
 
     def __init__(self, client: ServeClient, cluster: ClusterSettings, say: Say) -> None:
-        self._client = client
+        self._serve = ServeRest(client, say)
         self._cluster = cluster
         self._say = say
 
@@ -79,10 +56,7 @@ class Rollout:
         Raises:
             ClusterError: The dashboard does not answer.
         """
-        from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
-
-        with _explained("the dashboard"):
-            return cls(ServeSubmissionClient(dashboard_url), cluster, say)
+        return cls(client_at(dashboard_url, say), cluster, say)
 
     def deploy(self, settings: ServingSettings, version: int | None) -> None:
         """Bring the application into service and wait until it answers.
@@ -99,13 +73,15 @@ class Rollout:
         place, trusted = Storage(self._cluster.storage).uri, self._cluster.trusted_keys
         trial = secrets.token_hex(_TRIAL_BYTES) if settings.canary or settings.shadow else ""
         arguments = Arguments(storage=place, version=version, trusted_keys=trusted, trial=trial, settings=settings)
-        started = time.monotonic()
         runtime_env = self._runtime_env(settings)
-        details = self._in_time(self._details, settings, started)
+        started = time.monotonic()
+        until = started + settings.ready_timeout_s
+        details = self._serve.details(until)
         self._check_port(settings, details)
         config = render(self._with_bounds_of(details, settings) if trial else settings, arguments, runtime_env)
         _begin_with_what_runs(config, details)
-        self._put_and_wait(_beside_others(config, details), settings, arguments.dump(), started)
+        self._serve.put(lambda now: _beside_others(config, now), until)
+        self._wait(settings, arguments.dump(), started)
 
     def end_trial(self, settings: ServingSettings) -> None:
         """Take the candidate out of what is deployed, change nothing else, and wait until it answers.
@@ -116,15 +92,20 @@ class Rollout:
         Raises:
             ClusterError: Nothing is deployed, or see `deploy`.
         """
+
+        def without_trial(now: Config) -> Config:
+            # Not what the file says: it may have changed since, and the replicas' bounds too.
+            application: Config = _required(now)["deployed_app_config"]
+            args: Config = application["args"]
+            application["args"] = args | {"trial": "", "settings": args["settings"] | {"canary": None, "shadow": None}}
+            config = _same_doors(now) | {"applications": [application]}
+            _begin_with_what_runs(config, now)
+            return _beside_others(config, now)
+
         started = time.monotonic()
-        details = self._in_time(self._details, settings, started)
-        # Not what the file says: it may have changed since, and the replicas' bounds too.
-        application: Config = _required(details)["deployed_app_config"]
-        args: Config = application["args"]
-        application["args"] = args | {"trial": "", "settings": args["settings"] | {"canary": None, "shadow": None}}
-        config = _same_doors(details) | {"applications": [application]}
-        _begin_with_what_runs(config, details)
-        self._put_and_wait(_beside_others(config, details), settings, application["args"], started)
+        put = self._serve.put(without_trial, started + settings.ready_timeout_s)
+        (ours,) = (one for one in put["applications"] if one["name"] == APPLICATION)
+        self._wait(settings, ours["args"], started)
 
     def scale(self, minimum: int, maximum: int) -> Status:
         """Change between how many replicas the application runs; none is restarted.
@@ -132,14 +113,16 @@ class Rollout:
         Raises:
             ClusterError: It is not deployed.
         """
-        details = self._details()
-        application = _required(details)
-        config: Config = application["deployed_app_config"]
-        for deployment in config["deployments"]:
-            if deployment["name"] == DEPLOYMENT:
-                # It goes on with the replicas it has, as far as these bounds allow.
-                deployment["autoscaling_config"] |= {"min_replicas": minimum, "max_replicas": maximum, "initial_replicas": None}
-        self._put(_beside_others(_same_doors(details) | {"applications": [config]}, details))
+
+        def scaled(now: Config) -> Config:
+            config: Config = _required(now)["deployed_app_config"]
+            for deployment in config["deployments"]:
+                if deployment["name"] == DEPLOYMENT:
+                    # It goes on with the replicas it has, as far as these bounds allow.
+                    deployment["autoscaling_config"] |= {"min_replicas": minimum, "max_replicas": maximum, "initial_replicas": None}
+            return _beside_others(_same_doors(now) | {"applications": [config]}, now)
+
+        self._serve.put(scaled)
         return self.status()
 
     def status(self) -> Status:
@@ -148,63 +131,60 @@ class Rollout:
         Raises:
             ClusterError: It is not deployed.
         """
-        details = self._details()
+        details = self._serve.details()
         application = _required(details)
         return read_status(application, details)
 
     def is_deployed(self) -> bool:
         """Tell whether the application is in this cluster."""
-        return deployed(self._details()) is not None
+        return deployed(self._serve.details()) is not None
 
     def stop(self) -> bool:
-        """Take the application away, after the requests in it are answered.
+        """Take the application away, after the requests in it are answered, and wait until it is gone.
 
         Returns:
             Whether there was one.
+
+        Raises:
+            ClusterError: The dashboard does not answer, or the application is not gone in time.
         """
-        details = self._details()
-        if deployed(details) is None:
+        details = self._serve.details()
+        if (first := deployed(details)) is None:
             return False
-        others = _others(details)
-        with _explained("Serve"):
-            if others:
-                self._client.deploy_applications(_same_doors(details) | {"applications": others})
-            else:
-                self._client.delete_applications()
+        grace_s = first["deployed_app_config"]["deployments"][0]["graceful_shutdown_timeout_s"]
+        until = time.monotonic() + grace_s + PATIENCE_S
+        while is_there(details):
+            if time.monotonic() > until:
+                raise ClusterError("what is served is still ending", "`python -m cluster status` tells when it is gone")
+            now = deployed(details)
+            if now and now.get("last_deployed_time_s") != first.get("last_deployed_time_s"):
+                raise ClusterError("somebody deployed anew meanwhile, which stays", "`python -m serving status` shows what is served")
+            # Once more, too, while nothing has changed: Serve ignores an end for which its controller is late, and says nothing.
+            if now:
+                self._take_away(details)
+            details = self._serve.details()
+            time.sleep(POLL_S)
         return True
 
-    def _details(self) -> Config:
-        with _explained("Serve"):
-            return self._client.get_serve_details()
+    def stop_at_last(self) -> None:
+        """Stop at the end of a command whose own outcome counts: what goes wrong is only said."""
+        try:
+            self.stop()
+        except ClusterError as error:
+            self._say(f"warning: {error.message} ({error.hint})")
 
-    def _put(self, config: Config) -> None:
-        with _explained("Serve"):
-            self._client.deploy_applications(config)
-
-    def _put_and_wait(self, config: Config, settings: ServingSettings, ours: Config, started: float) -> None:
-        self._in_time(lambda: self._put(config), settings, started)
-        self._wait(settings, ours, started)
-
-    def _in_time(self, call: Callable[[], T], settings: ServingSettings, started: float) -> T:
-        """Call again what failed since something was late, and say so; until `settings.ready_timeout_s` after `started`."""
-        told = ""
-        while True:
-            try:
-                return call()
-            except _LateError as error:
-                # Serve gives its proxies a minute to start, which a busy machine may exceed; they go on starting.
-                if time.monotonic() - started > settings.ready_timeout_s:
-                    raise
-                if error.message != told:
-                    self._say(f"{error.message}; asked again")
-                    told = error.message
-                time.sleep(POLL_S)
+    def _take_away(self, details: Config) -> None:
+        if _others(details):
+            with suppress(_NothingThereError):
+                self._serve.put(_without_ours)
+        else:
+            self._serve.delete()
 
     def _runtime_env(self, settings: ServingSettings) -> dict[str, Any]:
         env: dict[str, Any] = {"working_dir": f"local://{CODE_ROOT}"}
         if not self._cluster.is_local:
             env = {"working_dir": str(CODE_ROOT), "excludes": list(self._cluster.exclude)}
-            self._client._upload_working_dir_if_needed(env)
+            self._serve.upload(env)
             env.pop("excludes", None)
         return env | {"env_vars": replica_environment(settings)}
 
@@ -235,25 +215,37 @@ class Rollout:
     def _wait(self, settings: ServingSettings, ours: Config, started: float) -> None:
         import httpx
 
+        until = started + settings.ready_timeout_s
         told = ""
         with httpx.Client(base_url=settings.url, timeout=5.0, trust_env=False) as client:
             while True:
-                details = self._in_time(self._details, settings, started)
+                details = self._serve.details(until)
                 application = _required(details)
                 _raise_if_replaced(application, ours)
                 status = read_status(application, details)
                 _raise_if_failed(status)
-                if status.state == "RUNNING" and (not self._cluster.is_local or _answers(client)):
+                # Elsewhere the address may not lead there from here.
+                closed = "" if self._cluster.is_local else closed_doors(application, details)
+                if status.state == "RUNNING" and (_answers(client) if self._cluster.is_local else not closed):
                     return
-                waited_s = time.monotonic() - started
-                if waited_s > settings.ready_timeout_s:
-                    why = status.message or f"Serve says {status.state}, {status.running} replicas run"
-                    found = f"{settings.url} does not answer after {waited_s:.0f} s: {why}"
+                if time.monotonic() > until:
+                    found = f"{settings.url} does not answer after {time.monotonic() - started:.0f} s: {_why(status, closed, settings)}"
                     raise ClusterError(found, "`python -m cluster status` shows what is free")
                 if (line := progress(status)) != told:
                     self._say(line)
                     told = line
                 time.sleep(POLL_S)
+
+
+def _why(status: Status, closed: str, settings: ServingSettings) -> str:
+    if status.state == "RUNNING" and closed:
+        return f"{closed}; is port {settings.port} of their machines taken?"
+    return status.message or f"Serve says {status.state}, {status.running} replicas run"
+
+
+def _without_ours(details: Config) -> Config:
+    _required(details)
+    return _same_doors(details) | {"applications": _others(details)}
 
 
 def _beside_others(config: Config, details: Config) -> Config:
@@ -311,17 +303,3 @@ def _is_free(settings: ServingSettings) -> bool:
         except OSError:
             return False
     return True
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn what Ray's client raises into our own error."""
-    import requests
-
-    try:
-        yield
-    except (RuntimeError, ConnectionError, requests.RequestException) as error:
-        found = reason(str(error)) or type(error).__name__
-        # Ray's client tells a status by words only.
-        kind = _LateError if str(error).startswith("Request failed with status code 5") else ClusterError
-        raise kind(f"{what}: {found}", "`python -m cluster status` tells what is running") from error

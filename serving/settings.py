@@ -114,7 +114,7 @@ class ServingSettings(Section):
         canary: A version that answers a share of the requests, compared with the one that answers the others; both cost engine time.
         shadow: A version that is asked about copies of requests; callers never see its answers.
         follow_s: How often a replica looks where `name` points.
-        ready_timeout_s: How long `deploy` waits for the first answer; on a cluster elsewhere until Serve tells that it runs.
+        ready_timeout_s: How long `deploy` waits for the first answer; on a cluster elsewhere until Serve tells that it and its proxies run.
         log_format: Replicas' log lines as text, or each as a JSON object; see `serving.observing.logs`.
         tracing: Begin a span of OpenTelemetry for each request about texts; see `serving.observing.tracing`.
     """

@@ -46,6 +46,11 @@ def deployed(details: Config) -> Config | None:
     return application if application and application.get("deployed_app_config") else None
 
 
+def is_there(details: Config) -> bool:
+    """Tell whether our application is in Serve's details; while it ends it is, but as what it was deployed they do not tell any more."""
+    return details.get("applications", {}).get(APPLICATION) is not None
+
+
 def read_status(application: Config, details: Config) -> Status:
     """Read our application's status from Serve's details."""
     config = application["deployed_app_config"]
@@ -74,6 +79,23 @@ def progress(status: Status) -> str:
 
 def reason(message: str) -> str:
     """Shorten what Serve says: of a traceback, what was raised."""
-    # Ray's client ends a server's whole answer with a full stop, which stands on a line of its own after a traceback.
-    lines = [line.strip() for line in message.splitlines() if line.strip(" .")]
-    return re.sub(r"^(?:\w+\.)+\w+: ", "", lines[-1]) if "Traceback" in message else " ".join(lines)
+    # Ray's client ends a server's whole answer with a full stop, which stands on a line of its own after a traceback; and a task's error
+    # has a coloured line about its process where Python writes "Traceback".
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", message).splitlines() if line.strip(" .")]
+    is_traceback = "Traceback" in message or any(line.startswith('File "') for line in lines)
+    return re.sub(r"^(?:\w+\.)+\w+: ", "", lines[-1]) if is_traceback else " ".join(lines)
+
+
+def closed_doors(application: Config, details: Config) -> str:
+    """Say which of Serve's proxies, through which requests come to replicas, do not answer yet; nothing where all needed do."""
+    proxies = details.get("proxies") or {}
+    healthy = {node for node, facts in proxies.items() if facts.get("status") == "HEALTHY"}
+    needed: set[str] = set()
+    if details.get("proxy_location") == "EveryNode":
+        deployments = application.get("deployments", {}).values()
+        replicas = [replica for deployment in deployments for replica in deployment.get("replicas", ())]
+        needed = {replica["node_id"] for replica in replicas if replica["state"] == "RUNNING"}
+    if needed:
+        return f"{len(needed - healthy)} of {len(needed)} proxies of Serve do not answer yet" if needed - healthy else ""
+    # Where none runs when nobody asks, whichever proxy is asked brings one.
+    return "" if healthy else "no proxy of Serve answers yet"

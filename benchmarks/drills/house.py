@@ -21,6 +21,7 @@ from serving.settings import ServingSettings
 from training.registry import Registry
 
 PATIENCE_S = 180.0
+_START_S = 600.0
 POLL_S = 0.1
 # Of the words in a process's title.
 REPLICA, CONTROLLER, FRONT_KEEPER, FRONT = "ray::ServeReplica:twohead:Replica", "ray::ServeController", "ray::HAProxyManager", "haproxy"
@@ -124,12 +125,17 @@ def house(checkpoint: Path, replicas: int, port: int = 18_800) -> Iterator[House
         versions = (registry.publish(checkpoint), registry.publish(checkpoint))
         registry.promote(versions[0])
         settings = ServingSettings(
-            port=free_port(port), min_replicas=replicas, max_replicas=replicas, follow_s=0.5, resources_per_replica={"cpu": 0.1}
+            port=free_port(port),
+            min_replicas=replicas,
+            max_replicas=replicas,
+            follow_s=0.5,
+            resources_per_replica={"cpu": 0.1},
+            ready_timeout_s=_START_S,
         )
         with connect(cluster) as connection:
             rollout = Rollout.at(connection.dashboard_url, cluster, lambda _: None)
             rollout.deploy(settings, None)
             home = House(settings, registry, versions, rollout)
-            until("all replicas run", home.is_whole)
+            until("all replicas run", home.is_whole, _START_S)
             yield home
-            rollout.stop()
+            rollout.stop_at_last()

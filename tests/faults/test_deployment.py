@@ -10,12 +10,12 @@ import pytest
 
 from benchmarks.drills.asking import Asking
 from benchmarks.drills.drills import DRILLS, RATE_PER_S, Drill, change_settings, is_kept, run
-from benchmarks.drills.house import FRONT, PATIENCE_S, House, house, until
+from benchmarks.drills.house import FRONT, House, house, until
 from cluster.errors import ClusterError
 from serving.status import deployed
 from tests.ports import port_shift
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2_400)]
 
 # Swaps, failed versions and scaling are tested in `integration/test_serving.py`.
 IDS = {
@@ -52,7 +52,7 @@ def test_d12_of_two_deployments_the_last_one_wins_and_the_first_is_told(home: Ho
         until("the first is on its way", lambda: deployed_deadline(home) == first.deadline_ms)
         home.rollout.deploy(last, None)
         with pytest.raises(ClusterError, match="somebody deployed something else meanwhile"):
-            overtaken.result(PATIENCE_S)
+            overtaken.result(home.settings.ready_timeout_s)
         until("only the last one's replicas run", home.is_whole)
     assert deployed_deadline(home) == last.deadline_ms
     assert asking.failed == []
@@ -90,7 +90,7 @@ def servers(place: Path) -> dict[str, int]:
 
 def deployed_deadline(home: House) -> int:
     """What Serve is told to run now."""
-    found = deployed(home.rollout._details())
+    found = deployed(home.rollout._serve.details())
     assert found is not None
     deadline: int = found["deployed_app_config"]["args"]["settings"]["deadline_ms"]
     return deadline

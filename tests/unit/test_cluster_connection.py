@@ -185,6 +185,7 @@ def test_a_ray_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -
         ([Exception("The current node timed out during startup.")], ""),
         ([RuntimeError("no\nmore")], "Ray at there: no"),
         ([Exception("too slow"), ValueError("wrong")], "Ray at there: wrong"),
+        ([Exception("too slow"), Exception("still too slow\nand its log")], "Ray at there: still too slow"),
     ],
 )
 def test_a_ray_that_started_too_slowly_is_started_once_more(

@@ -26,11 +26,15 @@ class Dashboard(ThreadingHTTPServer):
         closed: Whether it wants the token.
         seen: With what it was asked for it.
         control: What it says of the control service, the last for ever.
+        failures: What it says of failures of its own, first.
+        may_answer: What is late waits for it.
     """
 
     closed = True
     seen: list[str]
     control: tuple[int, ...] = (200,)
+    failures: list[bytes]
+    may_answer: threading.Event
 
     @property
     def url(self) -> str:
@@ -47,7 +51,12 @@ class Answers(BaseHTTPRequestHandler):
             self._answer(status, b"success")
             return
         self.server.seen.append(self.headers.get("Authorization", ""))
-        if self.path == "/text":
+        if self.server.failures:
+            self._answer(500, self.server.failures.pop(0))
+        elif self.path == "/late":
+            self.server.may_answer.wait(30)
+            self._answer(200, b"{}")
+        elif self.path == "/text":
             self._answer(200, b"<html>")
         elif self.server.closed and not self.headers.get("Authorization"):
             self._answer(401, b"no")
@@ -74,7 +83,7 @@ def dashboard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Dashb
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     with Dashboard(("127.0.0.1", 0), Answers) as server:
-        server.seen = []
+        server.seen, server.failures, server.may_answer = [], [], threading.Event()
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -158,6 +167,37 @@ def test_an_answer_that_is_no_json_is_said(dashboard: Dashboard) -> None:
     assert raised.value.hint == "is this the dashboard of a Ray cluster?"
 
 
+TRACEBACK = b'Traceback (most recent call last):\n  File "serve_head.py", line 1\nray.exceptions.RayActorError: The controller died.\n'
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (TRACEBACK, "ray.exceptions.RayActorError: The controller died."),
+        (b'{"result": false, "msg": "Failed to query the data source.", "data": {}}', "Failed to query the data source."),
+        (b'["nothing"]', '["nothing"]'),
+        (b"", "nothing more"),
+    ],
+)
+def test_what_a_server_says_of_its_failure_is_said(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, body: bytes, said: str) -> None:
+    monkeypatch.setattr("cluster.dashboard._LOOK_S", 0.0)
+    dashboard.closed, dashboard.failures = False, [body, body]
+    with pytest.raises(ClusterError) as raised:
+        ask(dashboard.url, "/nodes")
+    assert raised.value.message == f"{dashboard.url}/nodes: answered 500: {said}"
+    # One that passes is not even noticed.
+    dashboard.failures = [body]
+    assert ask(dashboard.url, "/nodes") == {"ray_version": "2"}
+
+
+def test_who_does_not_answer_in_time_is_not_called_a_stranger(dashboard: Dashboard) -> None:
+    with pytest.raises(ClusterError) as raised:
+        ask(dashboard.url, "/late", patience_s=0.05)
+    dashboard.may_answer.set()
+    assert raised.value.message == f"{dashboard.url}: does not answer in time (/late)"
+    assert "it may be busy" in raised.value.hint
+
+
 def test_a_list_that_rays_source_does_not_give_is_said(dashboard: Dashboard) -> None:
     dashboard.closed = False
     assert list_nodes(dashboard.url) == [{"node_id": "n1"}]
@@ -169,6 +209,7 @@ def test_a_control_service_may_be_busy_but_not_away(dashboard: Dashboard, monkey
     monkeypatch.setattr("cluster.dashboard._LOOK_S", 0.01)
     dashboard.control = (503, 503, 200)
     require_control_service(dashboard.url)
+    monkeypatch.setattr("cluster.dashboard._LOOKS_S", 0.0)
     dashboard.control = (503,)
     with pytest.raises(ClusterError) as raised:
         require_control_service(dashboard.url)
@@ -180,6 +221,7 @@ def test_a_control_service_may_be_busy_but_not_away(dashboard: Dashboard, monkey
 
 def test_a_cluster_without_its_control_service_is_not_reached(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.dashboard._LOOK_S", 0.01)
+    monkeypatch.setattr("cluster.dashboard._LOOKS_S", 0.3)
     dashboard.closed, dashboard.control = False, (503,)
     with pytest.raises(ClusterError, match="control service"), reach(ClusterSettings(address=dashboard.url)):
         pass

@@ -89,12 +89,19 @@ def test_a_start_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert not Path(calls[0]["env"]["TWOHEAD_SESSION"]).exists()
 
 
-def test_a_start_that_ray_gave_up_is_tried_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = subprocess.CompletedProcess([], 1, "", "Exception: The current node timed out during startup. This could happen because …\n")
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("Exception: The current node timed out during startup. This could happen because …\n", "The current node timed out"),
+        ("11:02:01 ERROR services.py:1431 -- Failed to start the dashboard \nException:\nLoaded 3.\n", "Failed to start the dashboard"),
+    ],
+)
+def test_a_start_that_ray_gave_up_is_tried_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, told: str) -> None:
+    slow = subprocess.CompletedProcess([], 1, "", said)
     settings = ClusterSettings(storage=str(tmp_path))
     calls = _ray_start(monkeypatch, slow)
     lines: list[str] = []
-    with pytest.raises(ClusterError, match="`ray start` ended with exit code 1: Exception: The current node timed out"):
+    with pytest.raises(ClusterError, match=f"`ray start` ended with exit code 1: {told}"):
         up(settings, lines.append)
     sessions = [call["env"]["TWOHEAD_SESSION"] for call in calls]
     assert len(set(sessions)) == len(calls) == 2

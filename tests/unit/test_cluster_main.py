@@ -13,6 +13,7 @@ import pytest
 
 from cluster import jobs, launcher, state
 from cluster.__main__ import main
+from cluster.errors import ClusterError
 from cluster.facts import Facts
 from cluster.jobs import Job
 from cluster.place import Place
@@ -265,6 +266,32 @@ def test_status_is_watched_until_it_is_interrupted(monkeypatch: pytest.MonkeyPat
     assert main(["status", "--watch", "2"]) == 130
     assert waits == [2, 2]
     assert capsys.readouterr().out.count("\x1b[Hhttp://127.0.0.1:2\x1b[K\n") == 2
+
+
+def test_a_watched_cluster_that_does_not_answer_once_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: list[Any] = [STATE, ClusterError("it is busy", "ask again"), STATE]
+
+    def look(settings: object, searches: object) -> dict[str, Any]:
+        if isinstance(found[0], ClusterError):
+            raise found.pop(0)
+        seen: dict[str, Any] = found.pop(0)
+        return seen
+
+    def sleep(seconds: float) -> None:
+        if not found:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(state, "state", look)
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert main(["status", "--watch", "2"]) == 130
+    screens = capsys.readouterr().out.split("\x1b[H")[1:]
+    assert [screen.split("\x1b")[0] for screen in screens] == ["http://127.0.0.1:2", "it is busy", "http://127.0.0.1:2"]
+    assert "hint: ask again" in screens[1]
+    # The first look tells as without --watch.
+    found.append(ClusterError("no cluster is running"))
+    assert main(["status", "--watch", "2"]) == 2
 
 
 def test_status_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

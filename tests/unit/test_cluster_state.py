@@ -22,8 +22,8 @@ def _dashboard(monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any]) -> None
         yield "http://head:8265"
 
     monkeypatch.setattr(module, "reach", reach)
-    monkeypatch.setattr(module, "ask", lambda url, path: answers[path])
-    monkeypatch.setattr(dashboard, "ask", lambda url, path: answers[path])
+    monkeypatch.setattr(module, "ask", lambda url, path, patience_s: answers[path])
+    monkeypatch.setattr(dashboard, "ask", lambda url, path, patience_s: answers[path])
 
 
 def _search(
@@ -77,7 +77,7 @@ def test_the_state_tells_nodes_resources_jobs_searches_and_applications(monkeypa
     told_nodes = [
         {"raylet": raylet, "ip": raylet["nodeManagerAddress"], "disk": disk} for raylet, disk in zip(raylets, disks, strict=False)
     ]
-    answers["/nodes?view=summary"] = {"data": {"summary": [*told_nodes, {"raylet": {}}]}}
+    answers["/nodes?view=summary&nocache=1"] = {"data": {"summary": [*told_nodes, {"raylet": {}}]}}
     _dashboard(monkeypatch, answers)
     line = 'ray_twohead_{}{{replica="a"}} {}\n'
     page = line.format("version", 3.0) + line.format("requests_per_second", 7.04) + line.format("queued_seconds", 0.5)
@@ -119,7 +119,7 @@ def test_the_state_is_known_before_ray_has_counted(monkeypatch: pytest.MonkeyPat
         "/api/cluster_status": {"data": {"clusterStatus": None}},
         "/api/jobs/": [],
         "/api/serve/applications/": {"applications": {}},
-        "/nodes?view=summary": {"data": {"summary": []}},
+        "/nodes?view=summary&nocache=1": {"data": {"summary": []}},
     }
     _dashboard(monkeypatch, answers)
     found = state(ClusterSettings(address="http://head:8265"), Searches(Storage(str(tmp_path))))
