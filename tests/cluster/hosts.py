@@ -139,7 +139,7 @@ class Host:
         entered = ["nsenter", f"--target={self.first_pid}", "--mount", "--pid", "--uts", "--ipc", "--net"]
         return [*entered, "env", "-i", *(f"{name}={value}" for name, value in variables.items()), "bash", "-c", inside]
 
-    def run(self, *words: str, folder: str = "/root", timeout_s: float = 300.0, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, folder: str = "/root", timeout_s: float = 900.0, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run these words on this host and wait for their end."""
         command = self.command(*words, folder=folder, environment=variables)
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False)

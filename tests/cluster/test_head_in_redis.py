@@ -15,7 +15,7 @@ from tests.cluster.hosts import NETWORK
 from tests.cluster.traffic import RATE, Traffic, are_in, door, lose_the_head, raylets
 from tests.waiting import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2_400)]
 
 # The laptop is the third host, and has the Redis.
 REDIS = f"{NETWORK}.3"

@@ -15,7 +15,7 @@ from tests.cluster.programs import ASK, CALLS, STRANGER
 from tests.cluster.traffic import RATE, Traffic, are_in, door, lose_the_head, nodes, unfinished
 from tests.waiting import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2_400)]
 
 
 # No trial and no replica runs on the head, as is wise where it may be lost: so it is the workers that are lost and take over.

@@ -11,7 +11,7 @@ import pytest
 from tests.cluster.conftest import require_hosts
 from tests.cluster.hosts import SOURCE, Host, hosts
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2_400)]
 
 PORT = 8080
 # Takes a request, says so, and answers only where it may.

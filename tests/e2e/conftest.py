@@ -15,6 +15,8 @@ from tests.e2e.small_server import Served
 from tests.missing import is_missing
 
 PATIENCE_MS = 60_000
+# A page's own patience leaves out what is expected of it.
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="module")

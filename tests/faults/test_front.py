@@ -15,6 +15,7 @@ import pytest
 from cluster import front
 from cluster.front import COMMAND_FILE, write_command
 from cluster.session import free_port
+from tests.ports import port_shift
 from tests.unit.test_cluster_front import configuration, wait_until_open
 
 # In place of ten: so long a client may take.
@@ -121,7 +122,7 @@ class Replica(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
-    found = Door(free_port(18_800))
+    found = Door(free_port(18_800 + port_shift()))
     found.free.set()
     monkeypatch.setattr(front, "_MOST_RECEIPT_S", RECEIPT_S)
     write_command(tmp_path)

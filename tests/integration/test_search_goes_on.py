@@ -1,12 +1,11 @@
 """A search on a real, local Ray that is killed, damaged or stopped: what there is can be published, and it goes on."""
 
-import os
 import random
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,8 +32,8 @@ def killed(settings: Path, words: list[str], events: int) -> bool:
     while process.poll() is None and time.monotonic() < deadline:
         if ledger.is_dir() and len(list(ledger.glob("*.json"))) >= events:
             for victim in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-                if victim.is_running():
-                    os.kill(victim.pid, signal.SIGKILL)
+                with suppress(psutil.NoSuchProcess):  # children end with their Ray
+                    victim.kill()
             process.communicate(timeout=30)
             return True
         time.sleep(0.05)  # another process's folder: nothing tells us
@@ -144,7 +143,7 @@ def stopped(settings: Path, number: signal.Signals, *words: str, after: str = " 
         if after in line:
             process.send_signal(number)
             break
-    said, errors = process.communicate(timeout=120)
+    said, errors = process.communicate(timeout=400)
     return Done(process.returncode, said, errors)
 
 

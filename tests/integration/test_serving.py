@@ -38,10 +38,10 @@ from tests.ports import port_shift
 from tests.waiting import until
 from training.registry import Registry
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2_400)]
 
 TEXTS = ["nurse", "the sales driver and the teacher", "x " * 200, "school", "9 a b c d", "master " * 20]
-PATIENCE_S = 120.0
+PATIENCE_S = 400.0
 # None that the system hands to connections: HAProxy could not have it.
 FIRST_PORT = 18_765 + port_shift()
 
@@ -90,11 +90,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         resources_per_replica={"cpu": 0.5},
         keep_calibration=False,
         log_format="json",
+        ready_timeout_s=600.0,
     )
     with connect(cluster) as connection:
         rollout = Rollout.at(connection.dashboard_url, cluster, print)
         yield Place(cluster, settings, Registry(Storage(storage)), rollout, connection.dashboard_url)
-        rollout.stop()
+        rollout.stop_at_last()
 
 
 @pytest.fixture
@@ -225,11 +226,11 @@ def test_log_lines_are_objects_and_tell_the_version(served: Place) -> None:
 def test_scaling_up_and_down_loses_nothing(served: Place, under_load: list[Run]) -> None:
     before = replicas_told_of(served)
     served.rollout.scale(2, 2)
-    until("the second replica runs", lambda: served.rollout.status().running == 2)
+    until("the second replica runs", lambda: served.rollout.status().running == 2, PATIENCE_S)
     # Whichever answers, tells of both.
-    until("the metrics tell of the second one too", lambda: len(replicas_told_of(served)) > max(len(before), 1))
+    until("the metrics tell of the second one too", lambda: len(replicas_told_of(served)) > max(len(before), 1), PATIENCE_S)
     served.rollout.scale(1, 1)
-    until("the second replica goes", lambda: served.rollout.status().replicas == {"RUNNING": 1})
+    until("the second replica goes", lambda: served.rollout.status().replicas == {"RUNNING": 1}, PATIENCE_S)
     sent = len(under_load)
     until("requests go on after scaling", lambda: len(under_load) > sent + 1)
 

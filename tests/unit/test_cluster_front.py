@@ -21,6 +21,7 @@ from jinja2 import ChainableUndefined, Environment
 from cluster import front
 from cluster.front import COMMAND_FILE, SWITCH, find_haproxy, front_environment, write_command
 from cluster.session import free_port
+from tests.ports import port_shift
 
 # Not imported: all of Serve would come along.
 SERVE = Path(str(importlib.util.find_spec("ray").origin)).parent / "serve/_private"  # type: ignore[union-attr]  # it is installed
@@ -168,7 +169,7 @@ def test_connections_that_idle_shut_nobody_out(tmp_path: Path) -> None:
     write_command(tmp_path)
     with ThreadingHTTPServer(("127.0.0.1", 0), Replica) as replica:
         threading.Thread(target=replica.serve_forever, daemon=True).start()
-        door = free_port(18_900)
+        door = free_port(19_400 + port_shift())
         path = configuration(tmp_path, "127.0.0.1", door, replica.server_port)
         with subprocess.Popen([tmp_path / COMMAND_FILE, "-db", "-f", path], stderr=subprocess.DEVNULL) as running:
             try:
@@ -206,7 +207,7 @@ def asked(folder: Path, path: Path, door: int, headers: dict[str, str]) -> tuple
 
 def test_before_anything_is_known_nothing_is_said_to_be_absent(tmp_path: Path) -> None:
     write_command(tmp_path)
-    door = free_port(18_950)
+    door = free_port(19_450 + port_shift())
     status, head, body = asked(tmp_path, configuration(tmp_path, "127.0.0.1", door, is_known=False), door, {})
     assert (status, head["content-type"], head["retry-after"]) == (503, "application/problem+json", "1")
     assert body["request_id"] == head["x-request-id"]
@@ -223,9 +224,9 @@ def test_what_is_not_deployed_is_absent_once_something_is(folder: Path) -> None:
 )
 def test_who_finds_no_replica_is_told_so_with_an_id(tmp_path: Path, sent: str | None, is_kept: bool) -> None:
     write_command(tmp_path)
-    door = free_port(18_950)
+    door = free_port(19_450 + port_shift())
     # Nobody listens at the replicas' ports.
-    path = configuration(tmp_path, "127.0.0.1", door, free_port(18_960), free_port(18_970))
+    path = configuration(tmp_path, "127.0.0.1", door, free_port(19_460 + port_shift()), free_port(19_470 + port_shift()))
     status, head, body = asked(tmp_path, path, door, {} if sent is None else {"x-request-id": sent})
     assert (status, head["content-type"], head["retry-after"]) == (503, "application/problem+json", "1")
     assert body["request_id"] == head["x-request-id"]

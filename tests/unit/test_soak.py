@@ -91,11 +91,14 @@ class Every(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     asked = 0
+    counting = threading.Lock()
 
     def do_POST(self) -> None:
-        type(self).asked += 1
+        with self.counting:
+            type(self).asked += 1
+            number = self.asked
         self.rfile.read(int(self.headers["content-length"]))
-        self.send_response(503 if self.asked % 3 == 0 else 200)
+        self.send_response(503 if number % 3 == 0 else 200)
         self.send_header("content-length", "2")
         self.end_headers()
         self.wfile.write(b"{}")
