@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.dashboard import ask, prove_closed, require_control_service
+from cluster.dashboard import PATIENCE_S, ask, prove_closed, require_control_service
 from cluster.errors import ClusterError
 from cluster.facts import read_facts
 from cluster.machines.known import read_known, token_file
@@ -104,7 +104,7 @@ def reach(settings: ClusterSettings) -> Iterator[str]:
         if address is None:
             raise ClusterError("the machines of cluster.launcher are not up", "start them: python -m cluster up")
         with applied_to_ray({**_remote_environment(settings), **_straight_to(address)}):
-            ask(address, "/api/version")
+            ask(address, "/api/version", PATIENCE_S)
             require_control_service(address)
             yield address
         return

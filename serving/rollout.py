@@ -18,20 +18,20 @@ from cluster.storage import Storage
 from serving.app import APPLICATION, CODE_ROOT, DEPLOYMENT, render, replica_environment
 from serving.serve_rest import PATIENCE_S, Config, Say, ServeClient, ServeRest, client_at
 from serving.settings import Arguments, ServingSettings
-from serving.status import Status, closed_doors, deployed, is_there, progress, read_status
+from serving.status import Status, closed_doors, deployed, present, progress, read_status
 
 POLL_S = 0.25
 _TRIAL_BYTES = 4
 
 
-class _NothingThereError(ClusterError):
-    """Our application is not in this cluster."""
+class _OtherwiseError(ClusterError):
+    """What runs is not what was seen, or is not there."""
 
 
 def _required(details: Config) -> Config:
     application = deployed(details)
     if application is None:
-        raise _NothingThereError("nothing is deployed on this cluster", "python -m serving deploy")
+        raise _OtherwiseError("nothing is deployed on this cluster", "python -m serving deploy")
     return application
 
 
@@ -148,22 +148,18 @@ class Rollout:
         Raises:
             ClusterError: The dashboard does not answer, or the application is not gone in time.
         """
-        details = self._serve.details()
-        if (first := deployed(details)) is None:
+        first = present(self._serve.details())
+        if first is None:
             return False
-        grace_s = first["deployed_app_config"]["deployments"][0]["graceful_shutdown_timeout_s"]
-        until = time.monotonic() + grace_s + PATIENCE_S
-        while is_there(details):
+        until = time.monotonic() + _grace_s(first) + PATIENCE_S
+        while application := present(details := self._serve.details()):
             if time.monotonic() > until:
                 raise ClusterError("what is served is still ending", "`python -m cluster status` tells when it is gone")
-            now = deployed(details)
-            if now and now.get("last_deployed_time_s") != first.get("last_deployed_time_s"):
-                raise ClusterError("somebody deployed anew meanwhile, which stays", "`python -m serving status` shows what is served")
             # Once more, too, while nothing has changed: Serve ignores an end for which its controller is late, and says nothing.
-            if now:
-                self._take_away(details)
-            details = self._serve.details()
-            time.sleep(POLL_S)
+            if application.get("deployed_app_config"):
+                self._take_away(details, first)
+            else:
+                time.sleep(POLL_S)
         return True
 
     def stop_at_last(self) -> None:
@@ -173,12 +169,22 @@ class Rollout:
         except ClusterError as error:
             self._say(f"warning: {error.message} ({error.hint})")
 
-    def _take_away(self, details: Config) -> None:
-        if _others(details):
-            with suppress(_NothingThereError):
-                self._serve.put(_without_ours)
-        else:
-            self._serve.delete()
+    def _take_away(self, details: Config, first: Config) -> None:
+        def without_ours(now: Config) -> Config:
+            _require_unchanged(now, first)
+            return _beside_others(_same_doors(now) | {"applications": []}, now)
+
+        def require_alone(now: Config) -> None:
+            _require_unchanged(now, first)
+            if _has_others(now):
+                raise _OtherwiseError("others came meanwhile")
+
+        # Each decides by what is there at the moment, and where that is no more what was seen, who calls looks anew.
+        with suppress(_OtherwiseError):
+            if _has_others(details):
+                self._serve.put(without_ours)
+            else:
+                self._serve.delete(require_alone)
 
     def _runtime_env(self, settings: ServingSettings) -> dict[str, Any]:
         env: dict[str, Any] = {"working_dir": f"local://{CODE_ROOT}"}
@@ -243,14 +249,27 @@ def _why(status: Status, closed: str, settings: ServingSettings) -> str:
     return status.message or f"Serve says {status.state}, {status.running} replicas run"
 
 
-def _without_ours(details: Config) -> Config:
-    _required(details)
-    return _same_doors(details) | {"applications": _others(details)}
+def _grace_s(application: Config) -> float:
+    deployments = (application.get("deployed_app_config") or {}).get("deployments", ())
+    return max((one.get("graceful_shutdown_timeout_s") or 0.0 for one in deployments), default=0.0)
+
+
+def _require_unchanged(details: Config, first: Config) -> None:
+    # A PUT of anybody that names our application sets the time anew.
+    if _required(details)["last_deployed_time_s"] != first["last_deployed_time_s"]:
+        found = "somebody changed or put back what is deployed meanwhile, and it stays"
+        raise ClusterError(found, "`python -m serving status` shows what is served")
+
+
+def _has_others(details: Config) -> bool:
+    return any(name != APPLICATION and facts["status"] != "DELETING" for name, facts in details["applications"].items())
 
 
 def _beside_others(config: Config, details: Config) -> Config:
     """Add the cluster's other applications, which a declarative deployment would take away."""
-    return config | {"applications": [*_others(details), *config["applications"]]}
+    # Where somebody lowered all applications' capacity, it stays so: what is left out is set back.
+    capacity = {"target_capacity": details["target_capacity"]} if details.get("target_capacity") is not None else {}
+    return config | capacity | {"applications": [*_others(details), *config["applications"]]}
 
 
 def _others(details: Config) -> list[Config]:

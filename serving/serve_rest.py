@@ -64,7 +64,7 @@ class ServeRest:
 
     Every call raises `ClusterError` where the dashboard does not answer or refuses. One that fails by itself (HTTP 500, 502, 503, 504) is
     made again, which is said once, until a moment of `time.monotonic`: by default `PATIENCE_S` after it began. It may end later than this
-    by what Serve takes for one answer, a minute where its proxies start.
+    by what Serve takes for one answer, a minute where its proxies start; Ray's client waits for an answer without a limit of its own.
 
     Args:
         client: Ray's, of the cluster's dashboard.
@@ -94,9 +94,18 @@ class ServeRest:
 
         return _in_time("Serve", put, until, self._say)
 
-    def delete(self) -> None:
-        """End Serve; it may still be there afterwards."""
-        _in_time("Serve", self._client.delete_applications, None, self._say)
+    def delete(self, check: Callable[[Config], None]) -> None:
+        """End Serve; it may still be there afterwards.
+
+        Args:
+            check: Raises where it must not for what `details` describes at that moment.
+        """
+
+        def delete() -> None:
+            check(self._client.get_serve_details())
+            self._client.delete_applications()
+
+        _in_time("Serve", delete, None, self._say)
 
     def upload(self, runtime_env: Config) -> None:
         """Upload the folder that `runtime_env` names, and put its URI in its place."""

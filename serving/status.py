@@ -46,9 +46,10 @@ def deployed(details: Config) -> Config | None:
     return application if application and application.get("deployed_app_config") else None
 
 
-def is_there(details: Config) -> bool:
-    """Tell whether our application is in Serve's details; while it ends it is, but as what it was deployed they do not tell any more."""
-    return details.get("applications", {}).get(APPLICATION) is not None
+def present(details: Config) -> Config | None:
+    """Find our application as `deployed` does, also while it ends: as what it was deployed Serve does not tell then."""
+    application: Config | None = details.get("applications", {}).get(APPLICATION)
+    return application if application and (application.get("deployed_app_config") or application["status"] == "DELETING") else None
 
 
 def read_status(application: Config, details: Config) -> Status:

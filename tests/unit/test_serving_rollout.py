@@ -46,7 +46,10 @@ class FakeServe:
         self.is_ended = False
         self.wanted = 0
         self.error: Exception | None = None
-        self.late = {"get": 0, "put": 0}
+        self.late = {"get": 0, "put": 0, "delete": 0}
+        self.comes_meanwhile: dict[str, Any] | None = None
+        self.undeclared: dict[str, Any] = {}
+        self.capacity: float | None = None
         self.door = "HEALTHY"
         self.missed_ends = 0
         self.ending = 0
@@ -59,16 +62,19 @@ class FakeServe:
             raise self.error
         self._be_late("get")
         details: dict[str, Any] = {"applications": {name: self._described(config) for name, config in self.applications.items()}}
+        details["applications"] |= self.undeclared
         if self.ending and APPLICATION not in self.applications:
             # While an application ends, Serve does not tell any more as what it was deployed.
             self.ending -= 1
-            details["applications"][APPLICATION] = {"status": "DELETING", "message": "", "deployed_app_config": None, "deployments": {}}
+            ending = {"status": "DELETING", "message": "", "last_deployed_time_s": 1.0, "deployed_app_config": None, "deployments": {}}
+            details["applications"][APPLICATION] = ending
         if self.http_options:
             details |= {
                 "proxies": {"node": {"status": self.door}},
                 "proxy_location": "EveryNode",
                 "http_options": self.http_options,
                 "grpc_options": {},
+                "target_capacity": self.capacity,
             }
         return copy.deepcopy(details)
 
@@ -93,6 +99,9 @@ class FakeServe:
         self.applications = {application["name"]: application for application in config["applications"]}
 
     def delete_applications(self) -> None:
+        if self.comes_meanwhile:
+            self.applications[self.comes_meanwhile["name"]] = self.comes_meanwhile
+        self._be_late("delete")
         if self.missed_ends:
             # Serve says nothing where its controller is late.
             self.missed_ends -= 1
@@ -356,11 +365,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_only_late_is_asked_again_and_said_once(settings: ServingSettings) -> None:
     serve = FakeServe()
     said: list[str] = []
-    serve.late = {"get": 0, "put": 3}
+    serve.late["put"] = 3
     Rollout(serve, ClusterSettings(storage="/registry"), said.append).deploy(settings, 7)
     assert (len(serve.puts), len({json.dumps(put) for put in serve.puts})) == (4, 1)
     assert said == ["Serve: TimeoutError: HTTP proxies not available after 60s; asked again"]
-    serve.late = {"get": 2, "put": 0}
+    serve.late["get"] = 2
     made(serve).deploy(settings, 7)
     assert serve.late["get"] == 0
 
@@ -457,13 +466,46 @@ def test_an_end_that_serve_ignored_is_asked_for_again(settings: ServingSettings)
 
 
 def test_what_does_not_end_is_said_and_at_a_commands_end_no_failure(settings: ServingSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE_S", -100.0)
+    monkeypatch.setattr(module, "PATIENCE_S", -settings.deadline_ms / 1000 - 5.0 + 0.3)
     serve, said = FakeServe(), list[str]()
     made(serve).deploy(settings, 7)
+    serve.ending = 1_000_000
     with pytest.raises(ClusterError, match="still ending"):
         made(serve).stop()
+    assert serve.is_ended
+    # As what it was deployed, Serve does not tell any more.
     Rollout(serve, ClusterSettings(storage="/registry"), said.append).stop_at_last()
     assert said == ["warning: what is served is still ending (`python -m cluster status` tells when it is gone)"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_came_before_a_second_end_is_left_running(settings: ServingSettings) -> None:
+    serve = FakeServe()
+    made(serve).deploy(settings, 7)
+    serve.late["delete"], serve.comes_meanwhile = 1, OTHER
+    assert made(serve).stop()
+    assert not serve.is_ended
+    assert list(serve.applications) == ["other"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_is_there_without_a_config_is_not_ended_with_all_of_serve(settings: ServingSettings) -> None:
+    # As `serve.run` leaves an application; a PUT that does not name it lets it be.
+    serve = FakeServe()
+    made(serve).deploy(settings, 7)
+    serve.undeclared = {"other": {"status": "RUNNING", "deployed_app_config": None, "deployments": {}}}
+    assert made(serve).stop()
+    assert not serve.is_ended
+    assert serve.puts[-1]["applications"] == []
+
+
+def test_a_capacity_that_somebody_lowered_stays_so(settings: ServingSettings) -> None:
+    serve = FakeServe(OTHER)
+    made(serve).deploy(settings, 7)
+    serve.capacity = 50.0
+    made(serve).scale(2, 4)
+    made(serve).deploy(settings, 7)
+    assert [put.get("target_capacity") for put in serve.puts] == [None, 50.0, 50.0]
 
 
 @pytest.mark.usefixtures("impatient")
@@ -471,7 +513,7 @@ def test_what_is_deployed_anew_while_it_ends_stays(settings: ServingSettings) ->
     serve = FakeServe()
     made(serve).deploy(settings, 7)
     serve.missed_ends, serve.is_deployed_anew = 1, True
-    with pytest.raises(ClusterError, match="somebody deployed anew"):
+    with pytest.raises(ClusterError, match="somebody changed or put back"):
         made(serve).stop()
     assert not serve.is_ended
 
