@@ -9,6 +9,8 @@ with Ray, and never prints a token.
 import importlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,7 +55,7 @@ def is_in_job() -> bool:
 def connect(settings: ClusterSettings, *, working_dir: Path | None = None, log_to_driver: bool = False) -> Iterator[Connection]:
     """Connect this process to Ray as a driver, for the length of the block.
 
-    Ray sets its own handler of SIGTERM here (it raises `SystemExit`): install yours inside the block.
+    Ray sets its own handler of SIGTERM here (it raises `SystemExit`, and clearing away may take its time): install yours inside the block.
 
     Args:
         settings: The section `cluster`.
@@ -159,7 +161,19 @@ def _init(options: dict[str, Any]) -> None:
                 raise RuntimeError(str(error)) from error
             ray.shutdown(wait_for_processes=True)
         else:
+            _have_time_to_end()
             return
+
+
+def _have_time_to_end() -> None:
+    """Let Python alone handle SIGTERM.
+
+    Ray's native handler calls Ray's own in Python, but has the process aborted three seconds after (2.60): on a busy machine in the middle
+    of clearing away.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _described(*, is_private: bool) -> Connection:

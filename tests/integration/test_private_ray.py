@@ -26,8 +26,14 @@ PRIVATE = """
         assert connection.is_private
         assert ray.get(ray.remote(lambda: 6 * 7).remote()) == 42
         print(os.environ["TWOHEAD_SESSION"], connection.dashboard_url, flush=True)
-        if sys.argv[1] == "wait":
+        if sys.argv[1] == "end":
+            sys.exit()
+        try:
             signal.pause()
+        finally:
+            if sys.argv[1] == "busy":
+                # What a busy machine needs to clear away.
+                time.sleep(5)
 """
 
 
@@ -58,9 +64,11 @@ def test_a_private_ray_leaves_nothing(private: Place) -> None:
     assert _marked(folder) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_private_ray_does_not_outlive_its_command(private: Place, number: int) -> None:
-    command = [sys.executable, "-m", "private", "wait"]
+@pytest.mark.parametrize(
+    ("number", "how"), [(signal.SIGTERM, "wait"), (signal.SIGTERM, "busy"), (signal.SIGINT, "wait"), (signal.SIGKILL, "wait")]
+)
+def test_a_private_ray_does_not_outlive_its_command(private: Place, number: int, how: str) -> None:
+    command = [sys.executable, "-m", "private", how]
     # Ray's processes overwrite the beginning of their environment with a title; of a short one nothing is left.
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCE)}
     said = private.folder / "said"
@@ -73,7 +81,7 @@ def test_a_private_ray_does_not_outlive_its_command(private: Place, number: int)
         assert request(Facts("", url, folder, "", (), "", 0.0), "POST", "/api/jobs/", "{}") == 401
         assert _marked(folder)
         process.send_signal(number)
-        process.wait(60)
+        process.wait(120)
     if number == signal.SIGKILL:
         # The next command, of whatever folder, finds what nobody could clear away.
         deadline = time.monotonic() + 30
@@ -84,4 +92,4 @@ def test_a_private_ray_does_not_outlive_its_command(private: Place, number: int)
             time.sleep(0.1)
     assert _marked(folder) == []
     left = [str(path) for path in Path(folder).rglob("*")]
-    assert not Path(folder).exists(), (left[:20], said.read_text()[-2_000:])
+    assert not Path(folder).exists(), (process.returncode, left[:20], said.read_text()[-2_000:])
