@@ -15,8 +15,8 @@ from typing import Any, Self
 from cluster.errors import ClusterError
 from cluster.settings import ClusterSettings
 from cluster.storage import Storage
-from serving.app import APPLICATION, CODE_ROOT, DEPLOYMENT, render, replica_environment
-from serving.serve_rest import PATIENCE_S, Config, Say, ServeClient, ServeRest, client_at
+from serving.app import APPLICATION, CODE_ROOT, DEPLOYMENT, Config, render, replica_environment
+from serving.serve_rest import PATIENCE_S, Say, ServeClient, ServeRest, client_at
 from serving.settings import Arguments, ServingSettings
 from serving.status import Status, closed_doors, deployed, present, progress, read_status
 

@@ -7,12 +7,12 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from cluster.errors import ClusterError
+from serving.app import Config
 from serving.status import reason
 
-Config = dict[str, Any]
 Say = Callable[[str], None]
 _T = TypeVar("_T")
 

@@ -1,11 +1,13 @@
 """Serve's REST interface in memory, for tests of what is deployed through it."""
 
 import copy
+import socket
 from typing import Any
 
 from cluster.settings import ClusterSettings
 from serving.app import APPLICATION
 from serving.rollout import Rollout
+from serving.settings import ServingSettings
 
 OTHER = {"name": "other", "import_path": "other:app", "route_prefix": "/other"}
 # As Ray's client says what its server failed of, with a full stop after the whole answer.
@@ -92,6 +94,13 @@ class FakeServe:
 
     def _upload_working_dir_if_needed(self, runtime_env: dict[str, Any]) -> None:
         runtime_env["working_dir"] = "gcs://code.zip"
+
+
+def settings_of_a_free_port() -> ServingSettings:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return ServingSettings(port=port, max_replicas=4)
 
 
 def made(serve: FakeServe, **cluster: Any) -> Rollout:

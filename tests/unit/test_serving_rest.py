@@ -1,7 +1,6 @@
 """What Serve does not answer at once or at all, and what somebody else does to it meanwhile."""
 
 import json
-import socket
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -14,16 +13,13 @@ from serving import serve_rest
 from serving.rollout import Rollout
 from serving.settings import ServingSettings
 from serving.status import closed_doors, reason
-from tests.fake_serve import LATE, OTHER, FakeServe, made
+from tests.fake_serve import LATE, OTHER, FakeServe, made, settings_of_a_free_port
 
 
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> ServingSettings:
     monkeypatch.setattr(module, "_answers", lambda client: True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return ServingSettings(port=port, max_replicas=4)
+    return settings_of_a_free_port()
 
 
 @pytest.mark.usefixtures("impatient")

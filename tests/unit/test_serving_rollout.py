@@ -12,7 +12,7 @@ from serving import rollout as module
 from serving.candidates import command
 from serving.rollout import Rollout
 from serving.settings import CanarySettings, ServingSettings, ShadowSettings
-from tests.fake_serve import OTHER, FakeServe, made
+from tests.fake_serve import OTHER, FakeServe, made, settings_of_a_free_port
 
 TRACEBACK = """The deployment failed to start 3 times in a row. Error:
 ray::ServeReplica (pid=1)
@@ -25,10 +25,7 @@ training.errors.CheckpointError: weights.safetensors: has another SHA-256
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> ServingSettings:
     monkeypatch.setattr(module, "_answers", lambda client: True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return ServingSettings(port=port, max_replicas=4)
+    return settings_of_a_free_port()
 
 
 def test_the_storage_of_replicas_is_absolute(settings: ServingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
