@@ -3,7 +3,8 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,29 @@ class Prometheus:
 
     def ask(self, query: str) -> list[dict[str, Any]]:
         """Return the series that it has now for a query."""
-        told = httpx.get(f"{self._url}/api/v1/query", params={"query": query}, trust_env=False, timeout=30.0).json()
+        return self._found("query", query, {})
+
+    def silent(self, dashboards: Sequence[str], since: float) -> set[str]:
+        """Return the titles of panels that Grafana would draw without a line for one of their queries.
+
+        Args:
+            dashboards: As JSON.
+            since: Unix time at which what is drawn begins. A range is asked for, as Grafana asks, and not one moment: between two
+                answers of a busy target no series may have the two values that a rate takes.
+        """
+        drawn = {"start": f"{since:.3f}", "end": f"{time.time():.3f}", "step": "1"}
+        panels = [panel for dashboard in dashboards for panel in json.loads(dashboard)["panels"]]
+        queries = [
+            (panel["title"], target["expr"].replace("$__rate_interval", RATE_INTERVAL)) for panel in panels for target in panel["targets"]
+        ]
+        return {title for title, query in queries if not self._found("query_range", query, drawn)}
+
+    def _found(self, how: str, query: str, moments: Mapping[str, str]) -> list[dict[str, Any]]:
+        asked = {"query": query, **moments}
+        told = httpx.get(f"{self._url}/api/v1/{how}", params=asked, trust_env=False, timeout=30.0).json()
         assert told["status"] == "success", (query, told)
         found: list[dict[str, Any]] = told["data"]["result"]
         return found
-
-    def silent(self, dashboards: Sequence[str]) -> set[str]:
-        """Return the titles of panels of which a query has no series."""
-        panels = [panel for dashboard in dashboards for panel in json.loads(dashboard)["panels"]]
-        queries = [(panel["title"], target["expr"]) for panel in panels for target in panel["targets"]]
-        return {title for title, query in queries if not self.ask(query.replace("$__rate_interval", RATE_INTERVAL))}
 
 
 @contextmanager

@@ -170,17 +170,21 @@ def test_prometheus_has_something_for_every_panel_of_both_dashboards(place: Plac
     dashboards, configurations = (
         [place.run(package, "render", what) for package in ("serving", "cluster")] for what in ("grafana", "prometheus")
     )
+    began = time.time()
     with prometheus(tmp_path, *configurations) as asked:
         load = place.start("serving", "load", "--count", "900", "--rate", "20")
         deadline = time.monotonic() + 300
-        while missing := asked.silent(dashboards) - SILENT:
+        while missing := asked.silent(dashboards, began) - SILENT:
             assert time.monotonic() < deadline, missing
             time.sleep(1)  # it asks every ten seconds
         load.communicate(timeout=120)
         assert load.returncode == 0
-        assert asked.silent(dashboards) == SILENT
+        assert asked.silent(dashboards, began) == SILENT
         assert {one["metric"]["job"] for one in asked.ask("up")} == {"twohead", "ray"}
-        assert [one["metric"]["instance"] for one in asked.ask("up == 0")] == []
+        # One that is asked in a busy second answers too late for that time, and is asked again ten seconds later.
+        while down := asked.ask("up == 0"):
+            assert time.monotonic() < deadline, down
+            time.sleep(1)  # as above
 
 
 def running(place: Place) -> str:
