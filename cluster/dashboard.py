@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+from cluster.cause import cause
 from cluster.errors import ClusterError
 from cluster.session import TOKEN_VARIABLE
 
@@ -57,7 +58,7 @@ def ask(url: str, path: str, patience_s: float = ANSWER_TIMEOUT_S) -> Any:
         time.sleep(_LOOK_S)
         status, body = _request(url, "GET", path, headers, patience_s)
     if status >= http.client.INTERNAL_SERVER_ERROR:
-        raise ClusterError(f"{url}{path}: answered {status}: {_said(body)}", "ask again in a moment")
+        raise ClusterError(f"{url}{path}: answered {status}: {_cause(body)}", "ask again in a moment")
     if status in (http.client.UNAUTHORIZED, http.client.FORBIDDEN):
         raise ClusterError(f"{url}: refused the token (status {status})", f"name the file with the cluster's token in {TOKEN_VARIABLE}")
     try:
@@ -113,13 +114,12 @@ def list_state(url: str, what: str, patience_s: float = ANSWER_TIMEOUT_S) -> lis
     return found
 
 
-def _said(body: bytes) -> str:
-    """Shorten what a server says of its failure: the message of Ray's JSON, or a text's last line, which of a traceback is the cause."""
+def _cause(body: bytes) -> str:
+    """Shorten what a server says of its failure, which may stand in Ray's JSON."""
     text = body.decode(errors="replace")
     with suppress(ValueError, TypeError, KeyError):
         text = str(json.loads(text)["msg"])
-    lines = [line.strip() for line in text.splitlines() if line.strip(" .")]
-    return lines[-1] if lines else "nothing more"
+    return cause(text) or "nothing more"
 
 
 def _request(url: str, method: str, path: str, headers: Mapping[str, str], patience_s: float = ANSWER_TIMEOUT_S) -> tuple[int, bytes]:

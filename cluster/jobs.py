@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.cause import cause_of
 from cluster.connection import reach
 from cluster.dashboard import list_nodes
 from cluster.errors import ClusterError, JobError
@@ -174,7 +175,7 @@ class Jobs:
             except _lost() as error:
                 lost_at = time.monotonic() if shown.is_begun or lost_at is None else lost_at
                 if time.monotonic() - lost_at > LOST_PATIENCE_S:
-                    raise ClusterError(f"job {job_id}: lost the cluster while following its log ({_said(error)})", _LOST_HINT) from None
+                    raise ClusterError(f"job {job_id}: lost the cluster while following its log ({cause_of(error)})", _LOST_HINT) from None
             else:
                 if job.is_ended:
                     return job
@@ -282,7 +283,8 @@ def _told(doing: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError, RayError) as error:
-        raise ClusterError(f"the cluster could not {doing}: {_said(error)}", "`python -m cluster status` tells what is running") from error
+        said = f"the cluster could not {doing}: {cause_of(error)}"
+        raise ClusterError(said, "`python -m cluster status` tells what is running") from error
 
 
 def _placed(place: Place) -> dict[str, Any]:
@@ -306,9 +308,3 @@ def _job(details: Any) -> Job:
 def _ids(jobs: Sequence[Job]) -> str:
     listed = ", ".join(job.id for job in jobs[:_NAMED])
     return listed if len(jobs) <= _NAMED else f"{listed} and {len(jobs) - _NAMED} more"
-
-
-def _said(error: Exception) -> str:
-    """Return an error's first line; of a server's traceback the last one, which names the cause."""
-    lines = [line for line in str(error).splitlines() if line.strip(" .")] or [type(error).__name__]
-    return (lines[-1] if "Traceback (most recent call last)" in lines[0] else lines[0]).strip()

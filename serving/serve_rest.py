@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
+from cluster.cause import cause_of
 from cluster.errors import ClusterError
 from serving.app import Config
-from serving.status import reason
 
 Say = Callable[[str], None]
 _T = TypeVar("_T")
@@ -147,7 +147,7 @@ def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError, requests.RequestException) as error:
-        found = reason(str(error)) or type(error).__name__
+        found = cause_of(error)
         kind = _LateError if _status_of(error) in _LATE else ClusterError
         raise kind(f"{what}: {found}", "`python -m cluster status` tells what is running") from error
 

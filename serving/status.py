@@ -3,9 +3,9 @@
 It changes nothing and asks nobody.
 """
 
-import re
 from dataclasses import dataclass
 
+from cluster.cause import cause
 from serving.app import APPLICATION, DEPLOYMENT, Config
 from serving.settings import Arguments, url_of
 
@@ -62,7 +62,7 @@ def read_status(application: Config, details: Config) -> Status:
     options = details["http_options"]
     return Status(
         state=application["status"],
-        message=reason(deployment.get("message") or application.get("message") or ""),
+        message=cause(deployment.get("message") or application.get("message") or ""),
         replicas={state: states.count(state) for state in sorted(set(states))},
         min_replicas=autoscaling["min_replicas"],
         max_replicas=autoscaling["max_replicas"],
@@ -76,15 +76,6 @@ def progress(status: Status) -> str:
     """Say in one line how far a deployment is."""
     shown = ", ".join(f"{count} {state.lower()}" for state, count in status.replicas.items()) or "none yet"
     return f"serving: {status.state.lower().replace('_', ' ')}, replicas: {shown}"
-
-
-def reason(message: str) -> str:
-    """Shorten what Serve says: of a traceback, what was raised."""
-    # Ray's client ends a server's whole answer with a full stop, which stands on a line of its own after a traceback; and a task's error
-    # has a coloured line about its process where Python writes "Traceback".
-    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", message).splitlines() if line.strip(" .")]
-    is_traceback = "Traceback" in message or any(line.startswith('File "') for line in lines)
-    return re.sub(r"^(?:\w+\.)+\w+: ", "", lines[-1]) if is_traceback else " ".join(lines)
 
 
 def closed_doors(application: Config, details: Config) -> str:

@@ -173,7 +173,7 @@ TRACEBACK = b'Traceback (most recent call last):\n  File "serve_head.py", line 1
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (TRACEBACK, "ray.exceptions.RayActorError: The controller died."),
+        (TRACEBACK, "The controller died."),
         (b'{"result": false, "msg": "Failed to query the data source.", "data": {}}', "Failed to query the data source."),
         (b'["nothing"]', '["nothing"]'),
         (b"", "nothing more"),

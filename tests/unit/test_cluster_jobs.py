@@ -234,5 +234,5 @@ def test_a_job_that_does_not_end_is_said() -> None:
 def test_what_ray_raises_is_said_in_one_line() -> None:
     with pytest.raises(ClusterError) as raised:
         _jobs(FakeApi("job-a")).log("job-a")
-    assert raised.value.message == "the cluster could not give the log: Request failed with status code 500: no"
+    assert raised.value.message == "the cluster could not give the log: Request failed with status code 500: no more"
     assert raised.value.hint == "`python -m cluster status` tells what is running"

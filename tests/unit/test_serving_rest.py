@@ -12,7 +12,7 @@ from serving import rollout as module
 from serving import serve_rest
 from serving.rollout import Rollout
 from serving.settings import ServingSettings
-from serving.status import closed_doors, reason
+from serving.status import closed_doors
 from tests.fake_serve import LATE, OTHER, FakeServe, made, settings_of_a_free_port
 
 
@@ -236,22 +236,6 @@ def test_a_dashboard_that_is_late_itself_is_asked_again(monkeypatch: pytest.Monk
     monkeypatch.setattr(sdk, "ServeSubmissionClient", client)
     assert not Rollout.at("http://here", ClusterSettings(storage="/registry"), said.append).is_deployed()
     assert said == ["the dashboard: Server Error; asked again"]
-
-
-@pytest.mark.parametrize(
-    ("message", "shown"),
-    [
-        (LATE, "TimeoutError: HTTP proxies not available after 60s."),
-        # A task's error as Ray writes it: coloured, and without the word.
-        (
-            '\x1b[36mray::Controller.deploy()\x1b[39m (pid=7)\n  File "a.py", line 3, in deploy\nValueError: no route.\n.',
-            "ValueError: no route.",
-        ),
-        ("no node has\n 99 CPUs", "no node has 99 CPUs"),
-    ],
-)
-def test_a_reason_is_what_was_raised(message: str, shown: str) -> None:
-    assert reason(message) == shown
 
 
 @pytest.mark.parametrize(
