@@ -1,13 +1,14 @@
 """Serve's REST interface in memory, for tests of what is deployed through it."""
 
 import copy
-import socket
 from typing import Any
 
+from cluster.session import free_port
 from cluster.settings import ClusterSettings
 from serving.app import APPLICATION
 from serving.rollout import Rollout
 from serving.settings import ServingSettings
+from tests.ports import port_shift
 
 OTHER = {"name": "other", "import_path": "other:app", "route_prefix": "/other"}
 # As Ray's client says what its server failed of, with a full stop after the whole answer.
@@ -97,10 +98,8 @@ class FakeServe:
 
 
 def settings_of_a_free_port() -> ServingSettings:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return ServingSettings(port=port, max_replicas=4)
+    # None that the system gives to others meanwhile.
+    return ServingSettings(port=free_port(19_600 + port_shift()), max_replicas=4)
 
 
 def made(serve: FakeServe, **cluster: Any) -> Rollout:

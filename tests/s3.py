@@ -16,13 +16,31 @@ from cluster.session import free_port
 from tests.ports import port_shift
 
 _BUCKET = "versions"
+# Moto looks whether a file is there and writes it in two steps, and in several threads; a store does both in one.
+_SERVER = """
+import threading
+
+from moto.s3.responses import S3Response
+from moto.server import main
+
+alone, put = threading.Lock(), S3Response.put_object
+
+
+def put_alone(self):
+    with alone:
+        return put(self)
+
+
+S3Response.put_object = put_alone
+main()
+"""
 
 
 @contextmanager
 def s3_server() -> Iterator[str]:
     """Start one for the length of the block, and let this process and those that it starts use it; gives the URI of a bucket."""
     url = f"http://127.0.0.1:{free_port(19_200 + port_shift())}"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]]
+    command = [sys.executable, "-c", _SERVER, "-H", "127.0.0.1", "-p", url.rpartition(":")[2]]
     account = {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "something", "AWS_DEFAULT_REGION": "us-east-1"}
     with pytest.MonkeyPatch.context() as here:
         for name, value in (account | {"AWS_ENDPOINT_URL": url}).items():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.dashboard import ask
+from cluster.dashboard import PATIENCE_S, ask
 from cluster.facts import Facts, read_facts
 from cluster.session import applied_to_ray, client_environment
 from cluster.settings import ClusterSettings
@@ -42,7 +42,7 @@ class Place:
 
 
 def request(facts: Facts, method: str, path: str, body: str = "", **headers: str) -> int:
-    connection = http.client.HTTPConnection(urlsplit(facts.dashboard_url).netloc, timeout=10)
+    connection = http.client.HTTPConnection(urlsplit(facts.dashboard_url).netloc, timeout=PATIENCE_S)
     with closing(connection):
         connection.request(method, path, body, {"Content-Type": "application/json"} | headers)
         return connection.getresponse().status
@@ -51,4 +51,4 @@ def request(facts: Facts, method: str, path: str, body: str = "", **headers: str
 def told_with_token(facts: Facts, path: str) -> Any:
     """Return the JSON that the dashboard answers to whoever has the token, without a command of its own for it."""
     with applied_to_ray(client_environment(facts.session.token_path)):
-        return ask(facts.dashboard_url, path)
+        return ask(facts.dashboard_url, path, PATIENCE_S)

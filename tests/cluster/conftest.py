@@ -51,7 +51,7 @@ serving:
   precision: float32
   min_replicas: 2
   max_replicas: 2
-  ready_timeout_s: 300
+  ready_timeout_s: 900
 """
 
 

@@ -95,7 +95,7 @@ def test_a_folder_that_the_hosts_do_not_share_is_found_before_a_trial_begins(clu
 def test_a_host_lost_while_it_trains_costs_its_trial_an_epoch(cluster: Cluster) -> None:
     words = ("python", "-m", "training", "tune", "--name", "ads")
     job = cluster.must("cluster", "submit", "--no-wait", "--", *words).strip()
-    until("a worker trains", lambda: _trained_by(cluster) != set(), 240)
+    until("a worker trains", lambda: _trained_by(cluster) != set(), 900)
     lost = min(_trained_by(cluster))
     cluster.nodes[lost].lose()
     followed = cluster.run("cluster", "logs", "-f", job)
@@ -113,7 +113,7 @@ def test_a_host_lost_while_it_trains_costs_its_trial_an_epoch(cluster: Cluster) 
     # The search may end before the host is missed, which would then be taken for one that is back.
     until("the host is missed", lambda: nodes(cluster) == 2, 120)
     cluster.nodes[lost].start()
-    until("the host is taken in again", lambda: are_in(cluster, 3), 180)
+    until("the host is taken in again", lambda: are_in(cluster, 3), 600)
 
 
 def test_the_best_is_served_from_every_host(cluster: Cluster) -> None:
@@ -137,7 +137,7 @@ def test_a_host_lost_while_it_serves_costs_no_answer(cluster: Cluster) -> None:
     assert told["lost"] == []
     assert told["asked"] > RATE * 10
     cluster.nodes["two"].start()
-    until("three nodes", lambda: are_in(cluster, 3), 180)
+    until("three nodes", lambda: are_in(cluster, 3), 600)
 
 
 def test_a_host_drained_and_then_lost_costs_no_answer(cluster: Cluster) -> None:
@@ -151,7 +151,7 @@ def test_a_host_drained_and_then_lost_costs_no_answer(cluster: Cluster) -> None:
     print(f"host drained and lost: {told}")
     assert told["lost"] == []
     cluster.nodes["three"].start()
-    until("three nodes", lambda: are_in(cluster, 3), 180)
+    until("three nodes", lambda: are_in(cluster, 3), 600)
     cluster.open_door("three")
 
 

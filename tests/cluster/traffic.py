@@ -118,7 +118,7 @@ def lose_the_head(cluster: Cluster, *through: str) -> dict[str, Any]:
         time.sleep(20)  # so long the head is away
         cluster.nodes["one"].start()
         assert "bringing back lab" in cluster.must("cluster", "up")
-        until("all replicas run again", lambda: "running" in cluster.run("serving", "status").stdout.partition("\n")[0], 240)
+        until("all replicas run again", lambda: "running" in cluster.run("serving", "status").stdout.partition("\n")[0], 600)
         told = traffic.end()
     print(f"head lost: {told}")
     assert raylets(cluster) == before

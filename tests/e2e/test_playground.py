@@ -17,6 +17,13 @@ from tests.e2e.small_server import Served
 pytestmark = pytest.mark.slow
 
 PATIENCE_MS = 60_000
+# What stood beside and below the button, each time anything on the page changed.
+SHOWN = """() => {
+  const told = [], words = (id) => document.getElementById(id).textContent;
+  const note = () => told.push([words("count"), words("status")]);
+  new MutationObserver(note).observe(document.body, { subtree: true, childList: true, characterData: true });
+  return told;
+}"""
 TEXTS = ["the nurse and the 🏥 driver", "sales teacher in a school"]
 
 
@@ -194,11 +201,12 @@ def test_a_key_that_asks_too_often_waits_as_long_as_it_is_told(page: Page) -> No
 
     page.route("**/v1/predict", answer)
     page.locator("#lines").fill("\n".join(TEXTS))
+    # It stands there for three seconds, in which a busy machine may not look.
+    shown = page.evaluate_handle(SHOWN)
     page.get_by_role("button", name="Ask").click()
-    expect(page.locator("#count")).to_have_text(re.compile(r"^asking again in [123] s$"))
-    expect(page.locator("#status")).to_contain_text("The key may ask 1 times a second")
-    ended(page)
     expect(page.locator(".card")).to_have_count(2)
+    ended(page)
+    assert any(count == "asking again in 3 s" and "The key may ask 1 times a second" in status for count, status in shown.json_value())
     # It is requests that are counted: more of them with fewer texts would take longer.
     assert asked == [2, 2]
     assert times[1] - times[0] >= 3.0

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.dashboard import PATIENCE_S, list_state
+from cluster.errors import ClusterError
 from cluster.facts import Facts, read_facts
 from cluster.jobs import open_jobs
 from cluster.processes import name_of
 from cluster.runtime_env import survey
-from cluster.session import free_port
+from cluster.session import applied_to_ray, client_environment, free_port
 from cluster.settings import ClusterSettings
 from tests.ports import port_shift
 from tests.waiting import until
-from tests.working_folder import told_with_token
 
 pytestmark = pytest.mark.slow
 
@@ -161,11 +162,23 @@ def test_twenty_jobs_in_a_row_leave_nothing(place: Place) -> None:
         return {str(path) for path in kept} | {str(path) for path in session.folder.iterdir()}
 
     def groups() -> list[Any]:
-        told = told_with_token(place.facts(), "/api/v0/placement_groups")["data"]["result"]["result"]
+        try:
+            with applied_to_ray(client_environment(session.token_path)):
+                told = list_state(place.facts().dashboard_url, "placement_groups", PATIENCE_S)
+        except ClusterError as error:
+            return [error.message]  # nobody knows that they are gone
         return [group for group in told if group["state"] != "REMOVED"]
 
+    looks: list[list[str]] = []
+
+    def are_settled() -> bool:
+        looks.append(processes())
+        return looks[-1] in looks[-2:-1]
+
     until("the first job has left", lambda: groups() == [] and not any("Supervisor" in name for name in processes()))
-    was, had = processes(), folders()
+    # A worker of Ray's pool has its name a moment after it was started.
+    until("no process starts or ends", are_settled, every_s=2.0)
+    was, had = looks[-1], folders()
     with open_jobs(place.settings) as jobs:
         shipment = survey(place.settings, place.folder)
         # Five at a time: the processes of twenty would wait for each other longer than Ray waits for them.

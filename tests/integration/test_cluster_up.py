@@ -223,7 +223,10 @@ def targets_of(place: Place) -> list[str]:
 
 
 def told_by(targets: list[str]) -> set[str]:
-    pages = [httpx.get(f"http://{target}/metrics", timeout=30, trust_env=False).text for target in targets]
+    pages = []
+    for target in targets:
+        with suppress(httpx.TransportError):  # it is asked again
+            pages.append(httpx.get(f"http://{target}/metrics", timeout=30, trust_env=False).text)
     return {line.split()[2] for page in pages for line in page.splitlines() if line.startswith("# TYPE ")}
 
 

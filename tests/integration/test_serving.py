@@ -202,10 +202,13 @@ def test_metrics_are_those_of_all_replicas(served: Place) -> None:
         client.predict(["nurse"] * 3)
 
     # Ray's exporter hears of figures some seconds after they were made.
-    until("the exporter tells of the texts", lambda: told(served, "texts_total") >= 3)
-    assert told(served, "answers_total") >= 6
-    assert told(served, "queue_seconds_count") >= 1
-    assert told(served, "batch_tokens_bucket") > told(served, "batch_tokens_count") > 0
+    def are_told() -> bool:
+        # Each is a look of its own, and an exporter that is busy just then is left out of it.
+        least = {"texts_total": 3, "answers_total": 6, "queue_seconds_count": 1, "batch_tokens_count": 1}
+        found = {series: told(served, series) for series in [*least, "batch_tokens_bucket"]}
+        return found["batch_tokens_bucket"] > found["batch_tokens_count"] and all(found[series] >= least[series] for series in least)
+
+    until("the exporter tells of all of them", are_told)
 
 
 def test_log_lines_are_objects_and_tell_the_version(served: Place) -> None:
@@ -243,7 +246,7 @@ def test_a_promoted_version_is_followed_without_a_pause(
         version = served.registry.publish(make_checkpoint(1))
         sent = len(under_load)
         served.registry.promote(version)
-        until("the new version answers", lambda: client.version().version == version)
+        until("the new version answers", lambda: client.version().version == version, PATIENCE_S)
         # Some began before it took over, and some after.
         until("requests go on", lambda: len(under_load) > sent + 2)
         after = client.predict(TEXTS[:1])
@@ -261,7 +264,7 @@ def test_a_broken_version_never_answers(served: Place, under_load: list[Run], ma
         weights.unlink()
         weights.write_bytes(content)
         served.registry.promote(broken)
-        until("the failure is told", lambda: client.version().last_failure is not None)
+        until("the failure is told", lambda: client.version().last_failure is not None, PATIENCE_S)
         facts = client.version()
         assert facts.last_failure is not None
         assert (facts.version, facts.last_failure.version) == (good, broken)
@@ -299,7 +302,7 @@ def test_a_candidate_that_agrees_takes_over_and_one_that_does_not_goes(
         tried = served.settings.model_copy(update=settings)
         served.rollout.deploy(tried, None)
         with Client(url) as client:
-            until("the candidate is loaded", lambda: (told := client.version().candidate) is not None and told.ready)
+            until("the candidate is loaded", lambda: (told := client.version().candidate) is not None and told.ready, PATIENCE_S)
         send_many(url, count=60, concurrency=4)
         return command.conclude(served.cluster, tried, when, 20, PATIENCE_S / 60)
 
@@ -314,7 +317,7 @@ def test_a_candidate_that_agrees_takes_over_and_one_that_does_not_goes(
     assert served.registry.resolve(name) == twin
     assert f"version {twin} stays" in capsys.readouterr().out
     with Client(url) as client:
-        until("the trial ends", lambda: (told := client.version()).candidate is None and told.version == twin)
+        until("the trial ends", lambda: (told := client.version()).candidate is None and told.version == twin, PATIENCE_S)
 
 
 def test_with_keys_a_replica_answers_who_has_one(served: Place) -> None:
@@ -345,6 +348,7 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, tiny_checkp
     registry = Registry(Storage(str(tmp_path / "storage")))
     registry.promote(registry.publish(tiny_checkpoint))
     overrides = {"cluster.storage": tmp_path / "storage", "cluster.num_cpus": 2, "serving.port": free_port(FIRST_PORT)}
+    overrides |= {"serving.ready_timeout_s": 600}
     words = [word for key, value in overrides.items() for word in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "serving", "run", "--ask", "the nurse", *words]
     with subprocess.Popen(

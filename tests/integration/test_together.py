@@ -22,6 +22,7 @@ from pathlib import Path
 import ray
 from ray import tune
 
+from cluster.connection import _init
 from training.search_settings import TrialResources
 from training.search.trials.together import work_together
 
@@ -50,7 +51,8 @@ def trial(config):
 
 
 folder = Path(sys.argv[1])
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[2])
+# As a command begins one: Ray gives its processes 30 s to start.
+_init({"num_cpus": 2, "include_dashboard": False, "log_to_driver": False, "_temp_dir": sys.argv[2]})
 results = tune.Tuner(
     tune.with_resources(trial, {"cpu": 0, "memory": 2**20}),
     param_space={"name": tune.grid_search(["stopped", "greedy"])},

@@ -201,11 +201,12 @@ def test_stopping_waits_for_the_end() -> None:
     assert api.stopped == ["job-a"]
 
 
-def test_a_job_that_waits_for_room_is_not_waited_for() -> None:
+def test_a_job_that_waits_for_room_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     api = FakeApi("job-a")
     api.details["job-a"].status = "PENDING"
     assert _jobs(api).stop("job-a").state == "PENDING"
     # One that only starts is.
+    monkeypatch.setattr(module, "_START_S", 60.0)
     api.states = ["PENDING", "RUNNING", "STOPPED"]
     assert _jobs(api).stop("job-a").state == "STOPPED"
 

@@ -105,6 +105,7 @@ def test_who_listens_and_is_too_busy_to_answer_takes_requests(monkeypatch: pytes
     monkeypatch.setattr(kept, "_PATIENCE_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert takes_requests(f"127.0.0.1:{silent.getsockname()[1]}", "/200")
+    monkeypatch.setattr(kept, "_PATIENCE_S", 30.0)
     with socket.create_server(("127.0.0.1", 0)) as rude:
         threading.Thread(target=lambda: rude.accept()[0].close(), daemon=True).start()
         assert not takes_requests(f"127.0.0.1:{rude.getsockname()[1]}", "/200")

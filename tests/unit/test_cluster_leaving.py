@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -86,17 +87,19 @@ def test_a_cloud_is_asked_until_it_says_so_and_then_ray_is_told(metadata: Metada
     assert sum(path != "/latest/api/token" for _, path in metadata.asked) == 3
 
 
-def test_replicas_here_are_those_whose_processes_ray_names_so() -> None:
+def test_replicas_here_are_those_whose_processes_ray_names_so(monkeypatch: pytest.MonkeyPatch) -> None:
     program = "import sys; print(flush=True); sys.stdin.read()"
-    before = notice.replicas_here()
-    with subprocess.Popen(
-        ["ray::ServeReplica:twohead:Replica", "-c", program], executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as replica:
+    # Replicas of tests that run beside this one come and go.
+    name = f"ray::ServeReplica:{uuid.uuid4().hex}:Replica"
+    assert name.encode().startswith(notice._REPLICA)
+    monkeypatch.setattr(notice, "_REPLICA", name.encode())
+    assert notice.replicas_here() == 0
+    with subprocess.Popen([name, "-c", program], executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as replica:
         assert replica.stdout
         replica.stdout.readline()
-        assert notice.replicas_here() == before + 1
+        assert notice.replicas_here() == 1
         replica.communicate()
-    assert notice.replicas_here() == before
+    assert notice.replicas_here() == 0
 
 
 @pytest.mark.parametrize("cloud", ["aws", "gcp"])

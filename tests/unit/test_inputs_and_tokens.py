@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.data import tokens
@@ -154,6 +154,7 @@ def test_padding_reaches_only_the_longest_text() -> None:
     assert mask.tolist() == [[1, 1], [1, 0]]
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 300), min_size=1, max_size=200),
     batch_tokens=st.integers(8, 1000),

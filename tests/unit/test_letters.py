@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer
 
@@ -27,6 +27,7 @@ def number(run: str) -> int:
     return int(spell([run]).runs[-1])
 
 
+@settings(deadline=None)
 @given(WORDS)
 def test_they_are_those_of_the_text(words: list[list[str]]) -> None:
     text = " ".join("".join(word) for word in words)
