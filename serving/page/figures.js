@@ -90,7 +90,8 @@ function watch(told) {
     const [facts, text] = await Promise.allSettled(asked);
     isAsking = false;
     const answers = [facts, text];
-    const isRefused = answers.some(({ status, reason }) => status === "rejected" && isLocked(reason));
+    const refusals = answers.filter(({ status }) => status === "rejected").map(({ reason }) => reason);
+    const isRefused = refusals.some((reason) => wantsKey(reason, sent));
     if (!isRefused && answers.some(({ status }) => status === "fulfilled")) unlocked(sent);
     if (facts.status === "fulfilled") {
       told(facts.value);
@@ -100,12 +101,11 @@ function watch(told) {
     if (text.status === "fulfilled") pairs = figures.read(text.value, performance.now());
     find("facts").replaceChildren(...(isRefused ? [] : listed([...version, ...pairs])));
     if (isRefused) show(find("failure"), false);
-    const lost = answers.find(({ status }) => status === "rejected");
-    find("figures-note").textContent = lost
-      ? `No new figures: ${sentence(lost.reason.message)}`
+    find("figures-note").textContent = refusals.length
+      ? `No new figures: ${sentence(refusals[0].message)}`
       : "Figures of all replicas, rates over half a minute. They arrive some seconds late.";
     // Wrong keys are counted, and one that never was good will not become so.
-    if (isRefused && sent === heldKey && sent !== goodKey) return;
+    if (refusals.some(isLocked) && sent === heldKey && sent !== goodKey) return;
     timer = setTimeout(look, sent === heldKey ? EVERY_MS : 0);
   }
   document.addEventListener("visibilitychange", look);

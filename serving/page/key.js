@@ -9,6 +9,8 @@ let refusedKey = null;
 let goodKey = null;
 
 const isLocked = (error) => error instanceof Refusal && [401, 403].includes(error.status);
+// Where many wrong keys come from here, who has none is told only that.
+const wantsKey = (error, sent) => isLocked(error) || (!sent && error instanceof Refusal && error.status === BY_REQUESTS);
 // Not as `Authorization`, which a proxy may have asked this browser for.
 const withKey = (options) => (heldKey ? { ...options, headers: { ...options.headers, "x-api-key": heldKey } } : options);
 

@@ -34,7 +34,12 @@ class Refusal extends Error {
 async function readRefusal(response) {
   const isProblem = (response.headers.get("content-type") ?? "").startsWith("application/problem+json");
   const silent = { title: "no answer", detail: `the server answered ${response.status} and no more` };
-  const problem = isProblem ? await response.json().catch(() => silent) : silent;
+  const unread = (error) => {
+    // Who cancels is not asked to wait.
+    if (error.name === "AbortError") throw error;
+    return silent;
+  };
+  const problem = isProblem ? await response.json().catch(unread) : silent;
   return new Refusal(response.status, problem, Number(response.headers.get("retry-after")) || 0);
 }
 
@@ -45,8 +50,7 @@ async function send(path, read, options = {}) {
     if (!response.ok) throw await readRefusal(response);
     return await read(response);
   } catch (error) {
-    // Where many wrong keys come from here, who has none is told only that.
-    if (isLocked(error) || (!sent && error instanceof Refusal && error.status === BY_REQUESTS)) wantKey(error, sent);
+    if (wantsKey(error, sent)) wantKey(error, sent);
     if (error.name === "AbortError" || error instanceof Refusal) throw error;
     throw new Refusal(0, { title: "no connection", detail: "the server was not reached" });
   }
