@@ -76,7 +76,7 @@ GAUGES = dict(
         *_all("gauge", {"version": "The version that answers."}),
         *_all("gauge", {"precision": "1 for the precision that answers."}, "precision"),
         *_all("gauge", {"requests_per_second": "Requests computed a second, in the last half minute."}),
-        *_all("gauge", {"queued_seconds": "Seconds of work that wait for a batch, at the speed measured last."}),
+        *_all("gauge", {"queued_seconds": "Seconds of work that wait for a batch, by what batches took lately."}),
         *_all("gauge", {"queued_tokens": "Tokens that wait for a batch.", "queued_texts": "Texts that wait for a batch."}),
     ]
 )

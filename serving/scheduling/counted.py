@@ -1,4 +1,4 @@
-"""What a scheduler counts: its work since it started, and how fast the engine was lately. It knows no texts."""
+"""What a scheduler counts: its work since it started, and how fast something was lately. It knows no texts."""
 
 from dataclasses import dataclass, field
 

@@ -18,8 +18,9 @@ from typing import Any
 
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, ServingError, without_words
 from serving.scheduling.composing import compose
-from serving.scheduling.counted import Counters, Demand, Speed
+from serving.scheduling.counted import Counters, Demand
 from serving.scheduling.engine_thread import EngineThread
+from serving.scheduling.pace import Pace
 from serving.scheduling.queued import Job, Model, Request, Scheduled, Text
 from serving.scheduling.turns import Turns
 
@@ -28,8 +29,6 @@ log = logging.getLogger(__name__)
 # The last part of a batch's expected time, in which the next one is composed where a whole one waits. Whoever comes later waits for it.
 _AHEAD_SHARE = 0.5
 _MOST_RUNNING = 2
-# A batch of this share of what makes one as fast as any tells how fast the engine can be.
-_LARGE_SHARE = 0.5
 
 
 class Scheduler:
@@ -58,7 +57,7 @@ class Scheduler:
         self._arrival = asyncio.Event()
         self._engine = EngineThread()
         self._loop_task: asyncio.Task[None] | None = None
-        self._speed, self._full_speed = Speed(), Speed()
+        self._pace = Pace()
         self.demand = Demand()
         self._free_at = 0.0
         self._last_s = 0.0
@@ -90,7 +89,7 @@ class Scheduler:
         """
         if not self.is_alive:
             raise NotReady("the scheduler does not run")
-        self._engine.require_moving(self._speed.seconds)
+        self._engine.require_moving(self._pace.batch_s)
 
     @property
     def queued_texts(self) -> int:
@@ -99,8 +98,8 @@ class Scheduler:
 
     @property
     def queue_s(self) -> float:
-        """Seconds of work in the queue, by the speed measured last; 0 while nothing was measured."""
-        return self._speed.seconds(self.queued_tokens)
+        """Seconds of work in the queue, by what was measured lately; 0 while nothing was."""
+        return self._work_s(self.queued_tokens)
 
     @property
     def open_tokens(self) -> int:
@@ -115,12 +114,11 @@ class Scheduler:
     @property
     def tokens_per_s(self) -> float:
         """What the engine does in a second of batches that are large enough; 0 while nothing was measured."""
-        return self._full_speed.tokens_per_s
+        return self._pace.tokens_per_s
 
     def expect_speed(self, tokens_per_s: float) -> None:
         """Give a first measure of the engine's speed; real batches soon replace it."""
-        self._speed.expect(tokens_per_s)
-        self._full_speed.expect(tokens_per_s)
+        self._pace.expect(tokens_per_s)
 
     def admit(self, client: str = "") -> None:
         """Check whether a client's next text would be computed soon enough.
@@ -141,7 +139,7 @@ class Scheduler:
         self.require_running()
         if self.queue_s <= self._max_queue_s:
             return
-        wait_s = self._speed.seconds(self._tokens_until(self._turns.peek(client)))
+        wait_s = self._work_s(self._tokens_until(self._turns.peek(client)))
         if wait_s > self._max_queue_s:
             self._refuse(client, f"{wait_s:.1f} s of work come before this request, but at most {self._max_queue_s:g} s may", wait_s)
 
@@ -153,6 +151,17 @@ class Scheduler:
     def _refuse(self, client: str, message: str, retry_after_s: float) -> None:
         self.counters_of(client).refused += 1
         raise Overloaded(message, retry_after_s)
+
+    def _whole(self, model: Model) -> int:
+        """Return how many tokens make a batch as fast as any."""
+        return self._batch_tokens or model.batch_tokens
+
+    def _work_s(self, tokens: int) -> float:
+        """Return how long tokens in the queue take."""
+        if not self._queue:
+            return 0.0
+        # Of any of the models: versions of one name are alike in that, and looking for the next one takes long where many wait.
+        return self._pace.queue_s(tokens, self._whole(next(iter(self._queue.values())).request.model))
 
     def _tokens_until(self, place: float) -> int:
         return sum(text.tokens for text in self._queue.values() if text.place <= place)
@@ -198,9 +207,9 @@ class Scheduler:
 
     def _require_time(self, client: str, places: Sequence[float], tokens: int, deadline_s: float) -> None:
         """Refuse now who would wait in vain, unless nobody else waits: then trying costs nobody anything."""
-        if not self._queue or self._speed.seconds(self.queued_tokens + tokens) <= deadline_s:
+        if not self._queue or self._work_s(self.queued_tokens + tokens) <= deadline_s:
             return
-        needed_s = self._speed.seconds(self._tokens_until(places[-1]) + tokens)
+        needed_s = self._work_s(self._tokens_until(places[-1]) + tokens)
         if needed_s > deadline_s:
             self._turns.give_back(client, tokens)
             found = f"{needed_s:.1f} s of work come before this request's last answer, but it has {deadline_s:.1f} s"
@@ -257,21 +266,19 @@ class Scheduler:
     def _expect(self, tokens: int, *, is_ahead: bool) -> None:
         """Note when the engine will be free, as far as its speed is known."""
         begins = max(self._free_at, time.monotonic()) if is_ahead else time.monotonic()
-        self._last_s = self._speed.seconds(tokens)
+        self._last_s = self._pace.batch_s(tokens)
         self._free_at = begins + self._last_s
 
     def _ahead_in_s(self) -> float | None:
         """Return how long to wait before the next batch is composed, although one is computed; None: as long as that takes."""
-        # Of any of the models: versions of one name are alike in that, and looking for the next one takes long where many wait.
-        is_whole = self.queued_tokens >= (self._batch_tokens or next(iter(self._queue.values())).request.model.batch_tokens)
-        if not is_whole or not self._last_s:
+        if self.queued_tokens < self._whole(next(iter(self._queue.values())).request.model) or not self._last_s:
             return None
         return max(self._free_at - _AHEAD_SHARE * self._last_s - time.monotonic(), 0.0)
 
     def _drop_hopeless(self) -> None:
         """Drop requests of which a text could not be computed before their deadline, where others wait who get that time."""
         now = time.monotonic()
-        hopeless = {text.request for text in self._queue.values() if now + self._speed.seconds(text.tokens) > text.request.deadline}
+        hopeless = {text.request for text in self._queue.values() if now + self._pace.batch_s(text.tokens) > text.request.deadline}
         # With nobody else there, trying costs nothing; and a speed that was measured wrongly would never be measured again.
         if hopeless and any(text.request not in hopeless for text in self._queue.values()):
             for request in hopeless:
@@ -310,9 +317,7 @@ class Scheduler:
         self.counters.padded_tokens += max(text.tokens for text in batch) * len(batch) if pads else tokens
         self.counters.compute_s += compute_s
         self.counters.note_batch(len(batch), tokens, compute_s)
-        self._speed.note(tokens, compute_s)
-        if tokens >= _LARGE_SHARE * (self._batch_tokens or batch[0].request.model.batch_tokens):
-            self._full_speed.note(tokens, compute_s)
+        self._pace.note(tokens, compute_s, self._whole(batch[0].request.model))
 
     @staticmethod
     def _deliver(batch: list[Text], answers: Sequence[Any]) -> None:

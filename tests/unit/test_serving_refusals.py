@@ -1,6 +1,8 @@
 """What the scheduler refuses, and what it leaves out because nobody waits for it any more."""
 
 import asyncio
+import time
+from collections.abc import Sequence
 
 import pytest
 
@@ -92,6 +94,27 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
         await waiting
 
     run(test, max_queue_s=4.0)
+
+
+def test_where_little_was_asked_before_many_at_once_are_answered() -> None:
+    class Costly(GatedModel):
+        """A batch costs a tenth of a second, however many texts it has."""
+
+        def compute(self, texts: Sequence[str], /) -> list[str]:
+            time.sleep(0.1)
+            return super().compute(texts)
+
+    async def test(scheduler: Scheduler) -> None:
+        scheduler.expect_speed(1_000.0)
+        model = Costly(is_open=True)
+        # By these alone it were some hundred tokens a second, or three seconds for what comes.
+        for _ in range(20):
+            await submit(scheduler, model, "a")
+        done = await asyncio.gather(*(submit(scheduler, model, "b") for _ in range(400)))
+        assert [one.answers for one in done] == [["B"]] * 400
+        assert scheduler.counters.refused == 0
+
+    run(test, batch_tokens=1000, max_queue_s=2.0)
 
 
 def test_a_request_with_very_many_texts_refuses_nobody() -> None:
