@@ -35,7 +35,7 @@ def answer_status(url: str, method: str, path: str) -> int:
     Raises:
         ClusterError: Nothing answers there.
     """
-    return _request(url, method, path, {})[0]
+    return _request(url, method, path, {}, PATIENCE_S)[0]
 
 
 def ask(url: str, path: str, patience_s: float = ANSWER_TIMEOUT_S) -> Any:

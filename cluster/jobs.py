@@ -18,7 +18,7 @@ from typing import Any
 
 from cluster.cause import cause_of
 from cluster.connection import reach
-from cluster.dashboard import list_nodes
+from cluster.dashboard import PATIENCE_S, list_nodes
 from cluster.errors import ClusterError, JobError
 from cluster.people import user_name
 from cluster.place import Place, missing
@@ -119,7 +119,7 @@ class Jobs:
         """
         if not place.labels:
             return ""
-        labels = [node["labels"] or {} for node in list_nodes(self._url) if node["state"] == "ALIVE"]
+        labels = [node["labels"] or {} for node in list_nodes(self._url, PATIENCE_S) if node["state"] == "ALIVE"]
         return missing(place, labels, self._settings.launcher)
 
     def all(self) -> list[Job]:

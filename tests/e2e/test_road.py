@@ -130,8 +130,9 @@ def test_from_a_job_that_is_killed_to_an_answer_from_two_replicas(place: Place) 
             break
     assert len(finished) >= 2
     assert kill_the_search(place.folder) >= 2
-    job.communicate(timeout=400)
-    assert job.returncode == 1
+    # What it said last arrives some seconds late.
+    said += job.stdout.read()
+    assert job.wait(timeout=400) == 1
 
     resumed = place.run("cluster", "submit", "--", "python", "-m", "training", "tune", "--resume", "ads")
     trials = result_of(place)
@@ -182,7 +183,7 @@ def test_prometheus_has_something_for_every_panel_of_both_dashboards(place: Plac
         assert asked.silent(dashboards, began) == SILENT
         assert {one["metric"]["job"] for one in asked.ask("up")} == {"twohead", "ray"}
         # One that is asked in a busy second answers too late for that time, and is asked again ten seconds later.
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while down := asked.ask("up == 0"):
             assert time.monotonic() < deadline, down
             time.sleep(1)  # as above

@@ -4,6 +4,7 @@ import csv
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -80,10 +81,18 @@ def test_d1_the_front_has_replicas_all_the_while(home: House) -> None:
 
 def servers(place: Path) -> dict[str, int]:
     """Ask HAProxy, by its socket, to whom it may give requests: name → requests that it was given since it began."""
-    with socket.socket(socket.AF_UNIX) as asked:
-        asked.connect(str(place))
-        asked.sendall(b"show stat\n")
-        told = asked.makefile(encoding="utf-8").read()
+    told = ""
+
+    def is_told() -> bool:
+        nonlocal told
+        # While the door reads its routes anew, the process of before may go without an answer.
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as asked:
+            asked.connect(str(place))
+            asked.sendall(b"show stat\n")
+            told = asked.makefile(encoding="utf-8").read()
+        return told.startswith("# ")
+
+    until("the front answers", is_told)
     rows = csv.DictReader(told.removeprefix("# ").splitlines())
     return {row["svname"]: int(row["stot"]) for row in rows if row["pxname"] == "http-twohead" and row["svname"] != "BACKEND"}
 

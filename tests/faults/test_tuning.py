@@ -88,16 +88,17 @@ def kill_trials(process: "subprocess.Popen[str]", facts: Facts, times: int, epoc
     assert process.stdout is not None
     # Those of the search before may still be ending.
     begun_s = psutil.Process(process.pid).create_time()
-    kills = 0
+    # One that has not gone yet is not killed again.
+    killed = set()
     for line in process.stdout:
-        if kills < times and re.search(rf" training +epoch {epoch}\b", line):
+        if len(killed) < times and re.search(rf" training +epoch {epoch}\b", line):
             for victim in facts.session.processes():
                 with suppress(psutil.NoSuchProcess):
                     if "ImplicitFunc" in words_of(victim) and victim.create_time() > begun_s:
                         victim.kill()
-                        kills += 1
+                        killed.add((victim.pid, victim.create_time()))
     process.communicate(timeout=300)
-    return kills
+    return len(killed)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def serving(folder: Path, checkpoint: Path, change: Callable[[Predictor], None] 
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    assert ready.wait(60)
+    assert ready.wait(400)
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     stop[0]()
     thread.join()
@@ -182,7 +182,7 @@ def test_whatever_is_sent_is_answered_as_the_document_says(operation: Any, mode:
         if mode is GenerationMode.POSITIVE:
             name_what_is_served(case)
         # What a request may ask for beyond the document, like fields and heads, says the version that answers.
-        response = case.call_and_validate(base_url=url, excluded_checks=[not_a_server_error, positive_data_acceptance])
+        response = case.call_and_validate(base_url=url, timeout=60, excluded_checks=[not_a_server_error, positive_data_acceptance])
         statuses.add(response.status_code)
         has_deadline = "x-request-deadline-ms" in case.headers or (isinstance(case.body, dict) and case.body.get("deadline_ms"))
         assert response.status_code < 500 or (response.status_code == 504 and has_deadline)

@@ -84,7 +84,7 @@ def test_a_private_ray_does_not_outlive_its_command(private: Place, number: int,
         process.wait(120)
     if number == signal.SIGKILL:
         # The next command, of whatever folder, finds what nobody could clear away.
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while _marked(folder) or Path(folder).exists():
             # One that runs beside this may be sweeping it just now.
             assert time.monotonic() < deadline

@@ -149,13 +149,18 @@ def test_answers_equal_the_saved_model_alone_and_in_a_batch(served: Place, tmp_p
 
 @pytest.mark.usefixtures("served")
 def test_replicas_and_serves_own_processes_listen_to_this_machine_alone() -> None:
-    found = [one for one in psutil.Process().children(recursive=True) if name_of(one).startswith(("ray::Serve", "haproxy"))]
     listening = set()
-    for one in found:
-        # HAProxy's process of before goes when it has read its routes.
-        with suppress(psutil.NoSuchProcess):
-            listening |= {(name_of(one), port.laddr.ip) for port in one.net_connections("tcp") if port.status == psutil.CONN_LISTEN}
-    assert {name[:15] for name, _ in listening} >= {"ray::ServeRepli", "haproxy"}
+
+    def are_there() -> bool:
+        for one in psutil.Process().children(recursive=True):
+            # HAProxy's process of before goes when its follower has read the routes.
+            with suppress(psutil.NoSuchProcess):
+                if name_of(one).startswith(("ray::Serve", "haproxy")):
+                    ports = [port for port in one.net_connections("tcp") if port.status == psutil.CONN_LISTEN]
+                    listening.update((name_of(one), port.laddr.ip) for port in ports)
+        return {name[:15] for name, _ in listening} >= {"ray::ServeRepli", "haproxy"}
+
+    until("both listen", are_there)
     assert {address for _, address in listening} <= {"127.0.0.1", "::ffff:127.0.0.1"}, listening
 
 
@@ -193,7 +198,7 @@ def test_whoever_leaves_takes_their_texts_along(served: Place) -> None:
             connection.close()
         return told(served, "cancelled_total") > 0
 
-    until("somebody is missed", somebody_is_missed)
+    until("somebody is missed", somebody_is_missed, PATIENCE_S)
     assert len(send_many(served.settings.url, count=8, concurrency=2).answered) == 8
 
 
@@ -208,7 +213,7 @@ def test_metrics_are_those_of_all_replicas(served: Place) -> None:
         found = {series: told(served, series) for series in [*least, "batch_tokens_bucket"]}
         return found["batch_tokens_bucket"] > found["batch_tokens_count"] and all(found[series] >= least[series] for series in least)
 
-    until("the exporter tells of all of them", are_told)
+    until("the exporter tells of all of them", are_told, PATIENCE_S)
 
 
 def test_log_lines_are_objects_and_tell_the_version(served: Place) -> None:
@@ -235,7 +240,7 @@ def test_scaling_up_and_down_loses_nothing(served: Place, under_load: list[Run])
     served.rollout.scale(1, 1)
     until("the second replica goes", lambda: served.rollout.status().replicas == {"RUNNING": 1}, PATIENCE_S)
     sent = len(under_load)
-    until("requests go on after scaling", lambda: len(under_load) > sent + 1)
+    until("requests go on after scaling", lambda: len(under_load) > sent + 1, PATIENCE_S)
 
 
 def test_a_promoted_version_is_followed_without_a_pause(
@@ -248,7 +253,7 @@ def test_a_promoted_version_is_followed_without_a_pause(
         served.registry.promote(version)
         until("the new version answers", lambda: client.version().version == version, PATIENCE_S)
         # Some began before it took over, and some after.
-        until("requests go on", lambda: len(under_load) > sent + 2)
+        until("requests go on", lambda: len(under_load) > sent + 2, PATIENCE_S)
         after = client.predict(TEXTS[:1])
     assert (before.version, after.version) == (version - 1, version)
     assert before.answers != after.answers
@@ -303,7 +308,14 @@ def test_a_candidate_that_agrees_takes_over_and_one_that_does_not_goes(
         served.rollout.deploy(tried, None)
         with Client(url) as client:
             until("the candidate is loaded", lambda: (told := client.version().candidate) is not None and told.ready, PATIENCE_S)
-        send_many(url, count=60, concurrency=4)
+
+            def are_compared() -> bool:
+                # By chance half of a canary's, and none that would have the candidate late.
+                send_many(url, count=60, concurrency=4)
+                told = client.version().candidate
+                return told is not None and min(told.compared.values(), default=0) >= 20
+
+            until("20 are compared", are_compared, PATIENCE_S)
         return command.conclude(served.cluster, tried, when, 20, PATIENCE_S / 60)
 
     current = served.registry.resolve(name)
@@ -341,7 +353,7 @@ def test_with_keys_a_replica_answers_who_has_one(served: Place) -> None:
                 return error.status == 401
             return False
 
-        until("a revoked key opens no more", is_out)
+        until("a revoked key opens no more", is_out, PATIENCE_S)
 
 
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Without the dashboard Ray Train's own cleaner cannot work, and two CPUs are what one trial needs: the next one starts only if the one
 # before has left nothing.
 SCRIPT = """
-import json, sys, tempfile
+import json, sys, tempfile, threading
 from pathlib import Path
 
 import ray
@@ -36,6 +36,9 @@ def work(name):
         for epoch in (1, 2):
             if name == "greedy" and epoch == 2 and workers.rank == 1:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
+            if name == "stopped" and epoch == 2:
+                # At work when it is stopped, and until it is ended.
+                threading.Event().wait()
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "epoch.txt").write_text(f"{epoch} of {workers.rank}")
                 report({"epoch": epoch, "sum": float(number), "halt": name == "stopped"}, Path(folder))

@@ -10,7 +10,6 @@ import socket
 import stat
 import subprocess
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +21,7 @@ from cluster import front
 from cluster.front import COMMAND_FILE, SWITCH, find_haproxy, front_environment, write_command
 from cluster.session import free_port
 from tests.ports import port_shift
+from tests.waiting import until
 
 # Not imported: all of Serve would come along.
 SERVE = Path(str(importlib.util.find_spec("ray").origin)).parent / "serve/_private"  # type: ignore[union-attr]  # it is installed
@@ -236,14 +236,14 @@ def test_who_finds_no_replica_is_told_so_with_an_id(tmp_path: Path, sent: str | 
 
 
 def wait_until_open(port: int) -> None:
-    for _ in range(200):
+    def is_open() -> bool:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            socket.create_connection(("127.0.0.1", port), timeout=10).close()
         except ConnectionRefusedError:
-            time.sleep(0.05)
-        else:
-            return
-    raise TimeoutError(f"nothing listens on {port}")
+            return False
+        return True
+
+    until(f"something listens on {port}", is_open, every_s=0.05)
 
 
 def test_only_the_owner_reads_and_runs(folder: Path) -> None:
