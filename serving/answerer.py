@@ -100,7 +100,9 @@ class Answerer:
         await self._follower.start()
         self.scheduler.expect_speed(self._follower.tokens_per_s)
         self.scheduler.start()
-        self._following = asyncio.get_running_loop().create_task(self._follower.follow(self._settings.follow_s))
+        self._following = asyncio.get_running_loop().create_task(
+            self._follower.follow(self._settings.follow_s, self.scheduler.expect_speed)
+        )
         if self.candidate is not None:
             self.candidate.start()
 

@@ -96,11 +96,19 @@ class Follower:
         self._current = await loop.run_in_executor(self._thread, self._prepare, version)
         log.info("version %d answers", version)
 
-    async def follow(self, every_s: float) -> None:
-        """Look for a move of the name, for ever; returns at once for a fixed version."""
+    async def follow(self, every_s: float, took_over: Callable[[float], None]) -> None:
+        """Look for a move of the name, for ever; returns at once for a fixed version.
+
+        Args:
+            every_s: Seconds between two looks.
+            took_over: Told the tokens a second of every version that begins to answer.
+        """
         while self.name is not None:
             await asyncio.sleep(every_s)
+            before = self._current
             await self.refresh()
+            if self._current is not before:
+                took_over(self.tokens_per_s)
 
     async def refresh(self) -> None:
         """Bring the version the name points to into service, or remember why that failed."""

@@ -6,9 +6,6 @@ whole ones. What waits together is computed together: an engine that only small 
 
 from serving.scheduling.counted import Speed
 
-# A batch of this share of what makes one as fast as any tells how fast the engine can be.
-_LARGE_SHARE = 0.5
-
 
 class Pace:
     """An engine's pace: of the last batches as they were, and of large ones."""
@@ -22,17 +19,17 @@ class Pace:
         self._any.expect(tokens_per_s)
         self._large.expect(tokens_per_s)
 
-    def note(self, tokens: int, seconds: float, whole: int) -> None:
+    def note(self, tokens: int, seconds: float, *, is_large: bool) -> None:
         """Take in a batch.
 
         Args:
-            tokens: It had.
+            tokens: It had, without padding.
             seconds: It took.
-            whole: Tokens that make a batch as fast as any.
+            is_large: Whether more tokens would hardly have made it faster by token.
         """
         self._any.note(tokens, seconds)
         self._batches.note(1, seconds)
-        if tokens >= _LARGE_SHARE * whole:
+        if is_large:
             self._large.note(tokens, seconds)
 
     @property
@@ -47,11 +44,12 @@ class Pace:
     def queue_s(self, tokens: int, whole: int) -> float:
         """Return how long tokens take that wait together; 0 while nothing was measured.
 
-        They make batches of `whole` tokens. One of those takes as long as large ones did, and no less than the last ones did, large or not:
-        an engine that became slow while little was asked of it shows in those alone.
+        They make batches of at most `whole` tokens, which take as long as large ones did, and each no less than the last ones did, large or
+        not: an engine that became slow while little was asked of it shows in those alone. By how much whole ones became slower they do not
+        tell, so what comes then may be judged too fast until a few whole ones were computed.
         """
         as_lately = self._any.seconds(tokens)
-        if not self._large.tokens_per_s:
+        if not self._large.tokens_per_s or not tokens:
             return as_lately
-        whole_s = max(self._large.seconds(whole), self._batches.seconds(1))
-        return min(as_lately, max(tokens / whole, 1.0) * whole_s)
+        batches = max(tokens / whole, 1.0)
+        return min(as_lately, batches * max(self._large.seconds(whole), self._batches.seconds(1)))

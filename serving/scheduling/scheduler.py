@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 # The last part of a batch's expected time, in which the next one is composed where a whole one waits. Whoever comes later waits for it.
 _AHEAD_SHARE = 0.5
 _MOST_RUNNING = 2
+# A batch of this share of what makes one as fast as any, padding included, tells how fast the engine can be.
+_LARGE_SHARE = 0.5
 
 
 class Scheduler:
@@ -58,6 +60,8 @@ class Scheduler:
         self._engine = EngineThread()
         self._loop_task: asyncio.Task[None] | None = None
         self._pace = Pace()
+        # Of the last request's model: versions of one name are alike in that.
+        self._whole = batch_tokens or 0
         self.demand = Demand()
         self._free_at = 0.0
         self._last_s = 0.0
@@ -99,7 +103,7 @@ class Scheduler:
     @property
     def queue_s(self) -> float:
         """Seconds of work in the queue, by what was measured lately; 0 while nothing was."""
-        return self._work_s(self.queued_tokens)
+        return self._pace.queue_s(self.queued_tokens, self._whole)
 
     @property
     def open_tokens(self) -> int:
@@ -117,7 +121,8 @@ class Scheduler:
         return self._pace.tokens_per_s
 
     def expect_speed(self, tokens_per_s: float) -> None:
-        """Give a first measure of the engine's speed; real batches soon replace it."""
+        """Begin to measure the engine's speed anew, from what is known of it; real batches soon replace it."""
+        self._pace = Pace()
         self._pace.expect(tokens_per_s)
 
     def admit(self, client: str = "") -> None:
@@ -139,7 +144,7 @@ class Scheduler:
         self.require_running()
         if self.queue_s <= self._max_queue_s:
             return
-        wait_s = self._work_s(self._tokens_until(self._turns.peek(client)))
+        wait_s = self._pace.queue_s(self._tokens_until(self._turns.peek(client)), self._whole)
         if wait_s > self._max_queue_s:
             self._refuse(client, f"{wait_s:.1f} s of work come before this request, but at most {self._max_queue_s:g} s may", wait_s)
 
@@ -151,17 +156,6 @@ class Scheduler:
     def _refuse(self, client: str, message: str, retry_after_s: float) -> None:
         self.counters_of(client).refused += 1
         raise Overloaded(message, retry_after_s)
-
-    def _whole(self, model: Model) -> int:
-        """Return how many tokens make a batch as fast as any."""
-        return self._batch_tokens or model.batch_tokens
-
-    def _work_s(self, tokens: int) -> float:
-        """Return how long tokens in the queue take."""
-        if not self._queue:
-            return 0.0
-        # Of any of the models: versions of one name are alike in that, and looking for the next one takes long where many wait.
-        return self._pace.queue_s(tokens, self._whole(next(iter(self._queue.values())).request.model))
 
     def _tokens_until(self, place: float) -> int:
         return sum(text.tokens for text in self._queue.values() if text.place <= place)
@@ -185,6 +179,7 @@ class Scheduler:
         self._require_room(client)
         loop, now = asyncio.get_running_loop(), time.monotonic()
         request = Request(model, client, now, now + deadline_s, [None] * len(payloads), loop.create_future(), len(payloads))
+        self._whole = self._whole_of(model)
         places = self._turns.take(client, tokens)
         self._require_time(client, places, sum(tokens), deadline_s)
         for position, (payload, place) in enumerate(zip(payloads, places, strict=True)):
@@ -207,9 +202,9 @@ class Scheduler:
 
     def _require_time(self, client: str, places: Sequence[float], tokens: int, deadline_s: float) -> None:
         """Refuse now who would wait in vain, unless nobody else waits: then trying costs nobody anything."""
-        if not self._queue or self._work_s(self.queued_tokens + tokens) <= deadline_s:
+        if not self._queue or self._pace.queue_s(self.queued_tokens + tokens, self._whole) <= deadline_s:
             return
-        needed_s = self._work_s(self._tokens_until(places[-1]) + tokens)
+        needed_s = self._pace.queue_s(self._tokens_until(places[-1]) + tokens, self._whole)
         if needed_s > deadline_s:
             self._turns.give_back(client, tokens)
             found = f"{needed_s:.1f} s of work come before this request's last answer, but it has {deadline_s:.1f} s"
@@ -221,6 +216,10 @@ class Scheduler:
         self._next_order += 1
         self.queued_tokens += text.tokens
         self._arrival.set()
+
+    def _whole_of(self, model: Model) -> int:
+        """Return how many tokens make a batch as fast as any."""
+        return self._batch_tokens or model.batch_tokens
 
     def _dequeue(self, order: int) -> Text:
         text = self._queue.pop(order)
@@ -271,14 +270,15 @@ class Scheduler:
 
     def _ahead_in_s(self) -> float | None:
         """Return how long to wait before the next batch is composed, although one is computed; None: as long as that takes."""
-        if self.queued_tokens < self._whole(next(iter(self._queue.values())).request.model) or not self._last_s:
+        if self.queued_tokens < self._whole or not self._last_s:
             return None
         return max(self._free_at - _AHEAD_SHARE * self._last_s - time.monotonic(), 0.0)
 
     def _drop_hopeless(self) -> None:
         """Drop requests of which a text could not be computed before their deadline, where others wait who get that time."""
         now = time.monotonic()
-        hopeless = {text.request for text in self._queue.values() if now + self._pace.batch_s(text.tokens) > text.request.deadline}
+        ends_s = {text.tokens: now + self._pace.queue_s(text.tokens, self._whole) for text in self._queue.values()}
+        hopeless = {text.request for text in self._queue.values() if ends_s[text.tokens] > text.request.deadline}
         # With nobody else there, trying costs nothing; and a speed that was measured wrongly would never be measured again.
         if hopeless and any(text.request not in hopeless for text in self._queue.values()):
             for request in hopeless:
@@ -314,10 +314,11 @@ class Scheduler:
         self.counters.texts += len(batch)
         self.counters.tokens += tokens
         pads = batch[0].request.model.pads
-        self.counters.padded_tokens += max(text.tokens for text in batch) * len(batch) if pads else tokens
+        padded = max(text.tokens for text in batch) * len(batch) if pads else tokens
+        self.counters.padded_tokens += padded
         self.counters.compute_s += compute_s
         self.counters.note_batch(len(batch), tokens, compute_s)
-        self._pace.note(tokens, compute_s, self._whole(batch[0].request.model))
+        self._pace.note(tokens, compute_s, is_large=padded >= _LARGE_SHARE * self._whole_of(batch[0].request.model))
 
     @staticmethod
     def _deliver(batch: list[Text], answers: Sequence[Any]) -> None:

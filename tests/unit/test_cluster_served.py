@@ -6,7 +6,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from cluster import served
 from cluster.served import exporters, read_figures, summed
 
 PAGE = """\
@@ -44,9 +43,7 @@ def address() -> Iterator[str]:
     thread.join()
 
 
-def test_figures_of_replicas_are_put_together(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The server is in this process, which may stand still for longer than is waited for one.
-    monkeypatch.setattr(served, "_TIMEOUT_S", 60.0)
+def test_figures_of_replicas_are_put_together(address: str) -> None:
     # Port 9 of this machine answers nobody.
     figures = read_figures([address, "127.0.0.1:9"])
     told = {"versions": [3, 4], "requests_per_second": 30.3, "queued_seconds": 1.25}

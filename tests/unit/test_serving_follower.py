@@ -166,11 +166,34 @@ def test_a_first_version_that_is_broken_is_an_error() -> None:
         follow(FakeVersions(3, {3: CheckpointError("broken")}), lambda _: None)
 
 
+def test_the_speed_of_each_version_that_takes_over_is_told() -> None:
+    versions = FakeVersions(3, {4: CheckpointError("broken")})
+
+    async def test(follower: Follower) -> None:
+        told: list[float] = []
+        following = asyncio.create_task(follower.follow(0.0, told.append))
+
+        async def move_to(version: int, is_done: Callable[[], bool]) -> None:
+            versions.version = version
+            async with asyncio.timeout(60):
+                while not is_done():
+                    await asyncio.sleep(0.001)
+
+        await move_to(4, lambda: follower.last_failure is not None)
+        await move_to(5, lambda: follower.current.version == 5)
+        await move_to(6, lambda: len(told) > 1)
+        following.cancel()
+        await asyncio.wait([following])
+        assert told == [500.0, 600.0]
+
+    follow(versions, test)
+
+
 def test_a_fixed_version_is_not_followed() -> None:
     versions = FakeVersions(9)
 
     async def test(follower: Follower) -> None:
-        await asyncio.wait_for(follower.follow(0.0), 10)
+        await asyncio.wait_for(follower.follow(0.0, pytest.fail), 10)
         assert (follower.current.version, follower.name) == (2, None)
 
     follow(versions, test, reference=2)

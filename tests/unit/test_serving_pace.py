@@ -12,7 +12,7 @@ def made(*batches: tuple[int, float], expected: float = 0.0) -> Pace:
     if expected:
         pace.expect(expected)
     for tokens, seconds in batches:
-        pace.note(tokens, seconds, WHOLE)
+        pace.note(tokens, seconds, is_large=tokens >= WHOLE)
     return pace
 
 
@@ -44,13 +44,13 @@ def test_small_batches_that_become_slow_tell_of_whole_ones() -> None:
     assert pace.queue_s(5_000, WHOLE) == pytest.approx(10.0, rel=0.01)
     # It is not held against the engine for good.
     for _ in range(100):
-        pace.note(10, 0.001, WHOLE)
+        pace.note(10, 0.001, is_large=False)
     assert pace.queue_s(5_000, WHOLE) == pytest.approx(0.5, rel=0.01)
 
 
 def test_one_batch_that_stood_still_does_not_slow_the_rest() -> None:
     pace = made(*[(16, 0.004)] * 50, expected=10_000.0)
-    pace.note(16, 1.5, WHOLE)
+    pace.note(16, 1.5, is_large=False)
     # By the last batches alone it were three quarters of a minute.
     assert pace.batch_s(6_000) > 40
     assert pace.queue_s(6_000, WHOLE) < 1.5
@@ -61,6 +61,9 @@ def test_without_a_large_batch_the_small_ones_are_believed() -> None:
     assert pace.queue_s(1_000, WHOLE) == pytest.approx(10.0)
 
 
-def test_half_a_batch_is_a_large_one() -> None:
-    assert made((WHOLE // 2, 1.0)).tokens_per_s == 500.0
-    assert made((WHOLE // 2 - 1, 1.0)).tokens_per_s == 0.0
+def test_where_padding_fills_large_batches_their_tokens_tell_the_speed() -> None:
+    # Of a thousand tokens that are computed 375 are texts'.
+    pace = made(expected=2_560.0)
+    for _ in range(100):
+        pace.note(375, 0.4, is_large=True)
+    assert pace.queue_s(11_250, WHOLE) == pytest.approx(12.0, rel=0.01)

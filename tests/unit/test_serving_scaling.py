@@ -266,6 +266,19 @@ def test_large_batches_tell_the_speed() -> None:
     assert run_scheduler(ask)[SPEED] != 500.0
 
 
+def test_what_is_computed_makes_a_batch_large_not_what_is_asked() -> None:
+    class Padding(Echo):
+        """Computes every text of a batch as long as the longest."""
+
+        pads = True
+
+    async def ask(scheduler: Scheduler) -> None:
+        # Three tokens in batches of four, which is half of what makes one as fast as any.
+        await scheduler.submit(Padding(), [Words([1]), Words([1, 2])], 10.0)
+
+    assert run_scheduler(ask)[SPEED] != 500.0
+
+
 def test_what_is_refused_was_asked_for_too() -> None:
     async def ask(scheduler: Scheduler) -> None:
         await scheduler.submit(Echo(), [Words([1] * 4)], 10.0)
