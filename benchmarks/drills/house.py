@@ -20,7 +20,7 @@ from serving.rollout import Rollout
 from serving.settings import ServingSettings
 from training.registry import Registry
 
-PATIENCE_S = 600.0
+PATIENCE_S = 180.0
 _START_S = 600.0
 POLL_S = 0.1
 # Of the words in a process's title.

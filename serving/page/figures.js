@@ -77,7 +77,7 @@ function failureIn(element, { last_failure: failure, version }) {
 // Asks for the version and the figures while the page can be seen; `told` is given the facts.
 function watch(told) {
   const figures = new Figures();
-  let version = [["Version", "none is loaded yet"]];
+  let version = [];
   let pairs = [];
   let timer = 0;
   let isAsking = false;
@@ -97,6 +97,8 @@ function watch(told) {
       told(facts.value);
       version = versionRows(facts.value);
       failureIn(find("failure"), facts.value);
+    } else if (!version.length && facts.reason.problem?.title === "not ready") {
+      version = [["Version", "none is loaded yet"]];
     }
     if (text.status === "fulfilled") pairs = figures.read(text.value, performance.now());
     find("facts").replaceChildren(...(isRefused ? [] : listed([...version, ...pairs])));
@@ -113,4 +115,4 @@ function watch(told) {
   return look();
 }
 
-const readFacts = () => send("v1/version", (response) => response.json());
+const readFacts = (options) => send("v1/version", (response) => response.json(), options);

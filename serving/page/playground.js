@@ -99,7 +99,7 @@ async function run() {
   setRunning(controller);
   showAnswers();
   try {
-    if (!facts) learn(await patiently(readFacts, signal, told.waits));
+    if (!facts) learn(await patiently(() => readFacts({ signal }), signal, told.waits));
     await askAll(asked.items, asked.waiting, asked.key, facts.limits, signal, told);
     say(summary());
   } catch (error) {

@@ -73,6 +73,8 @@ function ask(path, body, signal) {
 
 function wait(seconds, signal, tick) {
   return new Promise((resolve, reject) => {
+    // Whoever cancelled already is not heard any more.
+    signal.throwIfAborted();
     let left = Math.ceil(seconds);
     const timer = setInterval(() => {
       left -= 1;

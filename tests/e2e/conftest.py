@@ -59,11 +59,11 @@ def pages_of(browser: Browser, url: str, refusals: str) -> Iterator[Callable[...
 
     try:
         yield make_page
+        for page in [page for context in contexts for page in context.pages]:
+            # A handler that still fetches when its context closes would fail the next test.
+            page.unroute_all(behavior="wait")
     finally:
         for context in contexts:
-            for page in context.pages:
-                # A handler that still fetches when its context closes would fail the next test.
-                page.unroute_all(behavior="wait")
             context.close()
     assert [one for one in complaints if not re.search(rf"responded with a status of ({refusals})", one)] == []
 

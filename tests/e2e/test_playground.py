@@ -24,6 +24,17 @@ SHOWN = """() => {
   new MutationObserver(note).observe(document.body, { subtree: true, childList: true, characterData: true });
   return told;
 }"""
+# A busy server whose answer never ends.
+STALLS = """() => {
+  const asked = window.fetch;
+  const begun = (signal) => new ReadableStream({
+    start: (answer) => signal.addEventListener("abort", () => answer.error(signal.reason)),
+    pull: () => { window.reading = true; },
+  }, { highWaterMark: 0 });
+  const headers = { "content-type": "application/problem+json", "retry-after": "1" };
+  window.fetch = async (path, options) =>
+    path === "v1/predict" ? new Response(begun(options.signal), { status: 503, headers }) : asked(path, options);
+}"""
 TEXTS = ["the nurse and the 🏥 driver", "sales teacher in a school"]
 
 
@@ -184,6 +195,15 @@ def test_a_busy_server_is_asked_again_and_asking_can_be_cancelled(page: Page, se
     page.get_by_role("button", name="Go on with the rest").click()
     ended(page)
     expect(page.locator(".card")).to_have_count(2)
+
+
+def test_cancel_is_heard_while_a_busy_servers_answer_is_read(page: Page) -> None:
+    page.evaluate(STALLS)
+    page.locator("#lines").fill("\n".join(TEXTS))
+    page.get_by_role("button", name="Ask").click()
+    page.wait_for_function("() => window.reading")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#status")).to_have_text("Stopped. 0 texts answered. 2 texts left.")
 
 
 def test_a_key_that_asks_too_often_waits_as_long_as_it_is_told(page: Page) -> None:

@@ -240,7 +240,7 @@ def test_scaling_up_and_down_loses_nothing(served: Place, under_load: list[Run])
     served.rollout.scale(1, 1)
     until("the second replica goes", lambda: served.rollout.status().replicas == {"RUNNING": 1}, PATIENCE_S)
     sent = len(under_load)
-    until("requests go on after scaling", lambda: len(under_load) > sent + 1, PATIENCE_S)
+    until("requests go on after scaling", lambda: len(under_load) > sent + 1)
 
 
 def test_a_promoted_version_is_followed_without_a_pause(
@@ -253,7 +253,7 @@ def test_a_promoted_version_is_followed_without_a_pause(
         served.registry.promote(version)
         until("the new version answers", lambda: client.version().version == version, PATIENCE_S)
         # Some began before it took over, and some after.
-        until("requests go on", lambda: len(under_load) > sent + 2, PATIENCE_S)
+        until("requests go on", lambda: len(under_load) > sent + 2)
         after = client.predict(TEXTS[:1])
     assert (before.version, after.version) == (version - 1, version)
     assert before.answers != after.answers
@@ -353,7 +353,7 @@ def test_with_keys_a_replica_answers_who_has_one(served: Place) -> None:
                 return error.status == 401
             return False
 
-        until("a revoked key opens no more", is_out, PATIENCE_S)
+        until("a revoked key opens no more", is_out)
 
 
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, tiny_checkpoint: Path) -> None:
