@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from cluster.connection import reach
-from cluster.dashboard import ask, list_nodes, list_state
+from cluster.dashboard import PATIENCE_S, ask, list_nodes, list_state
 from cluster.errors import ClusterError
 from cluster.machines import notice, ray_up
 from cluster.settings import ClusterSettings
@@ -36,7 +36,7 @@ def drain(settings: ClusterSettings, name: str, within_s: int, say: Callable[[st
             f"elsewhere, on the node itself: {shlex.join(notice.drain_command(within_s))}",
         )
     with reach(settings) as url:
-        node = _find(list_nodes(url), name)
+        node = _find(list_nodes(url, PATIENCE_S), name)
         ray_up.drain(settings, node["node_id"], within_s)
         say(f"{name} takes nothing new; its replicas move …")
         deadline = time.monotonic() + within_s

@@ -93,6 +93,8 @@ TRAFFIC = """
             except AnswerError as error:
                 lost.append(f"{asked - begun:.1f} s: {error.message}")
             waits.append(time.monotonic() - asked)
+            if len(waits) == 20:
+                print("asking", flush=True)
 
         async with AsyncClient(urls, timeout_s=30) as client:
             number = 0
@@ -101,8 +103,6 @@ TRAFFIC = """
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 number += 1
-                if number == 20:
-                    print("asking", flush=True)
                 try:
                     await asyncio.wait_for(ended.wait(), max(0.0, begun + number / rate - time.monotonic()))
                 except TimeoutError:

@@ -144,7 +144,8 @@ def test_a_host_drained_and_then_lost_costs_no_answer(cluster: Cluster) -> None:
     cluster.open_door("two")
     # What is on its way keeps the drained host's proxy there, and a replica elsewhere that tells it something may not wait for an answer.
     with unfinished(cluster.nodes["three"]), Traffic(cluster, RATE, door(cluster, "two"), door(cluster, "three")) as traffic:
-        cluster.must("cluster", "drain", cluster.nodes["three"].address)
+        # It goes when all has moved; so long, as Serve stops what still runs there half a minute before.
+        cluster.must("cluster", "drain", "--within", "600", cluster.nodes["three"].address)
         cluster.nodes["three"].lose()
         until("the host is missed", lambda: nodes(cluster) == 2, 120)
         told = traffic.end()

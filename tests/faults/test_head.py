@@ -31,12 +31,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2_400)]
 TEXTS = ["nurse", "the sales driver and the teacher"]
 
 
-def run(folder: Path, *words: str, code: int = 0, **more: str) -> str:
+def call(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Call a command as a user does; `more` goes into its environment."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TWOHEAD_"))}
     environment = kept | {"PYTHONPATH": str(SOURCE), "RAY_worker_niceness": "0"} | more
     command = [sys.executable, "-m", *words]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=800, check=False)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=800, check=False)
+
+
+def run(folder: Path, *words: str, code: int = 0, **more: str) -> str:
+    done = call(folder, *words, **more)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -106,7 +110,13 @@ def test_f7_while_rays_disk_is_full_answers_come_jobs_fail_and_the_screen_says_w
         with Client(url) as client:
             before = client.predict(TEXTS)
             fill(disk)
-            until("the screen says so", lambda: "the disk that Ray writes to is 100 % full" in run(tmp_path, "cluster", "status"))
+
+            def is_told() -> bool:
+                # A dashboard that is busy answers a look too late.
+                done = call(tmp_path, "cluster", "status")
+                return done.returncode == 0 and "the disk that Ray writes to is 100 % full" in done.stdout + done.stderr
+
+            until("the screen says so", is_told)
             assert [client.predict(TEXTS) == before for _ in range(100)] == [True] * 100
         failed = run(tmp_path, "cluster", "submit", "--", "python", "-c", "print('never')", code=2)
         assert "No space left on device" in failed
