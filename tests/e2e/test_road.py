@@ -131,7 +131,8 @@ def test_from_a_job_that_is_killed_to_an_answer_from_two_replicas(place: Place) 
     assert len(finished) >= 2
     assert kill_the_search(place.folder) >= 2
     # What it said last arrives some seconds late.
-    said += job.stdout.read()
+    with job.stdout as rest:
+        said += rest.read()
     assert job.wait(timeout=400) == 1
 
     resumed = place.run("cluster", "submit", "--", "python", "-m", "training", "tune", "--resume", "ads")

@@ -151,7 +151,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return [{"class_name": name} for name in classes]
 
     monkeypatch.setattr(draining, "reach", reach)
-    monkeypatch.setattr(draining, "list_nodes", lambda url: NODES)
+    monkeypatch.setattr(draining, "list_nodes", lambda url, patience_s: NODES)
     monkeypatch.setattr(draining, "list_state", list_state)
     monkeypatch.setattr(draining, "ask", ask)
     monkeypatch.setattr(draining, "_POLL_S", 0.0)
